@@ -1,0 +1,52 @@
+/*
+ * Named threads and ranked mutexes.
+ *
+ * A thread may take a mutex only of a higher rank than all it holds; builds
+ * with CORBEL_DEBUG_LOCKS abort on a wrong order. All ranks live in
+ * enum lock_rank with the reason for their place.
+ */
+#ifndef CORBEL_BASE_THREAD_H
+#define CORBEL_BASE_THREAD_H
+
+#include "base/compiler.h"
+
+#include <pthread.h>
+
+enum lock_rank {
+    LOCK_RANK_MACHINE, /* life cycle: pause, resume, stop; calls down into all below */
+    LOCK_RANK_BUS,     /* the tables of ranges; never held while a device is called */
+    LOCK_RANK_DEVICE,  /* one device's registers; raises interrupts while held */
+    LOCK_RANK_IRQ,     /* PIC, I/O APIC, routing; delivers to local APICs while held */
+    LOCK_RANK_LAPIC,   /* one local APIC; may kick a vCPU while held */
+    LOCK_RANK_ENGINE,  /* translation cache and code page marks */
+    LOCK_RANK_LEAF     /* loop queues, log: nothing is taken under these */
+};
+
+#ifdef __clang__
+#define CAPABILITY(name) __attribute__((capability(name)))
+#define ACQUIRE(...) __attribute__((acquire_capability(__VA_ARGS__)))
+#define RELEASE(...) __attribute__((release_capability(__VA_ARGS__)))
+#else
+#define CAPABILITY(name)
+#define ACQUIRE(...)
+#define RELEASE(...)
+#endif
+
+struct CAPABILITY("mutex") mutex {
+    pthread_mutex_t raw;
+    enum lock_rank rank;
+};
+
+void mutex_init(struct mutex *mutex, enum lock_rank rank);
+void mutex_done(struct mutex *mutex);
+void mutex_lock(struct mutex *mutex) ACQUIRE(mutex);
+void mutex_unlock(struct mutex *mutex) RELEASE(mutex);
+
+/*
+ * Starts a thread with every signal blocked and the given name (at most 15
+ * bytes, "vcpu/0", "io/0"). 0, or a negative errno. The caller joins it.
+ */
+int thread_start(pthread_t *ret_thread, const char *name, void *(*fn)(void *),
+                 void *opaque) MUST_CHECK;
+
+#endif

@@ -1,0 +1,47 @@
+/*
+ * CPUID policy: the leaves a guest sees, made once from the host's and a list
+ * of what we can keep, so that both accelerators answer alike.
+ *
+ * Hidden at first: AVX-512, AMX, VMX, TSX, CET, PKU, LA57, UINTR, XSAVES, MPX,
+ * PT, SGX, HLE, RDPMC-related, MONITOR/MWAIT. Shown: x87 to SSE4.2, AVX, AVX2,
+ * FMA, F16C, BMI1/2, ADX, MOVBE, POPCNT, LZCNT, AES, PCLMUL, SHA, RDRAND, RDSEED,
+ * XSAVE(OPT,C), FSGSBASE, SMEP, SMAP, UMIP, PCID, INVPCID, ERMS, x2APIC, TSC-deadline,
+ * invariant TSC with frequency in leaf 0x15, hypervisor leaves with kvmclock.
+ * Pure data after cpuid_table_init(); any thread.
+ */
+#ifndef CORBEL_CPU_CPUID_H
+#define CORBEL_CPU_CPUID_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define CPUID_MAX_ENTRIES 96
+
+struct cpuid_entry {
+    uint32_t leaf;
+    uint32_t subleaf;
+    bool subleaf_significant;
+    uint32_t eax, ebx, ecx, edx;
+};
+
+struct cpuid_table {
+    unsigned count;
+    struct cpuid_entry entries[CPUID_MAX_ENTRIES];
+};
+
+/* vcpu_index gives the APIC id and topology; vcpu_count the package size. */
+void cpuid_table_init(struct cpuid_table *table, unsigned vcpu_index, unsigned vcpu_count);
+
+/* Answers CPUID as hardware does (SDM 2A CPUID): beyond the highest leaf, the
+ * highest basic leaf's data. cr4 and xcr0 feed OSXSAVE and leaf 0xd's size. */
+void cpuid_query(const struct cpuid_table *table, uint32_t leaf, uint32_t subleaf, uint64_t cr4,
+                 uint64_t xcr0, uint32_t ret_regs[4]);
+
+/* True when the table promises the feature bit (register 0 eax .. 3 edx). */
+bool cpuid_has(const struct cpuid_table *table, uint32_t leaf, uint32_t subleaf, unsigned reg,
+               unsigned bit);
+
+/* TSC ticks per second as measured or known from the host. */
+uint64_t cpuid_tsc_hz(void);
+
+#endif

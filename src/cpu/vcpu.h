@@ -1,0 +1,185 @@
+/*
+ * The CPU contract: what an accelerator (KVM or the software engine) offers
+ * and what it asks of the machine. No device knows which one runs.
+ *
+ * A vCPU is created, run and destroyed by one thread, its vCPU thread. run()
+ * executes guest code until something needs the machine and returns it as data
+ * in a struct vmexit. For a read exit (PIO in, MMIO load, MSR read) the caller
+ * fills vmexit.data and calls run() again with the same struct, which completes
+ * the instruction. State may be read and written whenever run() is not
+ * executing and no read exit is unanswered.
+ *
+ * Interrupts: with VM_IRQCHIP_USER the accelerator asks vcpu_env.intr for
+ * vectors when the guest can take one; with an in-kernel irqchip the machine
+ * calls the accel_ops irq members instead.
+ */
+#ifndef CORBEL_CPU_VCPU_H
+#define CORBEL_CPU_VCPU_H
+
+#include "base/compiler.h"
+#include "base/error.h"
+#include "cpu/x86.h"
+#include "mem/gmem.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct accel_vm;
+struct cpuid_table;
+
+enum vmexit_reason {
+    VMEXIT_INTR,      /* kicked, or nothing to say: call run() again when ready */
+    VMEXIT_PIO,
+    VMEXIT_MMIO,
+    VMEXIT_MSR_READ,  /* an MSR the accelerator does not own (x2APIC ...) */
+    VMEXIT_MSR_WRITE,
+    VMEXIT_HLT,       /* halted with interrupts on; run() again after an interrupt is pending */
+    VMEXIT_SHUTDOWN,  /* triple fault */
+    VMEXIT_EOI,       /* split irqchip: EOI broadcast of eoi.vector */
+    VMEXIT_DEBUG,     /* breakpoint, watchpoint or single step asked for by guest_debug */
+    VMEXIT_TPR,       /* CR8 was written: state.cr8 is new */
+    VMEXIT_ERROR      /* the accelerator cannot go on; error.text says why */
+};
+
+struct vmexit {
+    enum vmexit_reason reason;
+    union {
+        struct {
+            uint16_t port;
+            uint8_t size_bytes; /* 1, 2 or 4 */
+            bool is_write;
+            uint32_t data; /* written value, or filled by the caller */
+        } pio;
+        struct {
+            uint64_t gpa;
+            uint8_t size_bytes; /* 1, 2, 4 or 8; never crosses a page */
+            bool is_write;
+            uint64_t data;
+        } mmio;
+        struct {
+            uint32_t index;
+            bool fault; /* set by the caller: the guest gets #GP(0) */
+            uint64_t data;
+        } msr;
+        struct {
+            uint8_t vector;
+        } eoi;
+        struct {
+            uint64_t rip;
+            uint64_t dr6; /* SDM 3B 18.2.3: which condition */
+            bool is_breakpoint_insn; /* INT3 at rip */
+        } debug;
+        struct err error;
+    };
+};
+
+/* How the accelerator asks for external interrupts. Called on the vCPU thread. */
+struct vcpu_intr_ops {
+    /* True when a vector is deliverable at the current TPR. Cheap; no lock waits. */
+    bool (*pending)(void *opaque);
+    /* Acknowledges (INTA) and returns the vector, or -1 when it vanished. */
+    int (*acknowledge)(void *opaque);
+};
+
+/* What the machine gives to a vCPU. All outlives it. */
+struct vcpu_env {
+    const struct vcpu_intr_ops *intr; /* NULL with an in-kernel irqchip */
+    void *opaque;
+    const struct cpuid_table *cpuid; /* the leaves this vCPU answers (APIC id differs) */
+};
+
+struct accel_vcpu {
+    const struct accel_ops *ops;
+    struct accel_vm *vm;
+    unsigned index;
+};
+
+enum vm_irqchip {
+    VM_IRQCHIP_USER,  /* local APIC and I/O APIC are ours */
+    VM_IRQCHIP_SPLIT, /* local APIC in the accelerator, PIC and I/O APIC ours */
+    VM_IRQCHIP_FULL   /* all in the accelerator */
+};
+
+struct accel_vm_config {
+    struct gmem *gmem; /* outlives the VM */
+    unsigned vcpu_count;
+    enum vm_irqchip irqchip;
+    bool reference_only; /* software engine: one instruction at a time */
+    bool check;          /* software engine: reference and translator in lock step */
+    uint64_t code_cache_bytes; /* software engine: 0 means its default */
+};
+
+struct accel_debug {
+    bool single_step;
+    unsigned breakpoint_count; /* instruction breakpoints by guest-virtual address */
+    uint64_t breakpoints[64];
+};
+
+struct accel_stat {
+    const char *name; /* static storage */
+    uint64_t value;
+};
+
+struct accel_caps {
+    bool irqchip_full;
+    bool irqchip_split;
+    bool ioeventfd;
+    bool irqfd;
+    bool dirty_log;
+};
+
+/*
+ * One accelerator. Members marked (optional) may be NULL; the machine then does
+ * the work itself. All return 0 or a negative errno unless said otherwise.
+ */
+struct accel_ops {
+    const char *name; /* "kvm" or "soft" */
+
+    /* Is it usable on this host, and at hardware speed? 0, or -errno with the reason in err. */
+    int (*probe)(struct err *err);
+    void (*caps)(struct accel_caps *ret_caps);
+
+    int (*vm_create)(const struct accel_vm_config *config, struct err *err,
+                     struct accel_vm **ret_vm);
+    void (*vm_destroy)(struct accel_vm *vm); /* after all its vCPUs; accepts NULL */
+
+    /* On the thread that will run it. */
+    int (*vcpu_create)(struct accel_vm *vm, unsigned index, const struct vcpu_env *env,
+                       struct err *err, struct accel_vcpu **ret_vcpu);
+    void (*vcpu_destroy)(struct accel_vcpu *vcpu);
+
+    int (*run)(struct accel_vcpu *vcpu, struct vmexit *exit);
+    /* Makes a current or the next run() return VMEXIT_INTR soon, and makes a
+     * run() look again for interrupts. Any thread, async-signal-safe. */
+    void (*kick)(struct accel_vcpu *vcpu);
+
+    int (*get_state)(struct accel_vcpu *vcpu, struct vcpu_state *ret_state);
+    int (*set_state)(struct accel_vcpu *vcpu, const struct vcpu_state *state);
+    int (*inject_nmi)(struct accel_vcpu *vcpu);
+
+    /* Guest-virtual to guest-physical as the vCPU's tables say; -EFAULT when unmapped. vCPU stopped. */
+    int (*translate)(struct accel_vcpu *vcpu, uint64_t va, gpa_t *ret_gpa);
+    int (*set_debug)(struct accel_vcpu *vcpu, const struct accel_debug *debug);
+
+    /* (optional) in-kernel irqchip: a GSI's level, and one MSI message. Any thread. */
+    int (*irq_line)(struct accel_vm *vm, unsigned gsi, bool level);
+    int (*send_msi)(struct accel_vm *vm, uint64_t address, uint32_t data);
+    /* (optional) fd is signalled when the guest writes; data matched if match is true. */
+    int (*ioeventfd)(struct accel_vm *vm, bool is_pio, uint64_t address, unsigned size_bytes,
+                     bool match, uint64_t data, int fd, bool add);
+    /* (optional) an eventfd that raises a MSI route; gsi from msi_route(). */
+    int (*msi_route)(struct accel_vm *vm, unsigned gsi, uint64_t address, uint32_t data);
+    int (*irqfd)(struct accel_vm *vm, unsigned gsi, int fd, bool add);
+
+    /* (optional) guest writes, in the layout of gmem_dirty_log_fetch. */
+    int (*dirty_log_start)(struct accel_vm *vm);
+    int (*dirty_log_stop)(struct accel_vm *vm);
+    int (*dirty_log_fetch)(struct accel_vm *vm, uint64_t *bitmap);
+
+    /* Fills at most max entries; returns how many there are. Any thread. */
+    unsigned (*stats)(struct accel_vm *vm, struct accel_stat *ret_stats, unsigned max);
+};
+
+/* The registry: "kvm" and "soft" live in machine/accel_table.c. */
+
+#endif
