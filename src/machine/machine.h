@@ -1,0 +1,241 @@
+/*
+ * One virtual machine: a PC with its memory, vCPUs and devices.
+ *
+ * The caller ("main", one thread) owns the machine: it creates, starts and
+ * destroys it, and all functions are for that thread unless they say "any
+ * thread". The machine runs threads of its own: "vcpu/N", one per vCPU, which
+ * execute guest code and call devices; and "io/0", the event loop of timers,
+ * serial port, disks and network.
+ *
+ *   CREATED --start--> RUNNING <--pause/resume--> PAUSED
+ *      any state --power off, stop, crash, failure--> ENDED
+ *
+ * ENDED is final: devices are quiet, vCPU threads have left guest code, memory
+ * and registers can still be read. Whenever the state changes,
+ * machine_event_fd() becomes readable; machine_status() says what happened.
+ * Nothing the guest does ends the process or blocks the caller.
+ */
+#ifndef CORBEL_MACHINE_MACHINE_H
+#define CORBEL_MACHINE_MACHINE_H
+
+#include "base/compiler.h"
+#include "base/error.h"
+#include "cpu/vcpu.h"
+#include "cpu/x86.h"
+#include "mem/gmem.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define MACHINE_MAX_CPUS 16
+#define MACHINE_MAX_DISKS 16
+#define MACHINE_MAX_FORWARDS 32
+#define MACHINE_MAX_STATS 64
+#define MACHINE_MIN_MEMORY_BYTES (16ull << 20)
+#define MACHINE_MAX_MEMORY_BYTES (256ull << 30)
+
+struct machine;
+struct loop;
+
+enum machine_engine {
+    MACHINE_ENGINE_AUTO, /* KVM where it runs guests at hardware speed, else our own */
+    MACHINE_ENGINE_KVM,
+    MACHINE_ENGINE_SOFT
+};
+
+/* What a reset (machine_reset, the guest's reset register, a triple fault that
+ * resets) or a crash (triple fault) does. */
+enum machine_policy {
+    MACHINE_POLICY_DEFAULT, /* on_reset: RESET; on_crash: STOP */
+    MACHINE_POLICY_RESET,   /* start again from the kernel, as after power-on */
+    MACHINE_POLICY_STOP     /* the machine ends */
+};
+
+/* One disk: path, or an open descriptor. */
+struct machine_disk {
+    const char *path; /* names the disk in messages even when fd is given */
+    int fd;           /* -1: open path. Otherwise the machine takes it over on success */
+    bool read_only;
+    const char *serial; /* at most 20 bytes shown to the guest; NULL: none */
+};
+
+/* A host port whose connections reach a guest port. */
+struct machine_forward {
+    uint32_t host_address; /* IPv4, host byte order; 0x7f000001 for loopback only */
+    uint16_t host_port;
+    uint16_t guest_port;
+    bool is_udp;
+};
+
+struct machine_net {
+    bool is_present;
+    uint8_t mac[6]; /* all zero: the default 52:54:00:12:34:56 */
+    unsigned forward_count;
+    struct machine_forward forwards[MACHINE_MAX_FORWARDS];
+};
+
+/*
+ * Where a console's bytes go. Descriptors are the machine's from a successful
+ * create on, unless keep_fds. A full or slow peer never blocks the guest: what
+ * does not fit in a bounded buffer waits for a while as on a real line, then
+ * is dropped and counted.
+ */
+enum machine_chardev_kind {
+    MACHINE_CHARDEV_NONE,  /* output vanishes, no input */
+    MACHINE_CHARDEV_FDS,   /* in_fd and out_fd; either may be -1, both may be the same */
+    MACHINE_CHARDEV_LISTEN /* listen_fd: a listening stream socket; one peer at a time */
+};
+
+struct machine_chardev {
+    enum machine_chardev_kind kind;
+    int in_fd;
+    int out_fd;
+    int listen_fd;
+    bool keep_fds; /* stdio: neither closed nor owned */
+};
+
+/*
+ * Everything that makes a machine. machine_config_init() gives the defaults;
+ * strings and arrays are read during machine_create() only, except where
+ * said. Fields that a caller does not know stay at their default.
+ */
+struct machine_config {
+    enum machine_engine engine;
+    bool engine_reference;     /* software engine, one instruction at a time */
+    bool engine_check;         /* both software engines in lock step */
+    uint64_t code_cache_bytes; /* 0: the engine's default */
+    bool kvm_split_irqchip;    /* KVM with our own PIC and I/O APIC */
+
+    unsigned cpus;
+    uint64_t memory_bytes; /* a multiple of 1 MiB */
+
+    const char *kernel;  /* bzImage, or an ELF64 as boot.h says */
+    const char *initrd;  /* NULL: none */
+    const char *cmdline; /* NULL: empty */
+
+    unsigned disk_count;
+    struct machine_disk disks[MACHINE_MAX_DISKS];
+
+    struct machine_net net;
+
+    struct machine_chardev serial;  /* COM1 (ttyS0) */
+    struct machine_chardev console; /* virtio console (hvc0); NONE: no such device */
+
+    bool has_rng;
+    bool has_balloon;
+    bool has_vsock;
+    uint32_t vsock_guest_cid;      /* 3 ... 0xfffffffe */
+    const char *vsock_socket_path; /* unix socket: connections in; PATH_PORT: connections out */
+
+    enum machine_policy on_reset;
+    enum machine_policy on_crash;
+
+    /* "HOST:PORT" or "unix:PATH"; NULL: no gdb. The first instruction waits for the debugger
+     * when gdb_wait is set: machine_start() then leaves the machine PAUSED. */
+    const char *gdb_listen;
+    bool gdb_wait;
+
+    bool has_debug_exit; /* a port that ends the machine with a code: for test guests only */
+};
+
+enum machine_state { MACHINE_CREATED, MACHINE_RUNNING, MACHINE_PAUSED, MACHINE_ENDED };
+
+enum machine_end {
+    MACHINE_END_NONE,       /* not ended */
+    MACHINE_END_POWEROFF,   /* the guest switched itself off */
+    MACHINE_END_STOP,       /* machine_stop() */
+    MACHINE_END_RESET,      /* a reset, and on_reset is STOP */
+    MACHINE_END_CRASH,      /* a triple fault, and on_crash is STOP */
+    MACHINE_END_DEBUG_EXIT, /* the test port; debug_exit_code is set */
+    MACHINE_END_ERROR       /* the engine cannot go on: error says why */
+};
+
+struct machine_status {
+    enum machine_state state;
+    enum machine_end end;
+    uint8_t debug_exit_code;
+    unsigned resets;           /* since start */
+    const char *engine;        /* "kvm" or "soft" */
+    const char *engine_reason; /* why that one, a phrase; owned by the machine */
+    struct err error;
+};
+
+/* The name of a state ("running") and of an end ("power-off"); static storage. */
+const char *machine_state_name(enum machine_state state);
+const char *machine_end_name(enum machine_end end);
+
+/* Defaults: engine auto, 1 CPU, 512 MiB, no kernel, no devices, descriptors -1. */
+void machine_config_init(struct machine_config *config);
+
+/*
+ * Builds the machine: memory, engine, chips, devices, tables, kernel. Nothing
+ * runs yet. On failure nothing is left behind, descriptors stay the caller's,
+ * and err holds one sentence: a bad value (-EINVAL), a missing or unreadable
+ * file, a kernel that is none (-ENOEXEC), one too big for memory (-E2BIG), a
+ * disk in use (-EBUSY), no KVM (-ENODEV ...), a full host (-ENOMEM).
+ */
+int machine_create(const struct machine_config *config, struct err *err,
+                   struct machine **ret_machine) MUST_CHECK;
+
+/* Ends it if it still runs, joins its threads, frees. Accepts NULL. */
+void machine_destroy(struct machine *machine);
+
+/* Starts the threads and the guest. -EINVAL unless CREATED; -EAGAIN when a thread cannot start. */
+int machine_start(struct machine *machine, struct err *err) MUST_CHECK;
+
+/* All vCPUs have left guest code when it returns. 0 also when PAUSED already; -EINVAL in
+ * other states. Any thread but a vCPU's. Guest time (TSC) goes on. */
+int machine_pause(struct machine *machine) MUST_CHECK;
+int machine_resume(struct machine *machine) MUST_CHECK;
+
+/* Pulls the plug: ENDED when it returns. No effect when ENDED. Any thread but a vCPU's. */
+void machine_stop(struct machine *machine);
+
+/* Presses the power button; the guest decides. -EINVAL unless RUNNING. Any thread. */
+int machine_powerdown(struct machine *machine) MUST_CHECK;
+
+/* Presses reset; follows on_reset. Takes effect soon. -EINVAL when ENDED or CREATED. Any thread. */
+int machine_reset(struct machine *machine) MUST_CHECK;
+
+/* A copy; any thread. */
+void machine_status(struct machine *machine, struct machine_status *ret_status);
+
+/* Counters of engine and devices, at most max (MACHINE_MAX_STATS is enough); how many. Any thread. */
+unsigned machine_stats(struct machine *machine, struct accel_stat *ret_stats, unsigned max);
+
+/* Blocks until ENDED. Any thread but the machine's own. */
+enum machine_end machine_wait(struct machine *machine);
+
+/* Readable after each change of state until drained (io_eventfd_drain); the machine's. */
+int machine_event_fd(const struct machine *machine);
+
+/* Asks the balloon for a size, in bytes taken from the guest. -ENODEV without one. Any thread. */
+int machine_set_balloon(struct machine *machine, uint64_t bytes) MUST_CHECK;
+
+/*
+ * For the debugger. All want PAUSED, CREATED or ENDED (-EBUSY otherwise), any
+ * thread but a vCPU's. index < cpus, else -EINVAL.
+ */
+unsigned machine_cpu_count(const struct machine *machine);
+int machine_cpu_get_state(struct machine *machine, unsigned index,
+                          struct vcpu_state *ret_state) MUST_CHECK;
+int machine_cpu_set_state(struct machine *machine, unsigned index,
+                          const struct vcpu_state *state) MUST_CHECK;
+int machine_cpu_translate(struct machine *machine, unsigned index, uint64_t va,
+                          gpa_t *ret_gpa) MUST_CHECK;
+int machine_cpu_set_debug(struct machine *machine, unsigned index,
+                          const struct accel_debug *debug) MUST_CHECK;
+struct gmem *machine_gmem(struct machine *machine);
+
+/* The loop of "io/0"; lives as long as the machine. */
+struct loop *machine_loop(struct machine *machine);
+
+/*
+ * A vCPU met a breakpoint or finished a single step. It has stopped, and the
+ * machine is on its way to PAUSED: machine_pause() completes that. Called on
+ * the vCPU's thread, which must not be blocked; at most one listener.
+ */
+typedef void (*machine_debug_fn)(void *opaque, unsigned cpu, const struct vmexit *exit);
+void machine_set_debug_listener(struct machine *machine, machine_debug_fn fn, void *opaque);
+
+#endif
