@@ -62,6 +62,12 @@ int pci_dev_add_vendor_cap(struct pci_dev *dev, const void *body, unsigned len) 
 int pci_dev_hook_config(struct pci_dev *dev, unsigned offset, unsigned len,
                         const struct bus_ops *ops, void *opaque) MUST_CHECK;
 
+/* A doorbell (bus.h) of size_bytes at offset inside a BAR, for any data written: it follows the
+ * BAR as the guest places, enables and disables it. fd stays the caller's and must outlive the
+ * function. Writes still reach the BAR's ops where no doorbell catches them. Before the guest runs. */
+int pci_dev_add_doorbell(struct pci_dev *dev, unsigned bar, uint64_t offset, unsigned size_bytes,
+                         int fd) MUST_CHECK;
+
 bool pci_msix_enabled(const struct pci_dev *dev);
 /* Sends vector now, or leaves it pending while masked. Any thread. */
 void pci_msix_notify(struct pci_dev *dev, unsigned vector);
