@@ -22,8 +22,11 @@
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
-#define container_of(ptr, type, member) \
-    ((type *)(void *)((char *)(ptr) - offsetof(type, member))) /* NOLINT */
+#define container_of(ptr, type, member)                         \
+    __extension__({                                             \
+        char *member_ptr_ = (char *)(ptr);                      \
+        (type *)(void *)(member_ptr_ - offsetof(type, member)); \
+    })
 
 #ifdef __clang__
 #define REQUIRES(lock) __attribute__((requires_capability(lock)))

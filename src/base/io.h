@@ -32,7 +32,6 @@ int io_memfd(const char *name, uint64_t size_bytes) MUST_CHECK;
 int io_set_nonblock(int fd) MUST_CHECK;
 
 /* Reads a whole regular file of at most max_bytes into malloc'd *ret_data. -EFBIG when larger. */
-int io_read_file(const char *path, size_t max_bytes, void **ret_data,
-                 size_t *ret_len) MUST_CHECK;
+int io_read_file(const char *path, size_t max_bytes, void **ret_data, size_t *ret_len) MUST_CHECK;
 
 #endif

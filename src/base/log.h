@@ -37,10 +37,10 @@ struct log_ratelimit {
 
 void log_guest_line(struct log_ratelimit *limit, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
-#define log_guest(...)                              \
-    do {                                            \
-        static struct log_ratelimit limit_;         \
-        log_guest_line(&limit_, __VA_ARGS__);       \
+#define log_guest(...)                        \
+    do {                                      \
+        static struct log_ratelimit limit_;   \
+        log_guest_line(&limit_, __VA_ARGS__); \
     } while (0)
 
 /* Copies text to out (out_size bytes) with control bytes as \xNN; returns out. */

@@ -41,8 +41,8 @@ int loop_set_events(struct loop_fd *handler, uint32_t events) MUST_CHECK;
 void loop_remove_fd(struct loop_fd *handler); /* accepts NULL */
 
 /* A one-shot timer, created unarmed. */
-int loop_add_timer(struct loop *loop, loop_fn fn, void *opaque,
-                   struct loop_timer **ret_timer) MUST_CHECK;
+int loop_add_timer(struct loop *loop, loop_fn fn, void *opaque, struct loop_timer **ret_timer)
+    MUST_CHECK;
 /* Arms or re-arms for an absolute CLOCK_MONOTONIC time in ns. */
 void loop_arm_timer(struct loop_timer *timer, uint64_t deadline_ns);
 void loop_disarm_timer(struct loop_timer *timer);

@@ -46,7 +46,7 @@ void mutex_unlock(struct mutex *mutex) RELEASE(mutex);
  * Starts a thread with every signal blocked and the given name (at most 15
  * bytes, "vcpu/0", "io/0"). 0, or a negative errno. The caller joins it.
  */
-int thread_start(pthread_t *ret_thread, const char *name, void *(*fn)(void *),
-                 void *opaque) MUST_CHECK;
+int thread_start(pthread_t *ret_thread, const char *name, void *(*fn)(void *), void *opaque)
+    MUST_CHECK;
 
 #endif

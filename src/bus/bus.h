@@ -43,8 +43,8 @@ void bus_destroy(struct bus *bus); /* accepts NULL */
 
 /* -EEXIST when it overlaps, -EINVAL for an empty or wrapping range. name: static storage. */
 int bus_map(struct bus *bus, enum bus_space space, uint64_t base, uint64_t len,
-            const struct bus_ops *ops, void *opaque, const char *name,
-            struct bus_range **ret_range) MUST_CHECK;
+            const struct bus_ops *ops, void *opaque, const char *name, struct bus_range **ret_range)
+    MUST_CHECK;
 /* After it returns no callback of the range runs or will run. Not from inside that callback's lock. */
 void bus_unmap(struct bus *bus, struct bus_range *range); /* accepts NULL */
 
@@ -53,8 +53,8 @@ void bus_write(struct bus *bus, enum bus_space space, uint64_t address, unsigned
                uint64_t value);
 
 void bus_set_doorbell_hook(struct bus *bus, const struct bus_doorbell_hook *hook);
-int bus_doorbell_add(struct bus *bus, enum bus_space space, uint64_t address,
-                     unsigned size_bytes, bool match, uint64_t data, int fd) MUST_CHECK;
+int bus_doorbell_add(struct bus *bus, enum bus_space space, uint64_t address, unsigned size_bytes,
+                     bool match, uint64_t data, int fd) MUST_CHECK;
 void bus_doorbell_remove(struct bus *bus, enum bus_space space, uint64_t address, int fd);
 
 #endif

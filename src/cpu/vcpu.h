@@ -28,17 +28,17 @@ struct accel_vm;
 struct cpuid_table;
 
 enum vmexit_reason {
-    VMEXIT_INTR,      /* kicked, or nothing to say: call run() again when ready */
+    VMEXIT_INTR, /* kicked, or nothing to say: call run() again when ready */
     VMEXIT_PIO,
     VMEXIT_MMIO,
-    VMEXIT_MSR_READ,  /* an MSR the accelerator does not own (x2APIC ...) */
+    VMEXIT_MSR_READ, /* an MSR the accelerator does not own (x2APIC ...) */
     VMEXIT_MSR_WRITE,
-    VMEXIT_HLT,       /* halted with interrupts on; run() again after an interrupt is pending */
-    VMEXIT_SHUTDOWN,  /* triple fault */
-    VMEXIT_EOI,       /* split irqchip: EOI broadcast of eoi.vector */
-    VMEXIT_DEBUG,     /* breakpoint, watchpoint or single step asked for by guest_debug */
-    VMEXIT_TPR,       /* CR8 was written: state.cr8 is new */
-    VMEXIT_ERROR      /* the accelerator cannot go on; error.text says why */
+    VMEXIT_HLT,      /* halted with interrupts on; run() again after an interrupt is pending */
+    VMEXIT_SHUTDOWN, /* triple fault */
+    VMEXIT_EOI,      /* split irqchip: EOI broadcast of eoi.vector */
+    VMEXIT_DEBUG,    /* breakpoint, watchpoint or single step asked for by guest_debug */
+    VMEXIT_TPR,      /* CR8 was written: state.cr8 is new */
+    VMEXIT_ERROR     /* the accelerator cannot go on; error.text says why */
 };
 
 struct vmexit {
@@ -66,7 +66,7 @@ struct vmexit {
         } eoi;
         struct {
             uint64_t rip;
-            uint64_t dr6; /* SDM 3B 18.2.3: which condition */
+            uint64_t dr6;            /* SDM 3B 18.2.3: which condition */
             bool is_breakpoint_insn; /* INT3 at rip */
         } debug;
         struct err error;
@@ -104,8 +104,8 @@ struct accel_vm_config {
     struct gmem *gmem; /* outlives the VM */
     unsigned vcpu_count;
     enum vm_irqchip irqchip;
-    bool reference_only; /* software engine: one instruction at a time */
-    bool check;          /* software engine: reference and translator in lock step */
+    bool reference_only;       /* software engine: one instruction at a time */
+    bool check;                /* software engine: reference and translator in lock step */
     uint64_t code_cache_bytes; /* software engine: 0 means its default */
 };
 

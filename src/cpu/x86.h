@@ -35,17 +35,7 @@ enum x86_gpr {
 };
 
 /* Segment registers as instructions encode them, then the two system ones. */
-enum x86_seg {
-    X86_ES,
-    X86_CS,
-    X86_SS,
-    X86_DS,
-    X86_FS,
-    X86_GS,
-    X86_LDTR,
-    X86_TR,
-    X86_SEG_COUNT
-};
+enum x86_seg { X86_ES, X86_CS, X86_SS, X86_DS, X86_FS, X86_GS, X86_LDTR, X86_TR, X86_SEG_COUNT };
 
 /* RFLAGS (SDM 1 3.4.3). */
 #define X86_FLAG_CF 0x00000001u
@@ -219,17 +209,17 @@ enum x86_mp_state {
 
 /* What is held back or waits at this instruction boundary (SDM 3A 6.7, 6.8.3). */
 struct x86_events {
-    bool exception_pending;  /* to be delivered before the next instruction */
+    bool exception_pending; /* to be delivered before the next instruction */
     bool exception_has_error;
     uint8_t exception_vector;
     uint32_t exception_error;
-    bool interrupt_pending;  /* an acknowledged external interrupt, not yet delivered */
+    bool interrupt_pending; /* an acknowledged external interrupt, not yet delivered */
     uint8_t interrupt_vector;
     bool nmi_pending;
-    bool nmi_blocked;        /* until IRET */
-    bool sti_shadow;         /* after STI: interrupts held for one instruction */
-    bool mov_ss_shadow;      /* after MOV SS / POP SS */
-    bool smi_blocked;        /* kept for state exchange; there is no SMM here */
+    bool nmi_blocked;   /* until IRET */
+    bool sti_shadow;    /* after STI: interrupts held for one instruction */
+    bool mov_ss_shadow; /* after MOV SS / POP SS */
+    bool smi_blocked;   /* kept for state exchange; there is no SMM here */
 };
 
 #define X86_XSAVE_BYTES 4096u

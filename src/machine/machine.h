@@ -217,14 +217,14 @@ int machine_set_balloon(struct machine *machine, uint64_t bytes) MUST_CHECK;
  * thread but a vCPU's. index < cpus, else -EINVAL.
  */
 unsigned machine_cpu_count(const struct machine *machine);
-int machine_cpu_get_state(struct machine *machine, unsigned index,
-                          struct vcpu_state *ret_state) MUST_CHECK;
-int machine_cpu_set_state(struct machine *machine, unsigned index,
-                          const struct vcpu_state *state) MUST_CHECK;
-int machine_cpu_translate(struct machine *machine, unsigned index, uint64_t va,
-                          gpa_t *ret_gpa) MUST_CHECK;
-int machine_cpu_set_debug(struct machine *machine, unsigned index,
-                          const struct accel_debug *debug) MUST_CHECK;
+int machine_cpu_get_state(struct machine *machine, unsigned index, struct vcpu_state *ret_state)
+    MUST_CHECK;
+int machine_cpu_set_state(struct machine *machine, unsigned index, const struct vcpu_state *state)
+    MUST_CHECK;
+int machine_cpu_translate(struct machine *machine, unsigned index, uint64_t va, gpa_t *ret_gpa)
+    MUST_CHECK;
+int machine_cpu_set_debug(struct machine *machine, unsigned index, const struct accel_debug *debug)
+    MUST_CHECK;
 struct gmem *machine_gmem(struct machine *machine);
 
 /* The loop of "io/0"; lives as long as the machine. */
