@@ -1,0 +1,29 @@
+/*
+ * The software engine as an accelerator: x86-64 guests on a host without
+ * hardware virtualization, as an ordinary process.
+ *
+ * engine_accel_ops is the translator with the interpreter behind it;
+ * accel_vm_config.reference_only gives the interpreter alone, .check both in
+ * lock step. See docs/engine.md.
+ */
+#ifndef CORBEL_ENGINE_ENGINE_H
+#define CORBEL_ENGINE_ENGINE_H
+
+#include "cpu/vcpu.h"
+
+extern const struct accel_ops engine_accel_ops;
+
+/*
+ * Executes one instruction on state with the interpreter, for an accelerator
+ * that cannot (KVM's emulator). Returns 0, or 1 when exit was filled: answer it
+ * and call again with the same arguments. opaque comes from
+ * engine_stepper_create(); one per vCPU, on its thread.
+ */
+struct engine_stepper;
+int engine_stepper_create(struct gmem *gmem, const struct vcpu_env *env, struct err *err,
+                          struct engine_stepper **ret_stepper) MUST_CHECK;
+void engine_stepper_destroy(struct engine_stepper *stepper); /* accepts NULL */
+int engine_stepper_run(struct engine_stepper *stepper, struct vcpu_state *state,
+                       struct vmexit *exit) MUST_CHECK;
+
+#endif

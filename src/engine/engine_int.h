@@ -1,0 +1,106 @@
+/*
+ * What the files of the software engine share. Nobody outside engine/ includes it.
+ *
+ * struct engine_vcpu belongs to its vCPU thread; the atomics may be touched by
+ * others. The first part is reached by translated code through the host's GS
+ * base, so its offsets are asserted in translate.c.
+ */
+#ifndef CORBEL_ENGINE_ENGINE_INT_H
+#define CORBEL_ENGINE_ENGINE_INT_H
+
+#include "base/thread.h"
+#include "cpu/cpuid.h"
+#include "cpu/vcpu.h"
+#include "cpu/x86.h"
+#include "engine/decode.h"
+#include "engine/mmu.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct engine_vm;
+struct hostexec;
+struct translator;      /* per VM: code cache, blocks by physical page (code_cache.h) */
+struct translator_vcpu; /* per vCPU: jump cache, spill slots, counters */
+
+/* The exception that the current instruction raises. */
+struct engine_fault {
+    uint8_t vector;
+    bool has_error;
+    uint32_t error;
+    uint64_t cr2; /* #PF */
+    uint64_t dr6; /* #DB: bits to set */
+};
+
+/*
+ * Device accesses of the instruction in hand. An instruction that reaches MMIO
+ * or a port stops with ENGINE_EXIT; when the machine has answered, it is started
+ * again and finds its answered accesses here, in order, so each happens once.
+ * Cleared when the instruction ends or faults.
+ */
+#define ENGINE_IO_LOG_MAX 64
+struct engine_io_log {
+    unsigned done;   /* answered accesses */
+    unsigned cursor; /* next one to hand out on this run of the instruction */
+    uint64_t data[ENGINE_IO_LOG_MAX];
+};
+
+struct engine_vcpu {
+    struct accel_vcpu base; /* first: ops, vm, index */
+    struct engine_vm *vm;
+    struct translator_vcpu *tr; /* NULL in reference mode */
+    _Atomic uint32_t kick;      /* leave run() soon, or look for interrupts */
+
+    struct vcpu_state st ALIGNED(64);
+    struct mmu_tlb tlb[MMU_MODE_COUNT];
+
+    const struct vcpu_env *env;
+    struct engine_fault fault;
+    struct vmexit *exit; /* of the run() in progress */
+    bool exit_unanswered; /* a read or write exit was returned; io.data[io.done] waits */
+    struct engine_io_log io;
+    struct hostexec *hostexec;
+    struct accel_debug debug;
+    uint64_t stat_interpreted; /* instructions */
+    uint64_t stat_exits;
+    uint64_t stat_exceptions;
+    uint64_t stat_interrupts;
+    uint64_t stat_tlb_fills;
+    uint64_t stat_tlb_flushes;
+    _Atomic uint64_t sync_epoch; /* see translate.c: handshake of mmu_protect_code_page */
+};
+
+struct engine_vm {
+    const struct accel_ops *ops; /* accel_vm is opaque: this is ours */
+    struct gmem *gmem;
+    bool reference_only;
+    bool check;
+    struct mutex lock; /* LOCK_RANK_ENGINE: translator tables, code page marks, split locks */
+    struct translator *translator;
+    unsigned vcpu_count;
+    _Atomic(struct engine_vcpu *) vcpus[64];
+};
+
+/* interp.c: executes exactly one instruction at st.rip (a REP string instruction:
+ * one iteration or a bounded run of them), or delivers what st.events holds
+ * pending first. 0: go on. ENGINE_EXIT: *v->exit filled. Faults are delivered
+ * inside; a triple fault becomes VMEXIT_SHUTDOWN. FPU state is in st.xsave. */
+int interp_step(struct engine_vcpu *v) MUST_CHECK;
+
+/* exception.c: delivers through the IDT (SDM 3A 6.12-6.14), with double and triple faults. */
+int exception_deliver(struct engine_vcpu *v, const struct engine_fault *fault) MUST_CHECK;
+int interrupt_deliver(struct engine_vcpu *v, uint8_t vector, bool is_soft) MUST_CHECK;
+
+/* Fills v->fault and returns ENGINE_FAULT. */
+int engine_raise(struct engine_vcpu *v, enum x86_vector vector);
+int engine_raise_error(struct engine_vcpu *v, enum x86_vector vector, uint32_t error);
+
+/* A device access of the current instruction: 0 with the answer, or ENGINE_EXIT. */
+int engine_io(struct engine_vcpu *v, enum vmexit_reason reason, uint64_t address,
+              unsigned size_bytes, bool is_write, uint64_t *data) MUST_CHECK;
+
+/* code_cache.c: drops what was made from [gpa, gpa + len). Any thread. */
+void engine_invalidate_code(struct engine_vm *vm, gpa_t gpa, uint64_t len);
+
+#endif

@@ -1,0 +1,122 @@
+/*
+ * Guest-virtual to guest-physical to host: page walk, software TLB, code pages.
+ *
+ * The software TLB is a direct-mapped table per access mode and direction. The
+ * translator inlines the lookup, so its layout is part of this contract:
+ *
+ *   index  = (va >> 12) & (MMU_TLB_SETS - 1)
+ *   hit    = va ^ tag[index] <= 4096 - size      (unsigned; page-crossing misses)
+ *   host   = va + addend[index]
+ *
+ * Only pages that need no thought are ever entered: RAM, permission checked for
+ * that mode and direction, A (and D for writes) set, for writes no code made
+ * from the page (GMEM_PAGE_CODE clear) and no dirty logging pending. Everything
+ * else misses and takes the slow path. The tag of an empty entry is
+ * MMU_TLB_EMPTY, which no canonical or non-canonical va matches.
+ *
+ * Other threads may clear entries of any vCPU (mmu_protect_code_page); the
+ * owner alone fills. SDM 3A chapter 4.
+ */
+#ifndef CORBEL_ENGINE_MMU_H
+#define CORBEL_ENGINE_MMU_H
+
+#include "base/compiler.h"
+#include "mem/gmem.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct engine_vcpu;
+
+#define MMU_TLB_SETS 1024u
+#define MMU_TLB_EMPTY 0x0000800000000000ull /* xor with any canonical va is far above 4096 */
+
+/* Whose permissions apply (SDM 3A 4.6). */
+enum mmu_mode {
+    MMU_KERNEL,    /* CPL < 3; user pages fault when SMAP is on and AC is clear */
+    MMU_USER,      /* CPL 3 */
+    MMU_KERNEL_AC, /* CPL < 3 with SMAP off, or on with AC set: user pages allowed */
+    MMU_MODE_COUNT
+};
+
+enum mmu_access { MMU_READ, MMU_WRITE, MMU_FETCH };
+
+struct mmu_tlb_entry {
+    uint64_t tag;
+    uint64_t addend;
+};
+
+struct mmu_tlb {
+    struct mmu_tlb_entry read[MMU_TLB_SETS];
+    struct mmu_tlb_entry write[MMU_TLB_SETS];
+};
+
+/* What a walk found. */
+struct mmu_page {
+    uint64_t gpa;  /* of the byte asked for */
+    uint64_t page_bytes; /* 4 KiB, 2 MiB, 1 GiB */
+    uint8_t *host; /* of the byte asked for, NULL when it is not RAM (MMIO) */
+    bool global;
+    bool user;
+    bool writable; /* for this mode */
+    bool dirty;
+};
+
+/*
+ * Internal results, beside 0: ENGINE_FAULT: v->fault holds the exception to
+ * deliver, nothing was changed. ENGINE_EXIT: v->exit was filled (an MMIO or
+ * other exit); the instruction is to be started again when it was answered.
+ */
+#define ENGINE_FAULT 1
+#define ENGINE_EXIT 2
+
+/* Walks the tables, sets A/D bits, checks permissions: 0 or ENGINE_FAULT (#PF, cr2 in v->fault). */
+int mmu_translate(struct engine_vcpu *v, uint64_t va, enum mmu_access access, enum mmu_mode mode,
+                  struct mmu_page *ret_page) MUST_CHECK;
+
+/* As a debugger sees it: no A/D bits, no permissions, no fault. -EFAULT when unmapped. */
+int mmu_peek(struct engine_vcpu *v, uint64_t va, gpa_t *ret_gpa) MUST_CHECK;
+
+/*
+ * Linear-address accesses of any size and alignment up to 4096 bytes, also
+ * across pages, RAM or MMIO. All pages of a write are checked before the first
+ * byte is written. 0, ENGINE_FAULT or ENGINE_EXIT.
+ */
+int mmu_read(struct engine_vcpu *v, uint64_t va, void *buf, unsigned len,
+             enum mmu_mode mode) MUST_CHECK;
+int mmu_write(struct engine_vcpu *v, uint64_t va, const void *buf, unsigned len,
+              enum mmu_mode mode) MUST_CHECK;
+
+/*
+ * For read-modify-write on RAM within one page: the host address to work on
+ * directly (atomics included), or NULL in *ret_host when it must go through a
+ * copy (MMIO or page-crossing). Drops translations when the page holds code.
+ */
+int mmu_rmw_begin(struct engine_vcpu *v, uint64_t va, unsigned len, enum mmu_mode mode,
+                  uint8_t **ret_host) MUST_CHECK;
+
+/* Instruction bytes at va, at most 15 and at most to where fetching faults:
+ * count in *ret_len (at least 1), or ENGINE_FAULT for the first byte. */
+int mmu_fetch(struct engine_vcpu *v, uint64_t va, uint8_t *buf, unsigned *ret_len) MUST_CHECK;
+
+/* The slow path of an inlined lookup: translates, fills the TLB when the page
+ * allows it. 0 (ret_page->host NULL: MMIO) or ENGINE_FAULT. */
+int mmu_fill(struct engine_vcpu *v, uint64_t va, enum mmu_access access, enum mmu_mode mode,
+             struct mmu_page *ret_page) MUST_CHECK;
+
+/* The mode that data accesses of the current CPL, CR4.SMAP and RFLAGS.AC use. */
+enum mmu_mode mmu_current_mode(const struct engine_vcpu *v);
+
+/* Flushes as architecture asks (SDM 3A 4.10.4); each also drops this vCPU's jump cache. */
+void mmu_flush_all(struct engine_vcpu *v);        /* CR0, CR4, EFER changes */
+void mmu_flush_non_global(struct engine_vcpu *v); /* MOV to CR3 */
+void mmu_flush_page(struct engine_vcpu *v, uint64_t va); /* INVLPG, and on #PF of that page */
+
+/*
+ * Marks the page as holding translated code and removes it from the write TLBs
+ * of every vCPU; when it returns, no vCPU can still be in the middle of a store
+ * that passed the inlined check earlier. Caller holds the engine lock.
+ */
+void mmu_protect_code_page(struct engine_vcpu *v, gpa_t page);
+
+#endif
