@@ -14,8 +14,10 @@
 
 enum lock_rank {
     LOCK_RANK_MACHINE, /* life cycle: pause, resume, stop; calls down into all below */
+    LOCK_RANK_PCI,     /* configuration space; moves BARs on the bus while held */
     LOCK_RANK_BUS,     /* the tables of ranges; never held while a device is called */
     LOCK_RANK_DEVICE,  /* one device's registers; raises interrupts while held */
+    LOCK_RANK_PCI_IRQ, /* PCI's shared lines and MSI-X tables; devices raise through it */
     LOCK_RANK_IRQ,     /* PIC, I/O APIC, routing; delivers to local APICs while held */
     LOCK_RANK_LAPIC,   /* one local APIC; may kick a vCPU while held */
     LOCK_RANK_ENGINE,  /* translation cache and code page marks */

@@ -28,9 +28,10 @@ struct bus_ops {
 };
 
 /*
- * A doorbell: a write to an address that only signals an eventfd. The hook lets
- * the machine register it with the accelerator (ioeventfd); without a hook the
- * bus signals it itself.
+ * A doorbell: a write to an address that only signals an eventfd and does not
+ * reach a range there. size_bytes 0 matches any size. The hook lets the machine
+ * register it with the accelerator (ioeventfd); where there is none, or it
+ * fails, the bus signals it itself.
  */
 struct bus_doorbell_hook {
     int (*set)(void *opaque, enum bus_space space, uint64_t address, unsigned size_bytes,

@@ -6,7 +6,8 @@
  * bus_ops; the core maps and unmaps them on the bus as the guest programs the
  * command register and BARs. Configuration registers have a write mask each;
  * unknown ones read as zero. Any vCPU thread may access configuration space;
- * the core takes the host bridge's mutex (LOCK_RANK_DEVICE).
+ * the core takes the host bridge's mutex (LOCK_RANK_PCI), never while a
+ * function's own callbacks run.
  */
 #ifndef CORBEL_BUS_PCI_H
 #define CORBEL_BUS_PCI_H

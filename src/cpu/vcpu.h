@@ -12,6 +12,12 @@
  * Interrupts: with VM_IRQCHIP_USER the accelerator asks vcpu_env.intr for
  * vectors when the guest can take one; with an in-kernel irqchip the machine
  * calls the accel_ops irq members instead.
+ *
+ * With VM_IRQCHIP_USER the local APIC is the machine's, and with it the MSRs
+ * APIC_BASE, TSC_DEADLINE and 0x800 to 0x8ff: the accelerator reports them as
+ * VMEXIT_MSR_READ and VMEXIT_MSR_WRITE without looking at the value, and the
+ * page at APIC_BASE as VMEXIT_MMIO. apic_base and tsc_deadline in vcpu_state
+ * are then stored and returned, never interpreted.
  */
 #ifndef CORBEL_CPU_VCPU_H
 #define CORBEL_CPU_VCPU_H
@@ -37,7 +43,7 @@ enum vmexit_reason {
     VMEXIT_SHUTDOWN, /* triple fault */
     VMEXIT_EOI,      /* split irqchip: EOI broadcast of eoi.vector */
     VMEXIT_DEBUG,    /* breakpoint, watchpoint or single step asked for by guest_debug */
-    VMEXIT_TPR,      /* CR8 was written: state.cr8 is new */
+    VMEXIT_TPR,      /* CR8 was written (VM_IRQCHIP_USER): state.cr8 is new */
     VMEXIT_ERROR     /* the accelerator cannot go on; error.text says why */
 };
 
@@ -60,10 +66,14 @@ struct vmexit {
             uint32_t index;
             bool fault; /* set by the caller: the guest gets #GP(0) */
             uint64_t data;
+            uint64_t tsc_offset; /* TSC_DEADLINE: guest TSC minus host TSC at this exit */
         } msr;
         struct {
             uint8_t vector;
         } eoi;
+        struct {
+            uint8_t cr8; /* the value written */
+        } tpr;
         struct {
             uint64_t rip;
             uint64_t dr6;            /* SDM 3B 18.2.3: which condition */
