@@ -6,7 +6,9 @@
  * PT, SGX, HLE, RDPMC-related, MONITOR/MWAIT. Shown: x87 to SSE4.2, AVX, AVX2,
  * FMA, F16C, BMI1/2, ADX, MOVBE, POPCNT, LZCNT, AES, PCLMUL, SHA, RDRAND, RDSEED,
  * XSAVE(OPT,C), FSGSBASE, SMEP, SMAP, UMIP, PCID, INVPCID, ERMS, x2APIC, TSC-deadline,
- * invariant TSC with frequency in leaf 0x15, hypervisor leaves with kvmclock.
+ * invariant TSC with frequency in leaf 0x15, hypervisor leaves (KVM's signature, so that
+ * Linux uses x2APIC; no kvmclock, the TSC is better). What user-level instructions
+ * need is shown only where the host CPU has it; what we emulate is always shown.
  * Pure data after cpuid_table_init(); any thread.
  */
 #ifndef CORBEL_CPU_CPUID_H
@@ -16,6 +18,21 @@
 #include <stdint.h>
 
 #define CPUID_MAX_ENTRIES 96
+
+/*
+ * The crystal of leaf 0x15. Linux takes it for the frequency of the local APIC
+ * timer before its divider, so every local APIC here counts at this rate.
+ */
+#define CPUID_CRYSTAL_HZ 1000000000u
+
+/*
+ * IA32_ARCH_CAPABILITIES (SDM 4 table 2-2) where the accelerator decides alone:
+ * RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO,
+ * SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO. Guest kernels
+ * then leave out page-table isolation, retpolines and buffer clearing: where translated
+ * code runs they would cost time and protect nothing.
+ */
+#define CPUID_ARCH_CAPABILITIES 0x400000000d10e17bull
 
 struct cpuid_entry {
     uint32_t leaf;

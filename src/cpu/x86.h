@@ -275,6 +275,9 @@ void vcpu_state_reset(struct vcpu_state *state, bool bsp);
 /* INIT keeps the FPU, MSRs and caches (table 9-1, column INIT). */
 void vcpu_state_init_ipi(struct vcpu_state *state);
 
+/* A start-up IPI on a CPU that waits for one: real mode at vector << 12 (SDM 3A 8.4.3). */
+void vcpu_state_sipi(struct vcpu_state *state, uint8_t vector);
+
 /* Current privilege level: DPL of SS (SDM 3A 5.5). */
 static inline unsigned vcpu_state_cpl(const struct vcpu_state *state)
 {
