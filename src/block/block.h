@@ -1,0 +1,110 @@
+/*
+ * Disk images, without any knowledge of guests.
+ *
+ * A struct block is one open image with a format given by the caller, never
+ * probed. Requests are asynchronous: the caller owns a struct block_request,
+ * submits it, and gets its done callback exactly once. An image has an event
+ * loop and a thread ("io/disk") of its own, so that a slow disk delays nobody
+ * else; its callbacks run on that thread, or inside block_drain().
+ *
+ * block_create() opens; add what shares the loop (block_loop()); block_start()
+ * runs the thread; block_stop() finishes what is in flight and joins it;
+ * block_destroy() closes. Before the thread runs, and after, the caller's
+ * thread stands in for it.
+ */
+#ifndef CORBEL_BLOCK_BLOCK_H
+#define CORBEL_BLOCK_BLOCK_H
+
+#include "base/compiler.h"
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#define BLOCK_SECTOR_BYTES 512u
+
+struct block;
+struct loop;
+
+enum block_format { BLOCK_FORMAT_RAW };
+
+enum block_op {
+    BLOCK_READ,
+    BLOCK_WRITE,
+    BLOCK_FLUSH,       /* all writes that were done before its submission are durable */
+    BLOCK_DISCARD,     /* contents are no longer needed; may do nothing */
+    BLOCK_WRITE_ZEROES /* reads as zero afterwards; may_unmap: space may be given back */
+};
+
+struct block_config {
+    enum block_format format;
+    const char *path; /* opened when fd is -1; names the image in messages in any case */
+    int fd;           /* taken over on success */
+    bool read_only;
+};
+
+/*
+ * The caller fills the upper part and keeps it, with iov and the memory behind
+ * it, unchanged until done.
+ */
+struct block_request {
+    enum block_op op;
+    bool may_unmap;
+    uint64_t offset; /* bytes */
+    uint64_t len;    /* bytes; for reads and writes the sum over iov; 0 for a flush */
+    struct iovec *iov; /* may be changed by the image */
+    unsigned iov_count;
+    void (*done)(struct block_request *request, int result); /* 0 or a negative errno */
+
+    /* The image's. */
+    struct block_request *next;
+    int result;
+};
+
+struct block_stats {
+    uint64_t requests[5]; /* by enum block_op */
+    uint64_t read_bytes, written_bytes;
+    uint64_t errors;
+};
+
+/*
+ * Opens and locks the image: many may read it, or one may write it. -EBUSY
+ * when another process holds it, -EINVAL when its size is not a multiple of
+ * 512, -ENOENT, -EACCES, ...; err names the file and the mend.
+ */
+int block_create(const struct block_config *config, struct err *err,
+                 struct block **ret_block) MUST_CHECK;
+void block_destroy(struct block *block); /* stopped; accepts NULL */
+
+int block_start(struct block *block, struct err *err) MUST_CHECK;
+void block_stop(struct block *block); /* accepts a block that was never started */
+
+struct loop *block_loop(struct block *block);
+uint64_t block_size_bytes(const struct block *block);
+bool block_is_read_only(const struct block *block);
+bool block_can_discard(const struct block *block);
+
+/*
+ * Hands over a request. It fails with -EINVAL when out of range, -EROFS on a
+ * read-only image; as every result, this is told through done, which is never
+ * called from here. The loop's thread.
+ */
+void block_submit(struct block *block, struct block_request *request);
+
+/*
+ * Ends a batch of submissions: starts what waits and delivers what is done.
+ * The loop's thread, with no lock held that done takes.
+ */
+void block_kick(struct block *block);
+
+/* Called once after each batch of done callbacks, on the same thread. Set before block_start(). */
+void block_set_batch_done(struct block *block, void (*fn)(void *opaque), void *opaque);
+
+/* Returns when nothing is in flight and every done has returned. Any thread, also the loop's. */
+void block_drain(struct block *block);
+
+/* A copy; any thread. */
+void block_stats(struct block *block, struct block_stats *ret_stats);
+
+#endif

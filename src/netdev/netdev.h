@@ -1,0 +1,103 @@
+/*
+ * The host's side of a network card: takes frames from it, gives frames to it.
+ *
+ * A struct netdev has an event loop and a thread ("io/net") of its own; the
+ * card's queues share that loop, so a frame never changes threads. All
+ * functions are for that thread unless they say otherwise (before
+ * netdev_start() and after netdev_stop(): for the caller's).
+ *
+ * Frames are whole Ethernet frames without FCS.
+ */
+#ifndef CORBEL_NETDEV_NETDEV_H
+#define CORBEL_NETDEV_NETDEV_H
+
+#include "base/compiler.h"
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define NETDEV_MAX_FRAME_BYTES 65550u /* 14 + 65535, rounded up */
+#define NETDEV_MAX_FORWARDS 32
+
+struct netdev;
+struct loop;
+
+/* What the network can carry beyond plain frames. */
+#define NETDEV_CAN_TX_CSUM 0x1u  /* the card may leave a checksum to it: struct netdev_csum */
+#define NETDEV_RX_CSUM_OK 0x2u   /* checksums of frames it delivers need not be verified */
+
+/* A checksum to be completed: the Internet checksum over [start, end of frame) goes to
+ * start + offset, where the pseudo header's sum already stands. */
+struct netdev_csum {
+    bool is_needed;
+    uint16_t start;
+    uint16_t offset;
+};
+
+/*
+ * The card's side. receive() returns false when the card has no room now; the
+ * network then keeps the frame and stops reading until
+ * netdev_receive_ready(). batch_done() follows a batch of receive() calls.
+ */
+struct netdev_card_ops {
+    bool (*receive)(void *opaque, const void *frame, size_t len);
+    void (*batch_done)(void *opaque);
+};
+
+struct netdev_stats {
+    uint64_t tx_frames, tx_bytes; /* from the card */
+    uint64_t rx_frames, rx_bytes; /* to the card */
+    uint64_t tx_dropped;          /* malformed frames */
+    uint64_t rx_dropped;          /* no room for too long */
+};
+
+struct netdev_forward {
+    uint32_t host_address; /* IPv4, host byte order */
+    uint16_t host_port;    /* 0: any free one; netdev_forward_port() tells */
+    uint16_t guest_port;
+    bool is_udp;
+};
+
+struct netdev_user_config {
+    unsigned forward_count;
+    struct netdev_forward forwards[NETDEV_MAX_FORWARDS];
+    bool deny_host_loopback; /* the guest cannot reach services on the host's 127.0.0.1 */
+};
+
+/*
+ * User-mode network by libslirp: 10.0.2.0/24 with the host at .2, DNS at .3,
+ * DHCP from .15 on. Needs no privilege. -EADDRINUSE when a forward's port is
+ * taken (err names it), -ENOMEM.
+ */
+int netdev_user_create(const struct netdev_user_config *config, struct err *err,
+                       struct netdev **ret_netdev) MUST_CHECK;
+void netdev_destroy(struct netdev *netdev); /* stopped; accepts NULL */
+
+int netdev_start(struct netdev *netdev, struct err *err) MUST_CHECK;
+void netdev_stop(struct netdev *netdev); /* accepts one that was never started */
+
+struct loop *netdev_loop(struct netdev *netdev);
+unsigned netdev_caps(const struct netdev *netdev);
+uint16_t netdev_mtu(const struct netdev *netdev);
+
+/* The host port of forward index as it was opened, 0 when there is no such forward. Any thread. */
+uint16_t netdev_forward_port(const struct netdev *netdev, unsigned index);
+
+/* One card; NULL takes it away. */
+void netdev_set_card(struct netdev *netdev, const struct netdev_card_ops *ops, void *opaque);
+
+/* Sends a frame of 14 ... NETDEV_MAX_FRAME_BYTES bytes; others are dropped and counted. The
+ * frame may be changed (checksum). May call receive(). */
+void netdev_send(struct netdev *netdev, void *frame, size_t len, const struct netdev_csum *csum);
+/* Ends a batch of sends. */
+void netdev_send_done(struct netdev *netdev);
+
+/* The card has room again; delivers what waited. */
+void netdev_receive_ready(struct netdev *netdev);
+
+/* A copy; any thread. */
+void netdev_stats(struct netdev *netdev, struct netdev_stats *ret_stats);
+
+#endif

@@ -1,0 +1,103 @@
+/*
+ * The virtio devices: creation and what the machine does with them.
+ *
+ * Modern virtio 1.2 over PCI only. A device lives on a PCI host and works on
+ * an event loop: its block image's or network's own, or the one given in
+ * struct virtio_env. Creation and destruction belong to the thread that builds
+ * the machine, while no vCPU and none of these loops runs. The guest cannot
+ * end or block anything here; what it does wrong breaks the device
+ * (DEVICE_NEEDS_RESET) until it resets it.
+ */
+#ifndef CORBEL_VIRTIO_VIRTIO_DEVICES_H
+#define CORBEL_VIRTIO_VIRTIO_DEVICES_H
+
+#include "base/compiler.h"
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct block;
+struct gmem;
+struct loop;
+struct netdev;
+struct pci_host;
+struct virtio_dev;
+
+struct virtio_env {
+    struct pci_host *host;
+    struct gmem *gmem;
+    struct loop *loop; /* of io/0 */
+};
+
+/* Frees the device and its PCI function; not the backend. Accepts NULL. */
+void virtio_dev_destroy(struct virtio_dev *dev);
+
+/*
+ * As freshly created, including its PCI function. Returns when no request is
+ * in flight. vCPUs are stopped; any thread otherwise.
+ */
+void virtio_dev_reset(struct virtio_dev *dev);
+
+/* "virtio-blk" ...; static storage. */
+const char *virtio_dev_name(const struct virtio_dev *dev);
+
+/* Block device over an image, which outlives it. serial: at most 20 bytes, may be NULL. -ENOMEM,
+ * -ENOSPC (no PCI slot). So for all below. */
+int virtio_blk_create(const struct virtio_env *env, struct block *block, const char *serial,
+                      struct virtio_dev **ret_dev) MUST_CHECK;
+
+/* Network card; mac all zero: 52:54:00:12:34:56. */
+int virtio_net_create(const struct virtio_env *env, struct netdev *netdev, const uint8_t mac[6],
+                      struct virtio_dev **ret_dev) MUST_CHECK;
+
+/*
+ * Console with one port. write() takes bytes from the guest on env's loop and
+ * returns how many it took (fewer: it is full, and calls
+ * virtio_console_output_ready() when it has room again). may_input() tells
+ * that the guest has room again after virtio_console_input() took fewer bytes
+ * than given. Neither may call back into the console.
+ */
+struct virtio_console_ops {
+    size_t (*write)(void *opaque, const uint8_t *data, size_t len);
+    void (*may_input)(void *opaque);
+};
+
+int virtio_console_create(const struct virtio_env *env, const struct virtio_console_ops *ops,
+                          void *opaque, struct virtio_dev **ret_dev) MUST_CHECK;
+/* Gives bytes to the guest; how many it took. The loop's thread. */
+size_t virtio_console_input(struct virtio_dev *dev, const uint8_t *data, size_t len);
+void virtio_console_output_ready(struct virtio_dev *dev);
+
+/* Entropy from getrandom(). */
+int virtio_rng_create(const struct virtio_env *env, struct virtio_dev **ret_dev) MUST_CHECK;
+
+struct virtio_balloon_stats {
+    uint64_t target_bytes; /* asked for */
+    uint64_t actual_bytes; /* given by the guest */
+    uint64_t discarded_bytes; /* given back to the host so far, by balloon and free pages */
+    bool has_guest_stats;
+    uint64_t guest_free_bytes, guest_total_bytes, guest_available_bytes; /* as the guest says */
+};
+
+int virtio_balloon_create(const struct virtio_env *env, struct virtio_dev **ret_dev) MUST_CHECK;
+/* Bytes to take from the guest, rounded down to pages, at most guest memory. Any thread. */
+void virtio_balloon_set_target(struct virtio_dev *dev, uint64_t bytes);
+/* Asks the guest for all its free pages once. Any thread. */
+void virtio_balloon_reclaim(struct virtio_dev *dev);
+/* A copy; any thread. Asks the guest for new statistics, for the next call. */
+void virtio_balloon_stats(struct virtio_dev *dev, struct virtio_balloon_stats *ret_stats);
+
+/*
+ * Stream sockets between host and guest. A host program connects to the unix
+ * socket at path, writes "CONNECT PORT\n", reads "OK HOSTPORT\n" and is then
+ * connected to that port of the guest. A guest's connection to host port N
+ * goes to the unix socket PATH_N. -EADDRINUSE when path is a live socket (a
+ * dead one is replaced), -EINVAL for the cid (3 ... 0xfffffffe) or a too long
+ * path; err says.
+ */
+int virtio_vsock_create(const struct virtio_env *env, uint32_t guest_cid, const char *path,
+                        struct err *err, struct virtio_dev **ret_dev) MUST_CHECK;
+
+#endif
