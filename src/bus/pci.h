@@ -48,6 +48,7 @@ struct pci_dev_config {
 int pci_host_create(struct bus *bus, const struct irq_router *irq, uint64_t mmio_base,
                     uint64_t mmio_len, struct pci_host **ret_host) MUST_CHECK;
 void pci_host_destroy(struct pci_host *host); /* after all functions; accepts NULL */
+void pci_host_reset(struct pci_host *host);   /* and every function, by pci_dev_reset() */
 
 /* Takes the next free slot; BARs are placed at once, as firmware would. -ENOSPC when full. */
 int pci_dev_create(struct pci_host *host, const struct pci_dev_config *config,
@@ -59,7 +60,8 @@ unsigned pci_dev_slot(const struct pci_dev *dev);
 /* Appends a vendor capability (id 0x09) body of len bytes (without id/next), returns its
  * offset or -ENOSPC. Before the guest runs. */
 int pci_dev_add_vendor_cap(struct pci_dev *dev, const void *body, unsigned len) MUST_CHECK;
-/* Bytes of configuration space that the function itself answers (virtio-pci's cfg window). */
+/* Whole dwords of configuration space that the function itself answers (virtio-pci's cfg window),
+ * in accesses of 1, 2 or 4 bytes. */
 int pci_dev_hook_config(struct pci_dev *dev, unsigned offset, unsigned len,
                         const struct bus_ops *ops, void *opaque) MUST_CHECK;
 
