@@ -93,7 +93,7 @@ struct vcpu_intr_ops {
 
 /* What the machine gives to a vCPU. All outlives it. */
 struct vcpu_env {
-    const struct vcpu_intr_ops *intr; /* NULL with an in-kernel irqchip */
+    const struct vcpu_intr_ops *intr; /* full irqchip: NULL; split: the PIC's vectors */
     void *opaque;
     const struct cpuid_table *cpuid; /* the leaves this vCPU answers (APIC id differs) */
 };
@@ -110,8 +110,23 @@ enum vm_irqchip {
     VM_IRQCHIP_FULL   /* all in the accelerator */
 };
 
+/*
+ * Executes one instruction on a state, for an accelerator that meets one it
+ * cannot execute: KVM where no hardware stands behind it. One stepper per vCPU,
+ * on its thread. run() returns 0 when the instruction (or the delivery of a
+ * pending event) is done, 1 when exit was filled: the caller answers it and
+ * calls again with the same arguments; a negative errno when it cannot either.
+ */
+struct accel_stepper_ops {
+    int (*create)(struct gmem *gmem, const struct vcpu_env *env, struct err *err,
+                  void **ret_stepper);
+    void (*destroy)(void *stepper); /* accepts NULL */
+    int (*run)(void *stepper, struct vcpu_state *state, struct vmexit *exit);
+};
+
 struct accel_vm_config {
-    struct gmem *gmem; /* outlives the VM */
+    struct gmem *gmem;                       /* outlives the VM */
+    const struct accel_stepper_ops *stepper; /* NULL: such an instruction ends the VM */
     unsigned vcpu_count;
     enum vm_irqchip irqchip;
     bool reference_only;       /* software engine: one instruction at a time */
@@ -180,6 +195,9 @@ struct accel_ops {
     /* (optional) an eventfd that raises a MSI route; gsi from msi_route(). */
     int (*msi_route)(struct accel_vm *vm, unsigned gsi, uint64_t address, uint32_t data);
     int (*irqfd)(struct accel_vm *vm, unsigned gsi, int fd, bool add);
+    /* (optional) in-kernel chips as after power-on; no vCPU runs. Any thread. With a split
+     * irqchip, EOI exits come for vectors of the msi_route()s of GSI 0 to 23, the pins. */
+    int (*irqchip_reset)(struct accel_vm *vm);
 
     /* (optional) guest writes, in the layout of gmem_dirty_log_fetch. */
     int (*dirty_log_start)(struct accel_vm *vm);
