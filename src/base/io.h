@@ -31,7 +31,8 @@ int io_memfd(const char *name, uint64_t size_bytes) MUST_CHECK;
 
 int io_set_nonblock(int fd) MUST_CHECK;
 
-/* Reads a whole regular file of at most max_bytes into malloc'd *ret_data. -EFBIG when larger. */
+/* Reads a whole regular file of at most max_bytes into malloc'd *ret_data and ends it with a NUL
+ * that *ret_len does not count. -EFBIG when larger, -EISDIR or -EINVAL when not a regular file. */
 int io_read_file(const char *path, size_t max_bytes, void **ret_data, size_t *ret_len) MUST_CHECK;
 
 #endif

@@ -45,7 +45,8 @@ void mutex_lock(struct mutex *mutex) ACQUIRE(mutex);
 void mutex_unlock(struct mutex *mutex) RELEASE(mutex);
 
 /*
- * Starts a thread with every signal blocked and the given name (at most 15
+ * Starts a thread with every signal blocked that is not of its own making
+ * (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP and SIGSYS stay), and the given name (at most 15
  * bytes, "vcpu/0", "io/0"). 0, or a negative errno. The caller joins it.
  */
 int thread_start(pthread_t *ret_thread, const char *name, void *(*fn)(void *), void *opaque)
