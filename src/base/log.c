@@ -35,7 +35,7 @@ void log_set_program(const char *name)
 }
 
 /* One write() per line, so that lines of several threads do not mix. */
-static void log_emit(const char *tag, const char *fmt, va_list args)
+static PRINTF_LIKE(2, 0) void log_emit(const char *tag, const char *fmt, va_list args)
 {
     char line[LOG_LINE_BYTES];
     size_t used;

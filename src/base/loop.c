@@ -67,7 +67,7 @@ static bool node_alone(const struct node *node)
 
 static void node_unlink(struct node *node)
 {
-    node->prev->next = node->next;
+    node->prev->next = node->next; /* NOLINT(clang-analyzer-unix.Malloc): loses track of rings */
     node->next->prev = node->prev;
     node_init(node);
 }
