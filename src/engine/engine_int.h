@@ -22,6 +22,7 @@
 struct engine_vm;
 struct hostexec;
 struct translator;      /* per VM: code cache, blocks by physical page (code_cache.h) */
+struct interp_cache;    /* interp.c */
 struct translator_vcpu; /* per vCPU: jump cache, spill slots, counters */
 
 /* The exception that the current instruction raises. */
@@ -43,6 +44,7 @@ struct engine_fault {
 struct engine_io_log {
     unsigned done;   /* answered accesses */
     unsigned cursor; /* next one to hand out on this run of the instruction */
+    uint64_t faults; /* bit i: access i was refused (an MSR): the guest gets #GP(0) */
     uint64_t data[ENGINE_IO_LOG_MAX];
 };
 
@@ -69,6 +71,27 @@ struct engine_vcpu {
     uint64_t stat_tlb_fills;
     uint64_t stat_tlb_flushes;
     _Atomic uint64_t sync_epoch; /* see translate.c: handshake of mmu_protect_code_page */
+
+    /* The translator's jump cache is dropped through this on every flush. NULL in
+     * reference mode. Runs with guest vector registers live: general registers only. */
+    void (*flush_hook)(struct engine_vcpu *v);
+    struct mmu_tlb_index tlb_index[MMU_MODE_COUNT];
+    struct mmu_fetch_entry fetch[MMU_FETCH_SETS];
+    uint64_t paging_reserved; /* bits of a paging entry at and above MAXPHYADDR, below 52 */
+    bool vendor_amd;          /* CPUID says so: SYSCALL outside 64-bit mode exists */
+    bool intr_check;          /* env->intr may have something: ask when the guest can take it */
+    bool data_breakpoints;    /* DR7 enables at least one data breakpoint */
+    uint64_t pending_dr6;     /* data breakpoints that the instruction in hand has met */
+    uint64_t next_rip;        /* where the instruction in hand ends; branches change it */
+    struct interp_cache *icache; /* decoded instructions */
+};
+
+/* One piece of RAM, so that the page walk needs no call out of the engine. */
+struct engine_ram {
+    uint64_t gpa;
+    uint64_t size_bytes;
+    uint8_t *host;
+    _Atomic uint8_t *flags; /* one byte per page: GMEM_PAGE_* */
 };
 
 struct engine_vm {
@@ -78,6 +101,11 @@ struct engine_vm {
     bool check;
     struct mutex lock; /* LOCK_RANK_ENGINE: translator tables, code page marks, split locks */
     struct translator *translator;
+    struct engine_ram ram[GMEM_MAX_REGIONS];
+    unsigned ram_count;
+    _Atomic bool dirty_logging;
+    uint64_t clock_host_tsc; /* kvmclock: host TSC at which its system time was 0 */
+    uint64_t clock_wall_ns;  /* CLOCK_REALTIME at that moment */
     unsigned vcpu_count;
     _Atomic(struct engine_vcpu *) vcpus[64];
 };

@@ -51,6 +51,22 @@ struct mmu_tlb {
     struct mmu_tlb_entry write[MMU_TLB_SETS];
 };
 
+/* Which sets of a struct mmu_tlb were filled, so that a flush touches only those.
+ * A bit may be set without an entry (another thread cleared it), never the reverse. */
+#define MMU_TLB_WORDS (MMU_TLB_SETS / 64u)
+struct mmu_tlb_index {
+    uint64_t used[2][MMU_TLB_WORDS];       /* [0] read, [1] write */
+    uint64_t non_global[2][MMU_TLB_WORDS]; /* of the used ones: dropped by MOV to CR3 */
+    uint64_t large[2][MMU_TLB_WORDS];      /* piece of a page above 4 KiB: see mmu_flush_page */
+};
+
+/* Instruction fetch has its own small table of code pages. */
+#define MMU_FETCH_SETS 64u
+struct mmu_fetch_entry {
+    uint64_t tag;  /* page of va; bit 0: user; bit 1: valid */
+    uint8_t *host; /* start of the page */
+};
+
 /* What a walk found. */
 struct mmu_page {
     uint64_t gpa;  /* of the byte asked for */
@@ -90,10 +106,20 @@ int mmu_write(struct engine_vcpu *v, uint64_t va, const void *buf, unsigned len,
 /*
  * For read-modify-write on RAM within one page: the host address to work on
  * directly (atomics included), or NULL in *ret_host when it must go through a
- * copy (MMIO or page-crossing). Drops translations when the page holds code.
+ * copy (MMIO or page-crossing). mmu_rmw_end() follows after the write.
  */
 int mmu_rmw_begin(struct engine_vcpu *v, uint64_t va, unsigned len, enum mmu_mode mode,
                   uint8_t **ret_host) MUST_CHECK;
+/* After the bytes at host were written: drops what was translated from them. */
+void mmu_rmw_end(struct engine_vcpu *v, const uint8_t *host, unsigned len);
+
+/* The host address of [va, va + len) for reading when it is RAM within one page, else NULL. */
+int mmu_read_begin(struct engine_vcpu *v, uint64_t va, unsigned len, enum mmu_mode mode,
+                   const uint8_t **ret_host) MUST_CHECK;
+
+/* The host address of the code byte at va when its page is RAM and executable,
+ * NULL in *ret_host when it is not RAM; ENGINE_FAULT. Cached per page. */
+int mmu_fetch_host(struct engine_vcpu *v, uint64_t va, const uint8_t **ret_host) MUST_CHECK;
 
 /* Instruction bytes at va, at most 15 and at most to where fetching faults:
  * count in *ret_len (at least 1), or ENGINE_FAULT for the first byte. */
@@ -110,7 +136,16 @@ enum mmu_mode mmu_current_mode(const struct engine_vcpu *v);
 /* Flushes as architecture asks (SDM 3A 4.10.4); each also drops this vCPU's jump cache. */
 void mmu_flush_all(struct engine_vcpu *v);        /* CR0, CR4, EFER changes */
 void mmu_flush_non_global(struct engine_vcpu *v); /* MOV to CR3 */
-void mmu_flush_page(struct engine_vcpu *v, uint64_t va); /* INVLPG, and on #PF of that page */
+void mmu_flush_page(struct engine_vcpu *v, uint64_t va); /* INVLPG */
+
+/* Empties every entry of a new vCPU. */
+void mmu_init(struct engine_vcpu *v);
+
+/* Drops what lets a vCPU write without looking (dirty logging begins, log fetched). Owner thread. */
+void mmu_flush_writes(struct engine_vcpu *v);
+
+/* True when va is canonical or the CPU is not in IA-32e mode. */
+bool mmu_is_canonical(const struct engine_vcpu *v, uint64_t va);
 
 /*
  * Marks the page as holding translated code and removes it from the write TLBs
