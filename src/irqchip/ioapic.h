@@ -1,0 +1,35 @@
+/*
+ * The I/O APIC (82093AA datasheet): 24 pins, one MMIO window.
+ *
+ * Pin numbers are GSIs. It sends messages in MSI format through an irq_router,
+ * so that it serves our local APICs and an accelerator's alike. Lines say
+ * "asserted", whatever polarity the guest programs. All functions: any thread;
+ * messages are sent with its mutex (LOCK_RANK_IRQ) held.
+ */
+#ifndef CORBEL_IRQCHIP_IOAPIC_H
+#define CORBEL_IRQCHIP_IOAPIC_H
+
+#include "base/compiler.h"
+#include "bus/bus.h"
+#include "bus/irq.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define IOAPIC_PINS 24
+#define IOAPIC_WINDOW_BYTES 0x1000u
+
+struct ioapic;
+
+/* Maps its window at base. router's set_line is not used. -ENOMEM, -EEXIST. */
+int ioapic_create(struct bus *bus, uint64_t base, const struct irq_router *router,
+                  struct ioapic **ret_ioapic) MUST_CHECK;
+void ioapic_destroy(struct ioapic *ioapic); /* accepts NULL */
+void ioapic_reset(struct ioapic *ioapic);   /* lines keep their level: devices drive them */
+
+/* Pins beyond the last are ignored. */
+void ioapic_set_line(struct ioapic *ioapic, unsigned pin, bool level);
+/* A local APIC ended a level-triggered vector; still asserted lines are sent again. */
+void ioapic_eoi(struct ioapic *ioapic, uint8_t vector);
+
+#endif
