@@ -51,8 +51,8 @@ struct block_config {
 struct block_request {
     enum block_op op;
     bool may_unmap;
-    uint64_t offset; /* bytes */
-    uint64_t len;    /* bytes; for reads and writes the sum over iov; 0 for a flush */
+    uint64_t offset;   /* bytes */
+    uint64_t len;      /* bytes; for reads and writes the sum over iov; 0 for a flush */
     struct iovec *iov; /* may be changed by the image */
     unsigned iov_count;
     void (*done)(struct block_request *request, int result); /* 0 or a negative errno */
@@ -73,8 +73,8 @@ struct block_stats {
  * when another process holds it, -EINVAL when its size is not a multiple of
  * 512, -ENOENT, -EACCES, ...; err names the file and the mend.
  */
-int block_create(const struct block_config *config, struct err *err,
-                 struct block **ret_block) MUST_CHECK;
+int block_create(const struct block_config *config, struct err *err, struct block **ret_block)
+    MUST_CHECK;
 void block_destroy(struct block *block); /* stopped; accepts NULL */
 
 int block_start(struct block *block, struct err *err) MUST_CHECK;
