@@ -25,8 +25,8 @@ struct netdev;
 struct loop;
 
 /* What the network can carry beyond plain frames. */
-#define NETDEV_CAN_TX_CSUM 0x1u  /* the card may leave a checksum to it: struct netdev_csum */
-#define NETDEV_RX_CSUM_OK 0x2u   /* checksums of frames it delivers need not be verified */
+#define NETDEV_CAN_TX_CSUM 0x1u /* the card may leave a checksum to it: struct netdev_csum */
+#define NETDEV_RX_CSUM_OK 0x2u  /* checksums of frames it delivers need not be verified */
 
 /* A checksum to be completed: the Internet checksum over [start, end of frame) goes to
  * start + offset, where the pseudo header's sum already stands. */

@@ -74,8 +74,8 @@ void virtio_console_output_ready(struct virtio_dev *dev);
 int virtio_rng_create(const struct virtio_env *env, struct virtio_dev **ret_dev) MUST_CHECK;
 
 struct virtio_balloon_stats {
-    uint64_t target_bytes; /* asked for */
-    uint64_t actual_bytes; /* given by the guest */
+    uint64_t target_bytes;    /* asked for */
+    uint64_t actual_bytes;    /* given by the guest */
     uint64_t discarded_bytes; /* given back to the host so far, by balloon and free pages */
     bool has_guest_stats;
     uint64_t guest_free_bytes, guest_total_bytes, guest_available_bytes; /* as the guest says */
