@@ -83,7 +83,7 @@ unsigned netdev_caps(const struct netdev *netdev);
 uint16_t netdev_mtu(const struct netdev *netdev);
 
 /* The host port of forward index as it was opened, 0 when there is no such forward. Any thread. */
-uint16_t netdev_forward_port(const struct netdev *netdev, unsigned index);
+uint16_t netdev_forward_port(struct netdev *netdev, unsigned index);
 
 /* One card; NULL takes it away. */
 void netdev_set_card(struct netdev *netdev, const struct netdev_card_ops *ops, void *opaque);

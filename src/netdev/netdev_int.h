@@ -1,0 +1,52 @@
+/*
+ * Between the netdev core and its back ends. All on the netdev's thread.
+ */
+#ifndef CORBEL_NETDEV_NETDEV_INT_H
+#define CORBEL_NETDEV_NETDEV_INT_H
+
+#include "netdev/netdev.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+struct queued_frame;
+
+struct netdev_ops {
+    /* A valid frame from the card, its checksum complete; taken, or lost as on a wire. */
+    void (*send)(struct netdev *netdev, const void *frame, size_t len);
+    void (*send_done)(struct netdev *netdev);
+    /* The card takes frames again: nothing waits any more. */
+    void (*resume)(struct netdev *netdev);
+    uint16_t (*forward_port)(struct netdev *netdev, unsigned index); /* optional */
+    void (*destroy)(struct netdev *netdev);
+};
+
+struct netdev {
+    const struct netdev_ops *ops;
+    struct loop *loop;
+    pthread_t thread;
+    bool has_thread;
+    unsigned caps;
+    uint16_t mtu;
+    const struct netdev_card_ops *card;
+    void *card_opaque;
+    /* Frames that the card had no room for, oldest first. */
+    struct queued_frame *queue;
+    struct queued_frame **queue_end;
+    size_t queue_bytes;
+    /* Written by the netdev's thread, read by any. */
+    _Atomic uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, tx_dropped, rx_dropped;
+};
+
+int netdev_init(struct netdev *netdev, const struct netdev_ops *ops, unsigned caps, uint16_t mtu)
+    MUST_CHECK;
+void netdev_done(struct netdev *netdev);
+
+/* Gives a frame to the card; it is copied where it has to wait, dropped where too much waits. */
+void netdev_deliver(struct netdev *netdev, const void *frame, size_t len);
+/* Frames wait: a back end should not read more. */
+bool netdev_is_waiting(const struct netdev *netdev);
+/* Ends a batch of netdev_deliver(). */
+void netdev_deliver_done(struct netdev *netdev);
+
+#endif
