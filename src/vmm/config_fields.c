@@ -1,0 +1,444 @@
+#include "vmm/config_fields.h"
+
+#include "base/io.h"
+#include "vmm/config.h"
+#include "vmm/parse.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define LOOPBACK 0x7f000001u
+
+/* Refuses the value; mend says what to give instead. */
+static int refuse(const struct vmm_setting *setting, const char *mend)
+{
+    char shown[200];
+
+    return err_set(setting->err, -EINVAL, "%s: \"%s\" does not fit; give %s", setting->place,
+                   log_escape(shown, sizeof(shown), setting->value, strlen(setting->value)), mend);
+}
+
+/* Copies text into the configuration's keeping. */
+static int keep(const struct vmm_setting *setting, const char *text, char **ret_copy)
+{
+    struct vmm_config *config = setting->config;
+    char *copy;
+
+    if (config->string_count == VMM_CONFIG_MAX_STRINGS) {
+        return err_set(setting->err, -EINVAL, "%s: too many settings; give each setting once",
+                       setting->place);
+    }
+    copy = strdup(text);
+    if (copy == NULL) {
+        return err_set(setting->err, -ENOMEM, "out of memory");
+    }
+    config->strings[config->string_count++] = copy;
+    *ret_copy = copy;
+    return 0;
+}
+
+/* Copies a value that names a file. */
+static int keep_path(const struct vmm_setting *setting, const char *text, const char **ret_path)
+{
+    char *copy;
+    int rc;
+
+    if (*text == '\0') {
+        return refuse(setting, "the name of a file");
+    }
+    rc = keep(setting, text, &copy);
+    if (rc == 0) {
+        *ret_path = copy;
+    }
+    return rc;
+}
+
+static bool is_yes(const struct vmm_setting *setting)
+{
+    return strcmp(setting->value, "yes") == 0;
+}
+
+static int set_engine(const struct vmm_setting *setting)
+{
+    struct machine_config *machine = &setting->config->machine;
+
+    if (strcmp(setting->value, "auto") == 0) {
+        machine->engine = MACHINE_ENGINE_AUTO;
+    } else if (strcmp(setting->value, "kvm") == 0) {
+        machine->engine = MACHINE_ENGINE_KVM;
+    } else if (strcmp(setting->value, "soft") == 0 || strcmp(setting->value, "reference") == 0) {
+        machine->engine = MACHINE_ENGINE_SOFT;
+    } else {
+        return refuse(setting, "auto, kvm, soft or reference");
+    }
+    machine->engine_reference = strcmp(setting->value, "reference") == 0;
+    return 0;
+}
+
+static int set_engine_check(const struct vmm_setting *setting)
+{
+    setting->config->machine.engine_check = is_yes(setting);
+    return 0;
+}
+
+static int set_cpus(const struct vmm_setting *setting)
+{
+    char mend[64];
+    uint64_t cpus;
+
+    if (!parse_number(setting->value, 1, MACHINE_MAX_CPUS, &cpus)) {
+        (void)snprintf(mend, sizeof(mend), "a number of CPUs from 1 to %d", MACHINE_MAX_CPUS);
+        return refuse(setting, mend);
+    }
+    setting->config->machine.cpus = (unsigned)cpus;
+    return 0;
+}
+
+static int set_memory(const struct vmm_setting *setting)
+{
+    uint64_t bytes;
+
+    if (!parse_size(setting->value, &bytes) || bytes < MACHINE_MIN_MEMORY_BYTES ||
+        bytes > MACHINE_MAX_MEMORY_BYTES || bytes % (1u << 20) != 0) {
+        return refuse(setting, "a size in whole MiB from 16M to 256G, such as 512M or 2G");
+    }
+    setting->config->machine.memory_bytes = bytes;
+    return 0;
+}
+
+static int set_kernel(const struct vmm_setting *setting)
+{
+    return keep_path(setting, setting->value, &setting->config->machine.kernel);
+}
+
+static int set_initrd(const struct vmm_setting *setting)
+{
+    return keep_path(setting, setting->value, &setting->config->machine.initrd);
+}
+
+static int set_cmdline(const struct vmm_setting *setting)
+{
+    char *copy;
+    int rc = keep(setting, setting->value, &copy);
+
+    if (rc == 0) {
+        setting->config->machine.cmdline = copy;
+    }
+    return rc;
+}
+
+static int set_disk(const struct vmm_setting *setting)
+{
+    struct machine_config *machine = &setting->config->machine;
+    struct machine_disk disk = {.fd = -1};
+    size_t len = strlen(setting->value);
+    char *path;
+    int rc;
+
+    if (machine->disk_count == MACHINE_MAX_DISKS) {
+        return err_set(setting->err, -EINVAL, "%s: more than %d disks; leave some out",
+                       setting->place, MACHINE_MAX_DISKS);
+    }
+    rc = keep(setting, setting->value, &path);
+    if (rc < 0) {
+        return rc;
+    }
+    if (len >= 3 && strcmp(path + len - 3, ",ro") == 0) {
+        disk.read_only = true;
+        path[len - 3] = '\0';
+    }
+    if (*path == '\0') {
+        return refuse(setting, "the name of a disk image, and ,ro after it to only read it");
+    }
+    disk.path = path;
+    machine->disks[machine->disk_count++] = disk;
+    return 0;
+}
+
+/* "HOSTPORT:GUESTPORT" */
+static int add_forward(const struct vmm_setting *setting, char *ports)
+{
+    struct machine_net *net = &setting->config->machine.net;
+    char *guest = parse_split(ports, ':');
+    uint64_t host_port, guest_port;
+
+    if (guest == NULL || !parse_number(ports, 1, UINT16_MAX, &host_port) ||
+        !parse_number(guest, 1, UINT16_MAX, &guest_port)) {
+        return refuse(setting, "forward=HOSTPORT:GUESTPORT with ports from 1 to 65535");
+    }
+    if (net->forward_count == MACHINE_MAX_FORWARDS) {
+        return err_set(setting->err, -EINVAL, "%s: more than %d forwards; leave some out",
+                       setting->place, MACHINE_MAX_FORWARDS);
+    }
+    for (unsigned i = 0; i < net->forward_count; i++) {
+        if (net->forwards[i].host_port == host_port) {
+            return refuse(setting, "each host port once");
+        }
+    }
+    net->forwards[net->forward_count++] = (struct machine_forward){
+        .host_address = LOOPBACK,
+        .host_port = (uint16_t)host_port,
+        .guest_port = (uint16_t)guest_port,
+    };
+    return 0;
+}
+
+static int set_net(const struct vmm_setting *setting)
+{
+    static const char key[] = "forward=";
+    struct machine_net *net = &setting->config->machine.net;
+    CLEANUP_FREE char *text = strdup(setting->value);
+    char *part, *next;
+
+    if (text == NULL) {
+        return err_set(setting->err, -ENOMEM, "out of memory");
+    }
+    next = parse_split(text, ',');
+    *net = (struct machine_net){0};
+    if (strcmp(text, "none") == 0 && next == NULL) {
+        return 0;
+    }
+    if (strcmp(text, "user") != 0) {
+        return refuse(setting, "user, or user,forward=HOSTPORT:GUESTPORT, or none");
+    }
+    net->is_present = true;
+    while ((part = next) != NULL) {
+        int rc;
+
+        next = parse_split(part, ',');
+        if (strncmp(part, key, sizeof(key) - 1) != 0) {
+            return refuse(setting, "user,forward=HOSTPORT:GUESTPORT, forward= as often as needed");
+        }
+        rc = add_forward(setting, part + sizeof(key) - 1);
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    return 0;
+}
+
+static int set_serial(const struct vmm_setting *setting)
+{
+    struct vmm_config *config = setting->config;
+
+    if (strcmp(setting->value, "stdio") == 0) {
+        config->serial = VMM_SERIAL_STDIO;
+        return 0;
+    }
+    if (strcmp(setting->value, "none") == 0) {
+        config->serial = VMM_SERIAL_NONE;
+        return 0;
+    }
+    if (strncmp(setting->value, "file:", 5) == 0) {
+        config->serial = VMM_SERIAL_FILE;
+        return keep_path(setting, setting->value + 5, &config->serial_path);
+    }
+    if (strncmp(setting->value, "socket:", 7) == 0) {
+        config->serial = VMM_SERIAL_SOCKET;
+        return keep_path(setting, setting->value + 7, &config->serial_path);
+    }
+    return refuse(setting, "stdio, none, file:FILE or socket:FILE");
+}
+
+static int set_control(const struct vmm_setting *setting)
+{
+    return keep_path(setting, setting->value, &setting->config->control_path);
+}
+
+static int set_gdb(const struct vmm_setting *setting)
+{
+    struct machine_config *machine = &setting->config->machine;
+    char listen[24];
+    uint64_t port;
+    char *copy;
+    int rc;
+
+    if (strncmp(setting->value, "unix:", 5) == 0 && setting->value[5] != '\0') {
+        return keep_path(setting, setting->value, &machine->gdb_listen);
+    }
+    if (!parse_number(setting->value, 1, UINT16_MAX, &port)) {
+        return refuse(setting, "a port from 1 to 65535, or unix:FILE");
+    }
+    (void)snprintf(listen, sizeof(listen), "127.0.0.1:%u", (unsigned)port);
+    rc = keep(setting, listen, &copy);
+    if (rc == 0) {
+        machine->gdb_listen = copy;
+    }
+    return rc;
+}
+
+static int set_gdb_wait(const struct vmm_setting *setting)
+{
+    setting->config->machine.gdb_wait = is_yes(setting);
+    return 0;
+}
+
+static int set_vsock(const struct vmm_setting *setting)
+{
+    struct machine_config *machine = &setting->config->machine;
+    uint64_t cid;
+    char *text, *path;
+    int rc = keep(setting, setting->value, &text);
+
+    if (rc < 0) {
+        return rc;
+    }
+    path = parse_split(text, ',');
+    if (path == NULL || *path == '\0' || !parse_number(text, 3, UINT32_MAX - 1, &cid)) {
+        return refuse(setting, "CID,FILE with a CID from 3 to 4294967294");
+    }
+    machine->has_vsock = true;
+    machine->vsock_guest_cid = (uint32_t)cid;
+    machine->vsock_socket_path = path;
+    return 0;
+}
+
+static int set_rng(const struct vmm_setting *setting)
+{
+    setting->config->machine.has_rng = is_yes(setting);
+    return 0;
+}
+
+static int set_balloon(const struct vmm_setting *setting)
+{
+    setting->config->machine.has_balloon = is_yes(setting);
+    return 0;
+}
+
+static int set_on_reset(const struct vmm_setting *setting)
+{
+    if (strcmp(setting->value, "restart") == 0) {
+        setting->config->machine.on_reset = MACHINE_POLICY_RESET;
+    } else if (strcmp(setting->value, "exit") == 0) {
+        setting->config->machine.on_reset = MACHINE_POLICY_STOP;
+    } else {
+        return refuse(setting, "restart or exit");
+    }
+    return 0;
+}
+
+static int set_on_crash(const struct vmm_setting *setting)
+{
+    struct vmm_config *config = setting->config;
+
+    if (strcmp(setting->value, "restart") == 0) {
+        config->machine.on_crash = MACHINE_POLICY_RESET;
+    } else if (strcmp(setting->value, "exit") == 0 || strcmp(setting->value, "pause") == 0) {
+        config->machine.on_crash = MACHINE_POLICY_STOP;
+    } else {
+        return refuse(setting, "exit, restart or pause");
+    }
+    config->stay_after_crash = strcmp(setting->value, "pause") == 0;
+    return 0;
+}
+
+static int set_log_level(const struct vmm_setting *setting)
+{
+    static const char *const names[] = {
+        [LOG_LEVEL_ERROR] = "error",
+        [LOG_LEVEL_WARN] = "warning",
+        [LOG_LEVEL_INFO] = "info",
+        [LOG_LEVEL_DEBUG] = "debug",
+    };
+
+    for (unsigned i = 0; i < ARRAY_LEN(names); i++) {
+        if (strcmp(setting->value, names[i]) == 0) {
+            setting->config->log_level = (enum log_level)i;
+            return 0;
+        }
+    }
+    return refuse(setting, "error, warning, info or debug");
+}
+
+static int set_config(const struct vmm_setting *setting)
+{
+    CLEANUP_FREE void *text = NULL;
+    size_t len = 0;
+    int rc = io_read_file(setting->value, VMM_CONFIG_MAX_FILE_BYTES, &text, &len);
+
+    if (rc < 0) {
+        return err_set_errno(setting->err, rc, "%s: cannot read \"%s\"", setting->place,
+                             setting->value);
+    }
+    return vmm_config_parse_json(setting->config, setting->value, text, len, setting->err);
+}
+
+const struct vmm_field vmm_fields[] = {
+    {.name = "engine",
+     .value = "auto|kvm|soft|reference",
+     .help = "what runs the guest's instructions; auto takes KVM where it is fast, else soft",
+     .set = set_engine},
+    {.name = "engine-check",
+     .value = NULL,
+     .help = "run soft and reference in lock step, stop at the first difference",
+     .set = set_engine_check},
+    {.name = "cpus", .value = "N", .help = "number of virtual CPUs (1)", .set = set_cpus},
+    {.name = "memory",
+     .value = "SIZE",
+     .help = "guest memory, such as 512M or 2G (512M)",
+     .set = set_memory},
+    {.name = "kernel",
+     .value = "FILE",
+     .help = "the kernel to boot, a bzImage or an ELF file",
+     .set = set_kernel},
+    {.name = "initrd", .value = "FILE", .help = "the initial RAM disk", .set = set_initrd},
+    {.name = "cmdline", .value = "TEXT", .help = "the kernel's command line", .set = set_cmdline},
+    {.name = "disk",
+     .value = "FILE[,ro]",
+     .help = "a disk image; ,ro only reads it; may be repeated",
+     .set = set_disk,
+     .is_repeatable = true},
+    {.name = "net",
+     .value = "user[,forward=HOSTPORT:GUESTPORT]",
+     .help = "user-mode network; forwards listen on 127.0.0.1, as many as needed",
+     .set = set_net},
+    {.name = "serial",
+     .value = "stdio|none|file:FILE|socket:FILE",
+     .help = "where the serial console goes (stdio)",
+     .set = set_serial},
+    {.name = "control",
+     .value = "FILE",
+     .help = "listen for commands on this unix socket",
+     .set = set_control},
+    {.name = "gdb",
+     .value = "PORT|unix:FILE",
+     .help = "let a debugger attach at 127.0.0.1:PORT or a unix socket",
+     .set = set_gdb},
+    {.name = "gdb-wait",
+     .value = NULL,
+     .help = "run nothing before the debugger says so",
+     .set = set_gdb_wait},
+    {.name = "vsock",
+     .value = "CID,FILE",
+     .help = "a vsock device, reached through this unix socket",
+     .set = set_vsock},
+    {.name = "rng",
+     .value = NULL,
+     .help = "leave out the entropy device",
+     .set = set_rng,
+     .is_default_on = true},
+    {.name = "balloon",
+     .value = NULL,
+     .help = "leave out the memory balloon",
+     .set = set_balloon,
+     .is_default_on = true},
+    {.name = "on-reset",
+     .value = "restart|exit",
+     .help = "what a reset does (restart)",
+     .set = set_on_reset},
+    {.name = "on-crash",
+     .value = "exit|restart|pause",
+     .help = "what a triple fault does (exit)",
+     .set = set_on_crash},
+    {.name = "config",
+     .value = "FILE",
+     .help = "read settings from a JSON file: flags without dashes are its keys",
+     .set = set_config,
+     .is_flag_only = true},
+    {.name = "log-level",
+     .value = "error|warning|info|debug",
+     .help = "which messages to show on stderr (info)",
+     .set = set_log_level},
+};
+
+const unsigned vmm_field_count = ARRAY_LEN(vmm_fields);

@@ -1,0 +1,376 @@
+#include "vmm/control.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#define IN_CREATED (1u << MACHINE_CREATED)
+#define IN_RUNNING (1u << MACHINE_RUNNING)
+#define IN_PAUSED (1u << MACHINE_PAUSED)
+#define IN_ENDED (1u << MACHINE_ENDED)
+#define IN_ANY (IN_CREATED | IN_RUNNING | IN_PAUSED | IN_ENDED)
+
+struct client {
+    struct control *control; /* NULL: the slot is free */
+    struct loop_fd *handler;
+    int fd;
+    bool is_watching;
+    size_t used;
+    char line[CONTROL_MAX_LINE_BYTES];
+};
+
+struct control {
+    struct control_env env;
+    int listen_fd;
+    struct loop_fd *handler;
+    struct client clients[CONTROL_MAX_CLIENTS];
+};
+
+/* A command at work: its client, what was asked, and the answer being made. */
+struct call {
+    struct client *client;
+    const json_t *request;
+    json_t *answer;
+};
+
+struct command {
+    const char *name;
+    unsigned states; /* where it is legal */
+    int (*run)(struct call *call);
+    const char *failure; /* the sentence when run() returns an error */
+};
+
+static struct machine *call_machine(const struct call *call)
+{
+    return call->client->control->env.machine;
+}
+
+static void add_status(json_t *object, struct machine *machine)
+{
+    struct machine_status status;
+
+    machine_status(machine, &status);
+    (void)json_object_set_new(object, "state", json_string(machine_state_name(status.state)));
+    if (status.state == MACHINE_ENDED) {
+        (void)json_object_set_new(object, "end", json_string(machine_end_name(status.end)));
+    }
+    if (status.error.code != 0) {
+        (void)json_object_set_new(object, "reason", json_string(status.error.text));
+    }
+    (void)json_object_set_new(object, "resets", json_integer(status.resets));
+    (void)json_object_set_new(object, "engine", json_string(status.engine));
+    (void)json_object_set_new(object, "engine_reason", json_string(status.engine_reason));
+}
+
+static int run_status(struct call *call)
+{
+    const struct machine_config *config = call->client->control->env.config;
+
+    add_status(call->answer, call_machine(call));
+    (void)json_object_set_new(call->answer, "cpus", json_integer(config->cpus));
+    (void)json_object_set_new(call->answer, "memory_bytes",
+                              json_integer((json_int_t)config->memory_bytes));
+    (void)json_object_set_new(call->answer, "pid", json_integer(getpid()));
+    return 0;
+}
+
+static int run_statistics(struct call *call)
+{
+    struct accel_stat stats[MACHINE_MAX_STATS];
+    unsigned count = machine_stats(call_machine(call), stats, ARRAY_LEN(stats));
+    json_t *object = json_object();
+
+    for (unsigned i = 0; i < count; i++) {
+        (void)json_object_set_new(object, stats[i].name, json_integer((json_int_t)stats[i].value));
+    }
+    (void)json_object_set_new(call->answer, "statistics", object);
+    return 0;
+}
+
+static int run_watch(struct call *call)
+{
+    call->client->is_watching = true;
+    add_status(call->answer, call_machine(call));
+    return 0;
+}
+
+static int run_pause(struct call *call)
+{
+    return machine_pause(call_machine(call));
+}
+
+static int run_resume(struct call *call)
+{
+    return machine_resume(call_machine(call));
+}
+
+static int run_powerdown(struct call *call)
+{
+    return machine_powerdown(call_machine(call));
+}
+
+static int run_reset(struct call *call)
+{
+    return machine_reset(call_machine(call));
+}
+
+static int run_stop(struct call *call)
+{
+    machine_stop(call_machine(call));
+    return 0;
+}
+
+static int run_quit(struct call *call)
+{
+    const struct control_env *env = &call->client->control->env;
+
+    env->quit(env->opaque);
+    return 0;
+}
+
+static int run_balloon(struct call *call)
+{
+    const json_t *bytes = json_object_get(call->request, "bytes");
+
+    if (!json_is_integer(bytes) || json_integer_value(bytes) < 0) {
+        return -EINVAL;
+    }
+    return machine_set_balloon(call_machine(call), (uint64_t)json_integer_value(bytes));
+}
+
+static const struct command commands[] = {
+    {"status", IN_ANY, run_status, ""},
+    {"statistics", IN_ANY, run_statistics, ""},
+    {"stats", IN_ANY, run_statistics, ""},
+    {"watch", IN_ANY, run_watch, ""},
+    {"pause", IN_RUNNING | IN_PAUSED, run_pause, "the machine could not be paused"},
+    {"resume", IN_PAUSED, run_resume, "the machine could not be resumed"},
+    {"powerdown", IN_RUNNING, run_powerdown, "the power button could not be pressed"},
+    {"reset", IN_RUNNING | IN_PAUSED, run_reset, "the machine could not be reset"},
+    {"balloon", IN_RUNNING | IN_PAUSED, run_balloon,
+     "the balloon was not moved; give \"bytes\", and a machine with a balloon"},
+    {"stop", IN_CREATED | IN_RUNNING | IN_PAUSED, run_stop, ""},
+    {"quit", IN_ANY, run_quit, ""},
+};
+
+static void client_close(struct client *client)
+{
+    loop_remove_fd(client->handler);
+    (void)close(client->fd);
+    client->handler = NULL;
+    client->fd = -1;
+    client->is_watching = false;
+    client->used = 0;
+    client->control = NULL;
+}
+
+/* Sends one line and frees it. False when the peer does not read, and is gone. */
+static bool client_send(struct client *client, json_t *object)
+{
+    char *text = json_dumps(object, JSON_COMPACT);
+    bool sent = false;
+
+    json_decref(object);
+    if (text != NULL) {
+        size_t len = strlen(text);
+
+        text[len] = '\n'; /* in place of the NUL: the length is known */
+        sent = send(client->fd, text, len + 1, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)(len + 1);
+        free(text);
+    }
+    if (!sent) {
+        client_close(client);
+    }
+    return sent;
+}
+
+static json_t *make_answer(const json_t *request, const char *error)
+{
+    json_t *answer = json_object();
+    json_t *id = json_object_get(request, "id");
+
+    (void)json_object_set_new(answer, "ok", json_boolean(error == NULL));
+    if (id != NULL) {
+        (void)json_object_set(answer, "id", id);
+    }
+    if (error != NULL) {
+        (void)json_object_set_new(answer, "error", json_string(error));
+    }
+    return answer;
+}
+
+static bool client_refuse(struct client *client, const json_t *request, const char *error)
+{
+    return client_send(client, make_answer(request, error));
+}
+
+static const struct command *find_command(const char *name)
+{
+    for (unsigned i = 0; name != NULL && i < ARRAY_LEN(commands); i++) {
+        if (strcmp(commands[i].name, name) == 0) {
+            return &commands[i];
+        }
+    }
+    return NULL;
+}
+
+/* Runs one request. False when the client is gone. */
+static bool client_run(struct client *client, const json_t *request)
+{
+    const char *name = json_string_value(json_object_get(request, "command"));
+    const struct command *command = find_command(name);
+    struct call call = {.client = client, .request = request};
+    struct machine_status status;
+    char text[256];
+    int rc;
+
+    if (command == NULL) {
+        return client_refuse(client, request,
+                             "there is no such command; give \"command\": \"status\", "
+                             "\"statistics\", \"watch\", \"pause\", \"resume\", \"powerdown\", "
+                             "\"reset\", \"balloon\", \"stop\" or \"quit\"");
+    }
+    machine_status(client->control->env.machine, &status);
+    if ((command->states & 1u << status.state) == 0) {
+        (void)snprintf(text, sizeof(text), "%s is not possible while the machine is %s",
+                       command->name, machine_state_name(status.state));
+        return client_refuse(client, request, text);
+    }
+    call.answer = make_answer(request, NULL);
+    rc = command->run(&call);
+    if (rc < 0) {
+        json_decref(call.answer);
+        (void)snprintf(text, sizeof(text), "%s (%s)", command->failure, strerrordesc_np(-rc));
+        return client_refuse(client, request, text);
+    }
+    return client_send(client, call.answer);
+}
+
+/* Parses and runs one line without its newline. False when the client is gone. */
+static bool client_line(struct client *client, const char *line, size_t len)
+{
+    json_error_t why;
+    json_t *request = json_loadb(line, len, JSON_REJECT_DUPLICATES, &why);
+    bool is_alive;
+
+    if (!json_is_object(request)) {
+        json_decref(request);
+        return client_refuse(client, NULL, "the line is not a JSON object");
+    }
+    is_alive = client_run(client, request);
+    json_decref(request);
+    return is_alive;
+}
+
+static void on_client(void *opaque, uint32_t events)
+{
+    struct client *client = opaque;
+    ssize_t n = recv(client->fd, client->line + client->used, sizeof(client->line) - client->used,
+                     MSG_DONTWAIT);
+    char *newline;
+
+    (void)events; /* recv tells about hang-ups too */
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+        return;
+    }
+    if (n <= 0) {
+        client_close(client);
+        return;
+    }
+    client->used += (size_t)n;
+    while ((newline = memchr(client->line, '\n', client->used)) != NULL) {
+        size_t len = (size_t)(newline - client->line);
+
+        if (!client_line(client, client->line, len)) {
+            return;
+        }
+        client->used -= len + 1;
+        memmove(client->line, newline + 1, client->used);
+    }
+    if (client->used == sizeof(client->line) &&
+        client_refuse(client, NULL, "the line is too long")) {
+        client_close(client);
+    }
+}
+
+static struct client *find_free_client(struct control *control)
+{
+    for (unsigned i = 0; i < CONTROL_MAX_CLIENTS; i++) {
+        if (control->clients[i].control == NULL) {
+            return &control->clients[i];
+        }
+    }
+    return NULL;
+}
+
+static void on_connection(void *opaque, uint32_t events)
+{
+    static const char full[] = "{\"ok\":false,\"error\":\"too many connections\"}\n";
+    struct control *control = opaque;
+    struct client *client = find_free_client(control);
+    CLEANUP_CLOSE int fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+    (void)events;
+    if (fd < 0) {
+        return; /* the peer went away again, or no descriptors: others may go on */
+    }
+    if (client == NULL) {
+        (void)send(fd, full, sizeof(full) - 1, MSG_NOSIGNAL); /* best effort */
+        return;
+    }
+    if (loop_add_fd(control->env.loop, fd, EPOLLIN, on_client, client, &client->handler) < 0) {
+        return;
+    }
+    client->control = control;
+    client->fd = steal_fd(&fd);
+}
+
+int control_create(const struct control_env *env, int listen_fd, struct control **ret_control)
+{
+    struct control *control = calloc(1, sizeof(*control));
+    int rc;
+
+    if (control == NULL) {
+        return -ENOMEM;
+    }
+    control->env = *env;
+    control->listen_fd = listen_fd;
+    rc = loop_add_fd(env->loop, listen_fd, EPOLLIN, on_connection, control, &control->handler);
+    if (rc < 0) {
+        free(control);
+        return rc;
+    }
+    *ret_control = control;
+    return 0;
+}
+
+void control_destroy(struct control *control)
+{
+    if (control == NULL) {
+        return;
+    }
+    for (unsigned i = 0; i < CONTROL_MAX_CLIENTS; i++) {
+        if (control->clients[i].control != NULL) {
+            client_close(&control->clients[i]);
+        }
+    }
+    loop_remove_fd(control->handler);
+    free(control);
+}
+
+void control_announce(struct control *control)
+{
+    for (unsigned i = 0; i < CONTROL_MAX_CLIENTS; i++) {
+        struct client *client = &control->clients[i];
+
+        if (client->control != NULL && client->is_watching) {
+            json_t *event = json_object();
+
+            (void)json_object_set_new(event, "event", json_string("state"));
+            add_status(event, control->env.machine);
+            (void)client_send(client, event);
+        }
+    }
+}
