@@ -430,7 +430,7 @@ static int slot_fetch(struct kvm_vm *vm, unsigned slot, uint64_t *bitmap)
     const uint64_t words = (pages + 63) / 64;
     const uint64_t first_word = (region->fd_offset >> GMEM_PAGE_SHIFT) / 64;
 
-    CLEANUP_FREE uint64_t *dirty = calloc(words, sizeof(*dirty));
+    uint64_t *dirty = calloc(words, sizeof(*dirty));
     if (dirty == NULL) {
         return -ENOMEM;
     }
@@ -444,6 +444,7 @@ static int slot_fetch(struct kvm_vm *vm, unsigned slot, uint64_t *bitmap)
     for (uint64_t i = 0; rc == 0 && i < words; i++) {
         bitmap[first_word + i] |= dirty[i];
     }
+    free(dirty);
     return rc;
 }
 

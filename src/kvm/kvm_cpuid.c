@@ -75,14 +75,9 @@ static void entry_mask(struct kvm_cpuid_entry2 *entry, const struct cpuid_buffer
     }
 }
 
-int kvm_cpuid_apply(struct kvm_vm *vm, int cpu_fd, const struct cpuid_table *table)
+static int cpuid_set(struct kvm_vm *vm, int cpu_fd, const struct cpuid_table *table,
+                     struct cpuid_buffer *supported, struct cpuid_buffer *wanted)
 {
-    CLEANUP_FREE struct cpuid_buffer *supported = calloc(1, sizeof(*supported));
-    CLEANUP_FREE struct cpuid_buffer *wanted = calloc(1, sizeof(*wanted));
-
-    if (supported == NULL || wanted == NULL) {
-        return -ENOMEM;
-    }
     supported->header.nent = SUPPORTED_MAX;
     const int rc = kvm_ioctl(vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, supported);
     if (rc < 0) {
@@ -104,4 +99,18 @@ int kvm_cpuid_apply(struct kvm_vm *vm, int cpu_fd, const struct cpuid_table *tab
         entry_mask(to, supported, deadline);
     }
     return kvm_ioctl(cpu_fd, KVM_SET_CPUID2, wanted);
+}
+
+int kvm_cpuid_apply(struct kvm_vm *vm, int cpu_fd, const struct cpuid_table *table)
+{
+    struct cpuid_buffer *supported = calloc(1, sizeof(*supported));
+    struct cpuid_buffer *wanted = calloc(1, sizeof(*wanted));
+    int rc = -ENOMEM;
+
+    if (supported != NULL && wanted != NULL) {
+        rc = cpuid_set(vm, cpu_fd, table, supported, wanted);
+    }
+    free(supported);
+    free(wanted);
+    return rc;
 }

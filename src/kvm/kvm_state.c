@@ -502,9 +502,9 @@ static int debugregs_set(const struct kvm_cpu *cpu, const struct vcpu_state *sta
 
 int kvm_state_get(struct kvm_cpu *cpu, struct vcpu_state *ret_state)
 {
-    struct kvm_regs regs;
-    struct kvm_sregs sregs;
-    struct kvm_vcpu_events events;
+    struct kvm_regs regs = {0};
+    struct kvm_sregs sregs = {0};
+    struct kvm_vcpu_events events = {0};
 
     int rc = kvm_ioctl(cpu->fd, KVM_GET_REGS, &regs);
     if (rc == 0) {
