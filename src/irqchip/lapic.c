@@ -502,7 +502,6 @@ int lapic_set_create(const struct lapic_set_config *config, struct lapic_set **r
     for (unsigned i = 0; i < config->count; i++) {
         set->cpus[i].set = set;
         set->cpus[i].index = i;
-        set->cpus[i].timer.fd = -1;
     }
     for (unsigned i = 0; rc == 0 && i < config->count; i++) {
         rc = lapic_timer_create(&set->cpus[i]);

@@ -4,8 +4,8 @@
  * One struct lapic per vCPU. Its registers belong to that vCPU's thread, which
  * alone calls the functions that say so. Interrupts arrive from any thread:
  * they set a bit of IRR (atomically, no lock) and ask the machine to kick the
- * vCPU. Timers run on timerfds watched by the given loop; arming one is a
- * system call on the vCPU's thread, the loop's thread only delivers.
+ * vCPU. Timers are alarms of the given loop: armed on the vCPU's thread,
+ * delivered on the loop's.
  */
 #ifndef CORBEL_IRQCHIP_LAPIC_H
 #define CORBEL_IRQCHIP_LAPIC_H

@@ -2,7 +2,7 @@
 #ifndef CORBEL_IRQCHIP_LAPIC_INTERNAL_H
 #define CORBEL_IRQCHIP_LAPIC_INTERNAL_H
 
-#include "base/loop.h"
+#include "base/alarm.h"
 #include "base/thread.h"
 #include "irqchip/lapic.h"
 
@@ -62,8 +62,7 @@ enum lapic_delivery {
 
 struct lapic_timer {
     struct mutex mutex; /* LOCK_RANK_LAPIC: all below, vCPU thread against the loop */
-    int fd;
-    struct loop_fd *handler;
+    struct alarm *alarm;
     uint32_t initial_count;
     uint32_t divide;       /* the register */
     uint64_t deadline_ns;  /* CLOCK_MONOTONIC, 0: not armed */

@@ -1,28 +1,10 @@
 /* The local APIC's timer (SDM 3A 11.5.4): one-shot, periodic, TSC-deadline. */
-#include "base/io.h"
 #include "irqchip/lapic_internal.h"
-
-#include <errno.h>
-#include <sys/epoll.h>
-#include <sys/timerfd.h>
-#include <time.h>
-#include <unistd.h>
 
 #define NS_PER_S 1000000000ull
 /* A guest that asks for a shorter period gets this one, so that it cannot keep the loop busy. */
 #define MIN_PERIOD_NS 20000ull
 #define MAX_DELTA_NS (365ull * 86400 * NS_PER_S)
-
-static void fd_arm(const struct lapic_timer *timer, uint64_t deadline_ns)
-{
-    const struct itimerspec spec = {
-        .it_value = {.tv_sec = (time_t)(deadline_ns / NS_PER_S),
-                     .tv_nsec = (long)(deadline_ns % NS_PER_S)},
-    };
-
-    /* Cannot fail: a valid descriptor and a normalized time. */
-    (void)timerfd_settime(timer->fd, TFD_TIMER_ABSTIME, &spec, NULL);
-}
 
 /* ticks of a clock of hz in ns, rounded up, at most MAX_DELTA_NS. */
 static uint64_t ticks_to_ns(uint64_t ticks, uint64_t hz)
@@ -44,7 +26,7 @@ static void disarm_locked(struct lapic_timer *timer)
 {
     if (timer->deadline_ns != 0) {
         timer->deadline_ns = 0;
-        fd_arm(timer, 0);
+        alarm_arm(timer->alarm, 0);
     }
     timer->period_ns = 0;
     timer->deadline_tsc = 0;
@@ -53,7 +35,7 @@ static void disarm_locked(struct lapic_timer *timer)
 static void arm_locked(struct lapic_timer *timer, uint64_t deadline_ns)
 {
     timer->deadline_ns = deadline_ns;
-    fd_arm(timer, deadline_ns);
+    alarm_arm(timer->alarm, deadline_ns);
 }
 
 static uint64_t guest_tsc(const struct lapic_timer *timer)
@@ -83,7 +65,7 @@ static bool expire_locked(struct lapic *lapic)
     uint64_t now = clock_monotonic_ns();
 
     if (timer->deadline_ns == 0 || now < timer->deadline_ns) {
-        return false; /* re-armed or disarmed since the descriptor became readable */
+        return false; /* re-armed or disarmed since it went off */
     }
     if (timer->deadline_tsc != 0) {
         return deadline_arm_locked(lapic); /* the two clocks may drift apart a little */
@@ -94,7 +76,7 @@ static bool expire_locked(struct lapic *lapic)
     }
     /* Periods that were missed altogether are not made up for. */
     timer->deadline_ns += (1 + (now - timer->deadline_ns) / timer->period_ns) * timer->period_ns;
-    fd_arm(timer, timer->deadline_ns);
+    alarm_arm(timer->alarm, timer->deadline_ns);
     return true;
 }
 
@@ -107,13 +89,11 @@ static void timer_deliver(struct lapic *lapic)
     }
 }
 
-static void timer_fired(void *opaque, uint32_t events)
+static void timer_fired(void *opaque)
 {
     struct lapic *lapic = opaque;
     bool deliver = false;
 
-    (void)events;
-    (void)io_eventfd_drain(lapic->timer.fd); /* a timerfd reads like an eventfd */
     mutex_lock(&lapic->timer.mutex);
     deliver = expire_locked(lapic);
     mutex_unlock(&lapic->timer.mutex);
@@ -127,20 +107,12 @@ int lapic_timer_create(struct lapic *lapic)
     struct lapic_timer *timer = &lapic->timer;
 
     mutex_init(&timer->mutex, LOCK_RANK_LAPIC);
-    timer->fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-    if (timer->fd < 0) {
-        return -errno;
-    }
-    return loop_add_fd(lapic->set->config.loop, timer->fd, EPOLLIN, timer_fired, lapic,
-                       &timer->handler);
+    return alarm_create(lapic->set->config.loop, timer_fired, lapic, &timer->alarm);
 }
 
 void lapic_timer_destroy(struct lapic *lapic)
 {
-    loop_remove_fd(lapic->timer.handler);
-    if (lapic->timer.fd >= 0) {
-        (void)close(lapic->timer.fd);
-    }
+    alarm_destroy(lapic->timer.alarm);
     mutex_done(&lapic->timer.mutex);
 }
 

@@ -1,0 +1,95 @@
+/*
+ * The chips of a PC that are neither interrupt controllers nor virtio.
+ *
+ * Each is created on a bus by the thread that builds the machine, before vCPUs
+ * and the loop run, and destroyed after both have stopped. Register accesses
+ * come from any vCPU thread; each chip has a mutex (LOCK_RANK_DEVICE). reset
+ * makes it as freshly created; vCPUs are stopped then. Creation fails with
+ * -ENOMEM, -EMFILE, or -EEXIST where the addresses are taken. destroy accepts
+ * NULL.
+ */
+#ifndef CORBEL_DEV_DEV_H
+#define CORBEL_DEV_DEV_H
+
+#include "base/compiler.h"
+#include "bus/bus.h"
+#include "bus/irq.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct chardev;
+struct loop;
+
+struct dev_env {
+    struct bus *bus;
+    struct loop *loop;
+    struct irq_router irq;
+};
+
+/* 16550A serial port (PC16550D datasheet), eight ports from base. The chardev outlives it. */
+struct uart_16550;
+int uart_16550_create(const struct dev_env *env, uint16_t base, unsigned gsi,
+                      struct chardev *chardev, struct uart_16550 **ret_uart) MUST_CHECK;
+void uart_16550_destroy(struct uart_16550 *uart);
+void uart_16550_reset(struct uart_16550 *uart);
+
+/* MC146818 real-time clock with 128 bytes of CMOS, ports 0x70 and 0x71; runs on UTC. A reset
+ * keeps time and CMOS, as its battery does. */
+struct rtc_mc146818;
+int rtc_mc146818_create(const struct dev_env *env, unsigned gsi, struct rtc_mc146818 **ret_rtc)
+    MUST_CHECK;
+void rtc_mc146818_destroy(struct rtc_mc146818 *rtc);
+void rtc_mc146818_reset(struct rtc_mc146818 *rtc);
+
+/* i8254 interval timer, ports 0x40 to 0x43, and port 0x61 with channel 2's gate and output.
+ * Channel 0 drives gsi. */
+struct pit_i8254;
+int pit_i8254_create(const struct dev_env *env, unsigned gsi, struct pit_i8254 **ret_pit)
+    MUST_CHECK;
+void pit_i8254_destroy(struct pit_i8254 *pit);
+void pit_i8254_reset(struct pit_i8254 *pit);
+
+/* What a chip asks of the machine; any vCPU thread, with no lock held. */
+struct dev_power_ops {
+    void (*reset)(void *opaque);
+    void (*power_off)(void *opaque);
+    void (*debug_exit)(void *opaque, uint8_t code);
+};
+
+/* i8042 keyboard controller without keyboard, ports 0x60 and 0x64: for its reset line. */
+struct kbd_i8042;
+int kbd_i8042_create(const struct dev_env *env, const struct dev_power_ops *ops, void *opaque,
+                     struct kbd_i8042 **ret_kbd) MUST_CHECK;
+void kbd_i8042_destroy(struct kbd_i8042 *kbd);
+void kbd_i8042_reset(struct kbd_i8042 *kbd);
+
+/*
+ * ACPI fixed hardware (ACPI 6.3 §4.8), ACPI_PM_PORTS ports from base: PM1a event and
+ * control, the PM timer, and a reset register. SCI on gsi, active high. S5 by
+ * SLP_TYP ACPI_PM_SLP_TYP_S5.
+ */
+#define ACPI_PM_PORTS 16u
+#define ACPI_PM_EVENT 0x0u   /* 4 bytes */
+#define ACPI_PM_CONTROL 0x4u /* 2 bytes */
+#define ACPI_PM_TIMER 0x8u   /* 4 bytes */
+#define ACPI_PM_RESET 0xcu   /* 1 byte */
+#define ACPI_PM_RESET_VALUE 0x01u
+#define ACPI_PM_SLP_TYP_S5 5u
+
+struct acpi_pm;
+int acpi_pm_create(const struct dev_env *env, uint16_t base, unsigned gsi,
+                   const struct dev_power_ops *ops, void *opaque, struct acpi_pm **ret_pm)
+    MUST_CHECK;
+void acpi_pm_destroy(struct acpi_pm *pm);
+void acpi_pm_reset(struct acpi_pm *pm);
+/* Any thread. */
+void acpi_pm_press_power_button(struct acpi_pm *pm);
+
+/* One port for test guests: a byte written ends the machine with it as code. */
+struct debug_exit;
+int debug_exit_create(const struct dev_env *env, uint16_t port, const struct dev_power_ops *ops,
+                      void *opaque, struct debug_exit **ret_dev) MUST_CHECK;
+void debug_exit_destroy(struct debug_exit *dev);
+
+#endif
