@@ -101,6 +101,7 @@ cat >"$CORBEL_OUT/image.json" <<EOF
   "cmdline": "root=/dev/vda rw console=ttyS0 quiet",
   "ready": "login:",
   "memory_mib": 512,
+  "power_button": true,
   "user": "root"
 }
 EOF

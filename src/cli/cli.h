@@ -1,0 +1,126 @@
+/*
+ * The `corbel` command: what its verbs share.
+ *
+ * A verb is one row of the table in verbs.c: its name, its options as data
+ * and the function that runs it. Help, usage errors and parsing come from the
+ * table. One thread throughout.
+ *
+ * Exit status: 0 done; 1 it failed; 2 the command line is wrong; 3 no such
+ * image or instance; 4 it is already there or running; 5 something that it
+ * needs is missing (`corbel doctor` names it). `run` and `ssh` pass on the
+ * status of the monitor and of the remote command.
+ */
+#ifndef CORBEL_CLI_CLI_H
+#define CORBEL_CLI_CLI_H
+
+#include "base/error.h"
+#include "cli/options.h"
+
+#include <limits.h>
+#include <stdbool.h>
+
+enum cli_exit {
+    CLI_EXIT_OK = 0,
+    CLI_EXIT_FAILED = 1,
+    CLI_EXIT_USAGE = 2,
+    CLI_EXIT_NOT_FOUND = 3,
+    CLI_EXIT_EXISTS = 4,
+    CLI_EXIT_MISSING = 5
+};
+
+/* Directories and programs, found once at the start. Nothing is created. */
+struct cli {
+    char images[PATH_MAX];    /* $XDG_DATA_HOME/corbel/images */
+    char instances[PATH_MAX]; /* $XDG_DATA_HOME/corbel/instances */
+    char cache[PATH_MAX];     /* $XDG_CACHE_HOME/corbel */
+    char runtime[PATH_MAX];   /* $XDG_RUNTIME_DIR/corbel, or /tmp/corbel-UID */
+    char vmm[PATH_MAX];      /* $CORBEL_VMM, or corbel-vmm beside this program; empty when absent */
+    char builders[PATH_MAX]; /* the image builders' directory; empty when absent */
+};
+
+/*
+ * Runs one verb: 0, a positive exit status to pass on, or a negative errno
+ * with the sentence in err. values points to the verb's options.
+ */
+typedef int (*verb_fn)(const struct cli *cli, const void *values, const struct args *args,
+                       struct err *err);
+
+struct verb {
+    const char *group; /* "image" for `corbel image list`; NULL for most */
+    const char *name;
+    const char *arguments; /* as help shows them: "[NAME] [-- COMMAND...]" */
+    const char *summary;
+    const struct option_spec *options; /* ends with a NULL name; NULL for none */
+    unsigned min_args;
+    unsigned max_args;
+    bool takes_rest; /* whether words after "--" are allowed */
+    verb_fn run;
+};
+
+/* The size that every verb's options fit in. */
+#define VERB_VALUES_SIZE 1024
+
+/* The whole program: returns its exit status. */
+int cli_main(int argc, char **argv);
+
+int verb_image_build(const struct cli *cli, const void *values, const struct args *args,
+                     struct err *err) MUST_CHECK;
+int verb_image_list(const struct cli *cli, const void *values, const struct args *args,
+                    struct err *err) MUST_CHECK;
+int verb_image_show(const struct cli *cli, const void *values, const struct args *args,
+                    struct err *err) MUST_CHECK;
+int verb_image_remove(const struct cli *cli, const void *values, const struct args *args,
+                      struct err *err) MUST_CHECK;
+int verb_run(const struct cli *cli, const void *values, const struct args *args, struct err *err)
+    MUST_CHECK;
+int verb_list(const struct cli *cli, const void *values, const struct args *args, struct err *err)
+    MUST_CHECK;
+int verb_ssh(const struct cli *cli, const void *values, const struct args *args, struct err *err)
+    MUST_CHECK;
+int verb_console(const struct cli *cli, const void *values, const struct args *args,
+                 struct err *err) MUST_CHECK;
+int verb_stop(const struct cli *cli, const void *values, const struct args *args, struct err *err)
+    MUST_CHECK;
+int verb_remove(const struct cli *cli, const void *values, const struct args *args, struct err *err)
+    MUST_CHECK;
+int verb_doctor(const struct cli *cli, const void *values, const struct args *args, struct err *err)
+    MUST_CHECK;
+
+/* The options of each verb, as the table fills them in. */
+struct build_options {
+    const char *name;
+    const char *size;
+    const char *packages;
+    const char *mode;
+};
+
+struct run_options {
+    const char *image;
+    unsigned cpus;
+    const char *memory;
+    const char *engine;
+    const char *name;
+    const char *cmdline;
+    struct option_list forwards;
+    struct option_list vmm_args;
+    bool detach;
+    bool wait_ready;
+    bool ephemeral;
+    bool fresh;
+    bool in_place;
+};
+
+struct list_options {
+    bool json;
+};
+
+struct ssh_options {
+    unsigned wait_s;
+};
+
+struct stop_options {
+    bool force;
+    unsigned wait_s;
+};
+
+#endif

@@ -1,0 +1,231 @@
+#include "cli/paths.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define NAME_MAX_CHARS 40
+
+int path_format(char *out, struct err *err, const char *fmt, ...)
+{
+    va_list ap;
+    int n;
+
+    va_start(ap, fmt);
+    n = vsnprintf(out, PATH_MAX, fmt, ap);
+    va_end(ap);
+    if (n < 0 || n >= PATH_MAX) {
+        return err_set(err, -ENAMETOOLONG, "the path %.60s... is too long", out);
+    }
+    return 0;
+}
+
+bool path_exists(const char *path)
+{
+    struct stat st;
+
+    return lstat(path, &st) == 0;
+}
+
+int path_check_name(const char *text, struct err *err)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
+    static const char more[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+    size_t len = strlen(text);
+
+    if (len == 0 || len > NAME_MAX_CHARS || strspn(text, letters) == 0 ||
+        strspn(text, more) != len) {
+        return err_set(err, -EINVAL,
+                       "\"%.60s\" is no name: use up to %d letters, digits, '.', '_' and '-', "
+                       "with a letter or digit first",
+                       text, NAME_MAX_CHARS);
+    }
+    return 0;
+}
+
+int path_make_dirs(const char *path, struct err *err)
+{
+    char part[PATH_MAX];
+    int rc = path_format(part, err, "%s", path);
+
+    if (rc < 0) {
+        return rc;
+    }
+    for (char *p = part + 1;; p++) {
+        char c = *p;
+
+        if (c != '/' && c != '\0') {
+            continue;
+        }
+        *p = '\0';
+        if (mkdir(part, 0700) != 0 && errno != EEXIST) {
+            return err_set_errno(err, -errno, "the directory %s cannot be made", part);
+        }
+        *p = c;
+        if (c == '\0') {
+            return 0;
+        }
+    }
+}
+
+int path_make_private(const char *path, struct err *err)
+{
+    struct stat st;
+    int rc = path_make_dirs(path, err);
+
+    if (rc < 0) {
+        return rc;
+    }
+    if (lstat(path, &st) != 0) {
+        return err_set_errno(err, -errno, "%s cannot be read", path);
+    }
+    if (!S_ISDIR(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 022) != 0) {
+        return err_set(err, -EPERM,
+                       "%s is not a directory that only this user can write; remove it", path);
+    }
+    return 0;
+}
+
+/* Removes what is in the directory fd, which it closes. Depth is that of what we made: small. */
+static int remove_children(int fd) // NOLINT(misc-no-recursion)
+{
+    DIR *dir = fdopendir(fd);
+    struct dirent *entry;
+    int rc = 0;
+
+    if (dir == NULL) {
+        rc = -errno;
+        (void)close(fd);
+        return rc;
+    }
+    while (rc == 0 && (entry = readdir(dir)) != NULL) { // NOLINT(concurrency-mt-unsafe)
+        const char *name = entry->d_name;
+        int child;
+
+        if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0) {
+            continue;
+        }
+        if (unlinkat(dirfd(dir), name, 0) == 0) {
+            continue;
+        }
+        if (errno != EISDIR && errno != EPERM) {
+            rc = -errno;
+            break;
+        }
+        child = openat(dirfd(dir), name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        rc = child < 0 ? -errno : remove_children(child);
+        if (rc == 0 && unlinkat(dirfd(dir), name, AT_REMOVEDIR) != 0) {
+            rc = -errno;
+        }
+    }
+    (void)closedir(dir);
+    return rc;
+}
+
+int path_remove(const char *path, struct err *err)
+{
+    int rc = 0;
+    int fd;
+
+    if (unlink(path) == 0 || errno == ENOENT) {
+        return 0;
+    }
+    fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    rc = fd < 0 ? -errno : remove_children(fd);
+    if (rc == 0 && rmdir(path) != 0) {
+        rc = -errno;
+    }
+    return rc < 0 ? err_set_errno(err, rc, "%s cannot be removed", path) : 0;
+}
+
+void path_discard(const char *path)
+{
+    struct err ignored;
+    int rc = path_remove(path, &ignored);
+
+    (void)rc; /* what could not be removed now is removed by the next command */
+}
+
+/* base/corbel/leaf, where base is $variable when that is an absolute path, else $HOME/fallback. */
+static int find_home_dir(char *out, const char *variable, const char *fallback, const char *leaf,
+                         struct err *err)
+{
+    const char *base = getenv(variable); // NOLINT(concurrency-mt-unsafe)
+    const char *home = getenv("HOME");   // NOLINT(concurrency-mt-unsafe)
+
+    if (base != NULL && base[0] == '/') {
+        return path_format(out, err, "%s/corbel%s", base, leaf);
+    }
+    if (home == NULL || home[0] != '/') {
+        return err_set(err, -ENOENT, "HOME is not set; set it, or %s", variable);
+    }
+    return path_format(out, err, "%s/%s/corbel%s", home, fallback, leaf);
+}
+
+static int find_runtime(struct cli *cli, struct err *err)
+{
+    const char *base = getenv("XDG_RUNTIME_DIR"); // NOLINT(concurrency-mt-unsafe)
+
+    if (base != NULL && base[0] == '/' && access(base, W_OK) == 0) {
+        return path_format(cli->runtime, err, "%s/corbel", base);
+    }
+    return path_format(cli->runtime, err, "/tmp/corbel-%u", geteuid());
+}
+
+/* The monitor and the builders: beside the program in a build tree, or where it is installed. */
+static int find_programs(struct cli *cli, struct err *err)
+{
+    static const char *const builder_dirs[] = {"../images", "../share/corbel/images"};
+    const char *monitor = getenv("CORBEL_VMM"); // NOLINT(concurrency-mt-unsafe)
+    char self[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+    char *slash;
+    int rc;
+
+    if (n <= 0) {
+        return err_set_errno(err, -errno, "/proc/self/exe cannot be read");
+    }
+    self[n] = '\0';
+    slash = strrchr(self, '/');
+    if (slash != NULL) {
+        *slash = '\0';
+    }
+    rc = monitor != NULL ? path_format(cli->vmm, err, "%s", monitor)
+                         : path_format(cli->vmm, err, "%s/corbel-vmm", self);
+    if (rc == 0 && access(cli->vmm, X_OK) != 0) {
+        cli->vmm[0] = '\0';
+    }
+    for (size_t i = 0; rc == 0 && i < ARRAY_LEN(builder_dirs); i++) {
+        char probe[PATH_MAX];
+
+        rc = path_format(probe, err, "%s/%s/lib.sh", self, builder_dirs[i]);
+        if (rc == 0 && access(probe, R_OK) == 0) {
+            return path_format(cli->builders, err, "%s/%s", self, builder_dirs[i]);
+        }
+    }
+    cli->builders[0] = '\0';
+    return rc;
+}
+
+int paths_find(struct cli *ret_cli, struct err *err)
+{
+    int rc = find_home_dir(ret_cli->images, "XDG_DATA_HOME", ".local/share", "/images", err);
+
+    if (rc == 0) {
+        rc = find_home_dir(ret_cli->instances, "XDG_DATA_HOME", ".local/share", "/instances", err);
+    }
+    if (rc == 0) {
+        rc = find_home_dir(ret_cli->cache, "XDG_CACHE_HOME", ".cache", "", err);
+    }
+    if (rc == 0) {
+        rc = find_runtime(ret_cli, err);
+    }
+    if (rc == 0) {
+        rc = find_programs(ret_cli, err);
+    }
+    return rc;
+}

@@ -1,0 +1,215 @@
+/*
+ * corbel doctor: what this host has and lacks, each lack with the command that
+ * mends it. The checks are a table; required ones decide the exit status.
+ */
+#include "cli/cli.h"
+#include "cli/paths.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/statvfs.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define WANTED_FREE_BYTES (3ull << 30) /* the Debian image, its packages and one instance */
+
+struct check {
+    const char *name;
+    const char *purpose;
+    const char *mend; /* the exact command */
+    bool is_required;
+    bool (*is_fine)(const struct cli *cli, const char *argument);
+    const char *argument;
+};
+
+/* Looks through PATH and the system directories, which a user's PATH may lack. */
+static bool has_program(const struct cli *cli, const char *name)
+{
+    const char *path = getenv("PATH"); // NOLINT(concurrency-mt-unsafe)
+    char list[4096];
+    char *save = NULL;
+
+    (void)cli;
+    (void)snprintf(list, sizeof(list), "%s:/usr/sbin:/sbin", path != NULL ? path : "/usr/bin:/bin");
+    for (char *dir = strtok_r(list, ":", &save); dir != NULL; dir = strtok_r(NULL, ":", &save)) {
+        char candidate[PATH_MAX];
+        struct err ignored;
+
+        if (path_format(candidate, &ignored, "%s/%s", dir, name) == 0 &&
+            access(candidate, X_OK) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool has_file(const struct cli *cli, const char *path)
+{
+    (void)cli;
+    return access(path, R_OK) == 0;
+}
+
+static bool has_monitor(const struct cli *cli, const char *argument)
+{
+    (void)argument;
+    return cli->vmm[0] != '\0';
+}
+
+static bool has_builders(const struct cli *cli, const char *argument)
+{
+    (void)argument;
+    return cli->builders[0] != '\0';
+}
+
+static bool has_kvm(const struct cli *cli, const char *argument)
+{
+    (void)cli;
+    (void)argument;
+    return access("/dev/kvm", R_OK | W_OK) == 0;
+}
+
+/* Memory that is writable through one mapping and executable through another. */
+static bool has_exec_memfd(const struct cli *cli, const char *argument)
+{
+    CLEANUP_CLOSE int fd = memfd_create("corbel-doctor", MFD_CLOEXEC);
+    void *p;
+
+    (void)cli;
+    (void)argument;
+    if (fd < 0 || ftruncate(fd, 4096) != 0) {
+        return false;
+    }
+    p = mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED) {
+        return false;
+    }
+    (void)munmap(p, 4096);
+    return true;
+}
+
+static bool has_user_namespaces(void)
+{
+    pid_t child = fork();
+    int status = 1;
+
+    if (child == 0) {
+        _exit(unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0 ? 0 : 1);
+    }
+    return child > 0 && waitpid(child, &status, 0) == child && status == 0;
+}
+
+/* One way is enough: root, user namespaces with mapped ids, or fakechroot. */
+static bool can_install(const struct cli *cli, const char *argument)
+{
+    (void)argument;
+    if (geteuid() == 0) {
+        return true;
+    }
+    if (has_program(cli, "newuidmap") && has_user_namespaces()) {
+        return true;
+    }
+    return has_program(cli, "fakechroot") && has_program(cli, "fakeroot");
+}
+
+/* The nearest directory that is there already tells how much room there is. */
+static bool has_room(const struct cli *cli, const char *argument)
+{
+    char path[PATH_MAX];
+    struct statvfs vfs;
+    struct err ignored;
+
+    (void)argument;
+    if (path_format(path, &ignored, "%s", cli->images) < 0) {
+        return false;
+    }
+    while (statvfs(path, &vfs) != 0) {
+        char *slash = strrchr(path, '/');
+
+        if (slash == NULL || slash == path) {
+            return false;
+        }
+        *slash = '\0';
+    }
+    return (uint64_t)vfs.f_bavail * vfs.f_frsize >= WANTED_FREE_BYTES;
+}
+
+static bool can_write_runtime(const struct cli *cli, const char *argument)
+{
+    struct err ignored;
+
+    (void)argument;
+    return path_make_private(cli->runtime, &ignored) == 0;
+}
+
+#define APT(package) "sudo apt-get install " package
+
+static const struct check checks[] = {
+    {"corbel-vmm", "runs machines", "make", true, has_monitor, NULL},
+    {"runtime directory", "sockets of running machines", "export XDG_RUNTIME_DIR=$(mktemp -d)",
+     true, can_write_runtime, NULL},
+    {"executable memory", "the software engine's code cache", "sudo sysctl vm.memfd_noexec=0", true,
+     has_exec_memfd, NULL},
+    {"ssh", "corbel ssh", APT("openssh-client"), true, has_program, "ssh"},
+    {"/dev/kvm", "hardware speed; the software engine needs it not",
+     "sudo usermod -aG kvm \"$USER\"", false, has_kvm, NULL},
+    {"image builders", "corbel image build", "make install", false, has_builders, NULL},
+    {"apt-get", "corbel image build", "use a Debian or Ubuntu host to build images", false,
+     has_program, "apt-get"},
+    {"Debian keyring", "verifies packages for images", APT("debian-archive-keyring"), false,
+     has_file, "/usr/share/keyrings/debian-archive-keyring.gpg"},
+    {"cpio", "corbel image build busybox", APT("cpio"), false, has_program, "cpio"},
+    {"mmdebstrap", "corbel image build debian", APT("mmdebstrap"), false, has_program,
+     "mmdebstrap"},
+    {"mke2fs", "corbel image build debian", APT("e2fsprogs"), false, has_program, "mke2fs"},
+    {"ssh-keygen", "corbel image build debian", APT("openssh-client"), false, has_program,
+     "ssh-keygen"},
+    {"unprivileged install", "corbel image build debian without root", APT("fakechroot fakeroot"),
+     false, can_install, NULL},
+    {"free disk space", "3 GiB for a Debian image and an instance",
+     "corbel image list; corbel image remove NAME", false, has_room, NULL},
+};
+
+int verb_doctor(const struct cli *cli, const void *values, const struct args *args, struct err *err)
+{
+    const struct list_options *options = values;
+    json_t *rows = json_array();
+    unsigned missing = 0;
+
+    (void)args;
+    for (size_t i = 0; i < ARRAY_LEN(checks); i++) {
+        const struct check *c = &checks[i];
+        bool is_fine = c->is_fine(cli, c->argument);
+
+        missing += !is_fine && c->is_required;
+        if (options->json) {
+            (void)json_array_append_new(rows,
+                                        json_pack("{s:s, s:b, s:b, s:s, s:s}", "name", c->name,
+                                                  "ok", is_fine, "required", c->is_required,
+                                                  "purpose", c->purpose, "mend", c->mend));
+            continue;
+        }
+        printf("%-9s %-22s %s\n",
+               is_fine          ? "ok"
+               : c->is_required ? "MISSING"
+                                : "absent",
+               c->name, c->purpose);
+        if (!is_fine) {
+            printf("%9s %-22s   mend: %s\n", "", "", c->mend);
+        }
+    }
+    if (options->json) {
+        (void)json_dumpf(rows, stdout, JSON_INDENT(2));
+        (void)putchar('\n');
+    }
+    json_decref(rows);
+    return missing == 0 ? 0
+                        : err_set(err, -ENXIO, "%u required thing%s missing, as marked above",
+                                  missing, missing == 1 ? " is" : "s are");
+}

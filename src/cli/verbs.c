@@ -1,0 +1,217 @@
+/* The table of verbs, and what follows from it: help, parsing and exit status. */
+#include "cli/cli.h"
+#include "cli/paths.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdalign.h>
+#include <stdio.h>
+#include <string.h>
+
+#define BUILD(field) offsetof(struct build_options, field)
+#define RUN(field) offsetof(struct run_options, field)
+
+static const struct option_spec build_specs[] = {
+    {"--name", "NAME", "name of the image (the recipe's name)", OPTION_TEXT, BUILD(name)},
+    {"--size", "SIZE", "length of the disk, sparse (4G)", OPTION_TEXT, BUILD(size)},
+    {"--packages", "A,B", "more Debian packages", OPTION_TEXT, BUILD(packages)},
+    {"--mode", "MODE", "root, unshare or fakechroot (what the host allows)", OPTION_TEXT,
+     BUILD(mode)},
+    {.name = NULL},
+};
+
+static const struct option_spec run_specs[] = {
+    {"--image", "DIR", "boot the image in DIR instead of a named one", OPTION_TEXT, RUN(image)},
+    {"--name", "NAME", "name of the instance (the image's name)", OPTION_TEXT, RUN(name)},
+    {"--cpus", "N", "virtual CPUs (1)", OPTION_NUMBER, RUN(cpus)},
+    {"--memory", "SIZE", "512M, 2G ... (what the image asks for)", OPTION_TEXT, RUN(memory)},
+    {"--engine", "ENGINE", "auto, kvm or soft (auto)", OPTION_TEXT, RUN(engine)},
+    {"--forward", "H:G", "host port H reaches guest port G; repeatable", OPTION_LIST,
+     RUN(forwards)},
+    {"--cmdline", "TEXT", "kernel command line instead of the image's", OPTION_TEXT, RUN(cmdline)},
+    {"--detach", NULL, "return when the machine has started", OPTION_FLAG, RUN(detach)},
+    {"--wait", NULL, "show the console until the guest is ready", OPTION_FLAG, RUN(wait_ready)},
+    {"--ephemeral", NULL, "remove the new instance and its disk when it ends", OPTION_FLAG,
+     RUN(ephemeral)},
+    {"--fresh", NULL, "discard the disk of an earlier run", OPTION_FLAG, RUN(fresh)},
+    {"--in-place", NULL, "write to the image's own disk instead of a copy", OPTION_FLAG,
+     RUN(in_place)},
+    {"--vmm", "WORD", "one more word for corbel-vmm; repeatable", OPTION_LIST, RUN(vmm_args)},
+    {.name = NULL},
+};
+
+static const struct option_spec list_specs[] = {
+    {"--json", NULL, "as JSON", OPTION_FLAG, offsetof(struct list_options, json)},
+    {.name = NULL},
+};
+
+static const struct option_spec ssh_specs[] = {
+    {"--wait", "SECONDS", "how long the guest may take to answer (120)", OPTION_NUMBER,
+     offsetof(struct ssh_options, wait_s)},
+    {.name = NULL},
+};
+
+static const struct option_spec stop_specs[] = {
+    {"--force", NULL, "pull the plug instead of pressing the power button", OPTION_FLAG,
+     offsetof(struct stop_options, force)},
+    {"--wait", "SECONDS", "how long the guest may take (90)", OPTION_NUMBER,
+     offsetof(struct stop_options, wait_s)},
+    {.name = NULL},
+};
+
+static const struct verb verbs[] = {
+    {NULL, "run", "[IMAGE]", "start a machine and attach its console", run_specs, 0, 1, false,
+     verb_run},
+    {NULL, "ssh", "[NAME] [-- COMMAND...]", "log in, or run a command, in a machine", ssh_specs, 0,
+     1, true, verb_ssh},
+    {NULL, "console", "[NAME]", "attach to a machine's serial console", NULL, 0, 1, false,
+     verb_console},
+    {NULL, "list", "", "list instances", list_specs, 0, 0, false, verb_list},
+    {NULL, "stop", "[NAME]", "power a machine off", stop_specs, 0, 1, false, verb_stop},
+    {NULL, "remove", "NAME", "delete a stopped instance and its disk", NULL, 1, 1, false,
+     verb_remove},
+    {"image", "build", "debian|debian-bench|busybox", "build an image", build_specs, 1, 1, false,
+     verb_image_build},
+    {"image", "list", "", "list images", list_specs, 0, 0, false, verb_image_list},
+    {"image", "show", "NAME", "show one image", list_specs, 1, 1, false, verb_image_show},
+    {"image", "remove", "NAME", "delete an image", NULL, 1, 1, false, verb_image_remove},
+    {NULL, "doctor", "", "check this host, and say how to mend it", list_specs, 0, 0, false,
+     verb_doctor},
+};
+
+static_assert(sizeof(struct run_options) <= VERB_VALUES_SIZE, "the largest options fit");
+static_assert(sizeof(struct build_options) <= VERB_VALUES_SIZE, "the largest options fit");
+
+static void print_verb_name(FILE *out, const struct verb *v)
+{
+    (void)fprintf(out, "corbel %s%s%s", v->group != NULL ? v->group : "",
+                  v->group != NULL ? " " : "", v->name);
+}
+
+static void print_help(FILE *out)
+{
+    (void)fputs("Runs virtual machines.\n\nusage: corbel VERB ...\n\n", out);
+    for (size_t i = 0; i < ARRAY_LEN(verbs); i++) {
+        char name[32];
+
+        (void)snprintf(name, sizeof(name), "%s%s%s", verbs[i].group != NULL ? verbs[i].group : "",
+                       verbs[i].group != NULL ? " " : "", verbs[i].name);
+        (void)fprintf(out, "  %-14s %s\n", name, verbs[i].summary);
+    }
+    (void)fputs("\ncorbel VERB --help tells more about one. First steps:\n"
+                "  corbel doctor; corbel image build debian; corbel run debian\n",
+                out);
+}
+
+static void print_verb_help(FILE *out, const struct verb *v)
+{
+    (void)fputs("usage: ", out);
+    print_verb_name(out, v);
+    (void)fprintf(out, "%s%s%s\n  %s\n", v->options != NULL ? " [OPTION...]" : "",
+                  v->arguments[0] != '\0' ? " " : "", v->arguments, v->summary);
+    for (const struct option_spec *s = v->options; s != NULL && s->name != NULL; s++) {
+        char left[40];
+
+        (void)snprintf(left, sizeof(left), "%s%s%s", s->name, s->argument != NULL ? " " : "",
+                       s->argument != NULL ? s->argument : "");
+        (void)fprintf(out, "  %-20s %s\n", left, s->help);
+    }
+}
+
+/* The row that argv names; *ret_words is how many words its name took. */
+static const struct verb *find_verb(char **argv, int *ret_words)
+{
+    for (size_t i = 0; i < ARRAY_LEN(verbs); i++) {
+        const struct verb *v = &verbs[i];
+
+        if (v->group == NULL && strcmp(argv[0], v->name) == 0) {
+            *ret_words = 1;
+            return v;
+        }
+        if (v->group != NULL && strcmp(argv[0], v->group) == 0 && argv[1] != NULL &&
+            strcmp(argv[1], v->name) == 0) {
+            *ret_words = 2;
+            return v;
+        }
+    }
+    return NULL;
+}
+
+static int fail_usage(const struct verb *v, const char *text)
+{
+    (void)fprintf(stderr, "corbel: %s\n", text);
+    if (v != NULL) {
+        print_verb_help(stderr, v);
+    }
+    return CLI_EXIT_USAGE;
+}
+
+static int exit_status(int rc)
+{
+    switch (rc) {
+    case -ENOENT:
+        return CLI_EXIT_NOT_FOUND;
+    case -EEXIST:
+    case -EBUSY:
+        return CLI_EXIT_EXISTS;
+    case -ENXIO:
+        return CLI_EXIT_MISSING;
+    case -EINVAL:
+        return CLI_EXIT_USAGE;
+    default:
+        return rc < 0 ? CLI_EXIT_FAILED : rc;
+    }
+}
+
+static int run_verb(const struct verb *v, char **argv)
+{
+    alignas(max_align_t) char values[VERB_VALUES_SIZE] = {0};
+    struct cli cli = {.images = ""};
+    struct err err = {0};
+    struct args args;
+    int rc = options_parse(v->options, argv, values, &args, &err);
+
+    if (rc < 0) {
+        return fail_usage(v, err.text);
+    }
+    if (args.wants_help) {
+        print_verb_help(stdout, v);
+        return CLI_EXIT_OK;
+    }
+    if (args.count < v->min_args || args.count > v->max_args ||
+        (args.rest != NULL && !v->takes_rest)) {
+        return fail_usage(v, args.count < v->min_args ? "something is missing"
+                                                      : "there is a word too many");
+    }
+    rc = paths_find(&cli, &err);
+    if (rc == 0) {
+        rc = v->run(&cli, values, &args, &err);
+    }
+    if (rc < 0) {
+        (void)fprintf(stderr, "corbel: %s\n", err.text[0] != '\0' ? err.text : strerror(-rc));
+    }
+    return exit_status(rc);
+}
+
+int cli_main(int argc, char **argv)
+{
+    const struct verb *v;
+    int words = 0;
+
+    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
+        print_help(argc < 2 ? stderr : stdout);
+        return argc < 2 ? CLI_EXIT_USAGE : CLI_EXIT_OK;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        puts("corbel " CORBEL_VERSION);
+        return CLI_EXIT_OK;
+    }
+    v = find_verb(argv + 1, &words);
+    if (v == NULL) {
+        (void)fprintf(stderr, "corbel: there is no verb \"%s%s%s\"; corbel --help lists them\n",
+                      argv[1], argv[1] != NULL && argv[2] != NULL ? " " : "",
+                      argv[2] != NULL ? argv[2] : "");
+        return CLI_EXIT_USAGE;
+    }
+    return run_verb(v, argv + 1 + words);
+}
