@@ -25,6 +25,7 @@ struct decoder {
     bool has_modrm;
     bool is_vex;
     bool vex_w;
+    bool vex_has_vvvv;     /* the field is not 1111b */
     struct insn_desc desc; /* merged from opcode row and group row */
 };
 
@@ -253,6 +254,7 @@ static const struct insn_desc *select_vex(struct decoder *d, bool is_vex2, struc
     insn->encoding = is_vex2 ? INSN_ENC_VEX2 : INSN_ENC_VEX3;
     insn->vex_vvvv = (uint8_t)((~last >> 3) & (mode64 ? 15 : 7));
     insn->vex_l = (last & 4) != 0;
+    d->vex_has_vvvv = (last & 0x78) != 0x78;
     insn->map = map;
     insn->opcode_off = (uint8_t)d->pos;
     insn->opcode = d->bytes[d->pos++];
@@ -366,7 +368,7 @@ static bool is_allowed(const struct decoder *d, const struct insn *insn)
         const bool no_vvvv = (attr & ATTR_NV) != 0 || ((attr & ATTR_NV_MEM) != 0 && !is_reg);
 
         if ((attr & (insn->vex_l ? ATTR_L0 : ATTR_L1)) != 0 ||
-            (attr & (d->vex_w ? ATTR_W0 : ATTR_W1)) != 0 || (no_vvvv && insn->vex_vvvv != 0)) {
+            (attr & (d->vex_w ? ATTR_W0 : ATTR_W1)) != 0 || (no_vvvv && d->vex_has_vvvv)) {
             return false;
         }
     }
@@ -392,7 +394,7 @@ static uint8_t operand_size(const struct decoder *d)
     case SZ_V:
         return rex_w ? 8 : by_prefix;
     case SZ_Z:
-        return by_prefix;
+        return rex_w ? 4 : by_prefix;
     case SZ_Y:
         return rex_w ? 8 : 4;
     case SZ_D64:
@@ -654,8 +656,9 @@ static void set_gprs(const struct decoder *d, struct insn *insn)
         }
     }
     if ((insn->flags & (INSN_REP | INSN_REPNE)) != 0) {
-        insn->gpr_read |= 1u << X86_RCX;
+        /* With RCX 0 nothing is written. */
         insn->gpr_written |= 1u << X86_RCX;
+        insn->gpr_read |= insn->gpr_written;
     }
 }
 
@@ -736,8 +739,9 @@ static bool finish_special(const struct decoder *d, struct insn *insn)
         return insn->sib_off != 0 && insn->reg != insn->index && insn->reg != insn->vex_vvvv &&
                insn->index != insn->vex_vvvv;
     case INSN_OP_COPY:
-        /* XCHG rAX, rAX does nothing, not even clear the upper half; F3 makes it PAUSE. */
-        if (insn->map == 0 && insn->opcode == OPCODE_NOP && (d->rex & 1) == 0) {
+        /* XCHG rAX, rAX does nothing, not even clear the upper half; F3 makes it PAUSE, also
+         * with REX.B. */
+        if (insn->map == 0 && insn->opcode == OPCODE_NOP && ((d->rex & 1) == 0 || d->rep == 0xf3)) {
             insn->op = INSN_OP_NOP;
         }
         return true;

@@ -61,7 +61,8 @@ const struct insn_desc insn_map_0f[256][PP_COUNT] = {
     [0x34] = ALL4(IMPLICIT(SYSENTER, NONE, NONE, SYSENTER, 0)),
     [0x35] = ALL4(IMPLICIT(SYSEXIT, Y, NONE, SYSEXIT, 0)),
     [0x40 ... 0x4f] = ALL4(ROW(COPY, V, OP, E_R | G_RW, COND, RM | ATTR_COND)), /* CMOV */
-    [0x50] = {GPR(Y, NONE, G_W, NONE), GPR(Y, NONE, G_W, NONE), NONE_, NONE_},
+    #define MOVMSK ROW(COPY, Y, NONE, G_W, NONE, RM | ATTR_MANDATORY | INSN_SSE | ATTR_REG)
+    [0x50] = {MOVMSK, MOVMSK, NONE_, NONE_},
     [0x51] = ARITH,
     [0x52 ... 0x53] = {SSE(16, M_R), NONE_, SSE(4, M_R), NONE_},
     [0x54 ... 0x57] = PACKED2,
@@ -125,7 +126,7 @@ const struct insn_desc insn_map_0f[256][PP_COUNT] = {
     [0xc5] = {ROW(COPY, Y, NONE, G_W, NONE, RM | INSN_MMX | ATTR_REG, .imm = IMM_UB),
               ROW(COPY, Y, NONE, G_W, NONE, RM | INSN_SSE | ATTR_MANDATORY | ATTR_REG, .imm = IMM_UB), NONE_, NONE_},
     [0xc6] = {SSE(16, M_R, .imm = IMM_UB), SSE(16, M_R, .imm = IMM_UB), NONE_, NONE_},
-    [0xc7] = {GROUP(9, 0), GROUP(9_66, 0), GROUP(9_F3, 0), GROUP(9_66, 0)},
+    [0xc7] = {GROUP(9, 0), GROUP(9_66, 0), GROUP(9_F3, 0), GROUP(9_F3, 0)},
     [0xc8 ... 0xcf] = ALL4(ROW(COPY, V, NONE, G_RW, NONE, ATTR_OPREG)), /* BSWAP */
     [0xd0] = {NONE_, SSE(16, M_R), NONE_, SSE(16, M_R)},
     [0xd1 ... 0xd5] = MMX_SSE,

@@ -224,9 +224,9 @@ const struct insn_desc insn_groups[GRP_COUNT][16] = {
                 [1] = ROW(FXRSTOR, Y, 512, M_R, NONE, INSN_X87),
                 [2] = ROW(COPY, NONE, 4, M_R, NONE, INSN_SSE), /* LDMXCSR */
                 [3] = ROW(COPY, NONE, 4, M_W, NONE, INSN_SSE), /* STMXCSR */
-                [4] = ROW(XSAVE, Y, XSAVE, M_W, NONE, 0, .implicit = IMPL_AD_R),
+                [4] = ROW(XSAVE, Y, XSAVE, M_RW, NONE, 0, .implicit = IMPL_AD_R),
                 [5] = ROW(XRSTOR, Y, XSAVE, M_R, NONE, 0, .implicit = IMPL_AD_R),
-                [6] = ROW(XSAVE, Y, XSAVE, M_W, NONE, 0, .implicit = IMPL_AD_R), /* XSAVEOPT */
+                [6] = ROW(XSAVE, Y, XSAVE, M_RW, NONE, 0, .implicit = IMPL_AD_R), /* XSAVEOPT */
                 [7] = ROW(COPY, NONE, 1, M_R, NONE, 0), /* CLFLUSH */
                 [13] = PLAIN(COPY, NONE, 0),            /* LFENCE */
                 [14] = PLAIN(COPY, NONE, 0),            /* MFENCE */
