@@ -12,10 +12,12 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 
-#define COPY_CHUNK_BYTES (1u << 20)
+#define COPY_CHUNK_BYTES (64u << 10)
 
-static int copy_range(int in, int out, off_t start, off_t end, char *buf)
+static int copy_range(int in, int out, off_t start, off_t end)
 {
+    char buf[COPY_CHUNK_BYTES];
+
     while (start < end) {
         off_t left = end - start;
         size_t want = left < (off_t)COPY_CHUNK_BYTES ? (size_t)left : COPY_CHUNK_BYTES;
@@ -37,12 +39,8 @@ static int copy_range(int in, int out, off_t start, off_t end, char *buf)
 /* Copies the parts that hold data; the rest of `out` is already as long and empty. */
 static int copy_data(int in, int out, off_t size)
 {
-    CLEANUP_FREE char *buf = malloc(COPY_CHUNK_BYTES);
     off_t pos = 0;
 
-    if (buf == NULL) {
-        return -ENOMEM;
-    }
     while (pos < size) {
         off_t data = lseek(in, pos, SEEK_DATA);
         off_t hole;
@@ -55,7 +53,7 @@ static int copy_data(int in, int out, off_t size)
         if (hole < 0) {
             return -errno;
         }
-        rc = copy_range(in, out, data, hole, buf);
+        rc = copy_range(in, out, data, hole);
         if (rc < 0) {
             return rc;
         }

@@ -13,12 +13,12 @@
 
 struct image {
     char dir[PATH_MAX];
-    char kind[48];       /* "debian" */
-    char kernel[96];     /* version, for people */
-    char cmdline[512];   /* kernel command line */
-    char ready[64];      /* text on the console when the guest is up; empty: unknown */
-    char user[32];       /* for ssh; empty: no ssh in this guest */
-    unsigned memory_mib; /* what it boots with unless told otherwise */
+    char kind[48];         /* "debian" */
+    char kernel[96];       /* version, for people */
+    char cmdline[512];     /* kernel command line */
+    char ready[64];        /* text on the console when the guest is up; empty: unknown */
+    char user[32];         /* for ssh; empty: no ssh in this guest */
+    unsigned memory_mib;   /* what it boots with unless told otherwise */
     bool has_power_button; /* whether the guest heeds one */
     bool has_disk;
 };

@@ -151,7 +151,7 @@ int instance_find(const struct cli *cli, const char *name, struct instance *ret_
 int instance_find_running(const struct cli *cli, const char *name, struct instance *ret_instance,
                           struct err *err)
 {
-    struct instance instance;
+    struct instance instance = {.pid = 0};
     int rc = instance_find(cli, name, &instance, err);
 
     if (rc == 0 && !instance.is_running) {

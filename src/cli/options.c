@@ -63,7 +63,7 @@ static int parse_option(const struct option_spec *specs, char **argv, void *valu
     const char *equals = strchr(argv[0], '=');
     size_t name_len = equals != NULL ? (size_t)(equals - argv[0]) : strlen(argv[0]);
     const struct option_spec *spec = find_spec(specs, argv[0], name_len);
-    const char *text = NULL;
+    const char *text = "";
     int taken = 1;
     int rc;
 
