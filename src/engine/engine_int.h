@@ -82,6 +82,8 @@ struct engine_vcpu {
     bool intr_check;          /* env->intr may have something: ask when the guest can take it */
     bool data_breakpoints;    /* DR7 enables at least one data breakpoint */
     uint64_t pending_dr6;     /* data breakpoints that the instruction in hand has met */
+    struct vmexit last_exit;  /* as run() returned it */
+    bool leave;               /* the instruction in hand is done, and *exit was filled by it */
     uint64_t next_rip;        /* where the instruction in hand ends; branches change it */
     struct interp_cache *icache; /* decoded instructions */
 };
@@ -99,7 +101,8 @@ struct engine_vm {
     struct gmem *gmem;
     bool reference_only;
     bool check;
-    struct mutex lock; /* LOCK_RANK_ENGINE: translator tables, code page marks, split locks */
+    struct mutex lock; /* LOCK_RANK_ENGINE: translator tables, code page marks */
+    atomic_flag split_lock; /* held while a LOCKed operand across a page is worked on */
     struct translator *translator;
     struct engine_ram ram[GMEM_MAX_REGIONS];
     unsigned ram_count;
@@ -115,6 +118,15 @@ struct engine_vm {
  * pending first. 0: go on. ENGINE_EXIT: *v->exit filled. Faults are delivered
  * inside; a triple fault becomes VMEXIT_SHUTDOWN. FPU state is in st.xsave. */
 int interp_step(struct engine_vcpu *v) MUST_CHECK;
+
+struct interp_cache *interp_cache_create(void); /* freed with free(); NULL: no memory */
+
+/* The machine answered (or has done) the access of exit: the log gets it. */
+void interp_io_answer(struct engine_vcpu *v, const struct vmexit *exit);
+void interp_io_clear(struct engine_vcpu *v);
+
+/* engine.c: asks env->intr and delivers when the guest can take an interrupt. 0, ENGINE_EXIT. */
+int engine_take_interrupt(struct engine_vcpu *v) MUST_CHECK;
 
 /* exception.c: delivers through the IDT (SDM 3A 6.12-6.14), with double and triple faults. */
 int exception_deliver(struct engine_vcpu *v, const struct engine_fault *fault) MUST_CHECK;

@@ -160,6 +160,35 @@ void segment_drop_privileged(struct engine_vcpu *v, unsigned cpl);
 int segment_tss_stack(struct engine_vcpu *v, unsigned cpl, unsigned ist, unsigned ext,
                       uint16_t *ret_ss, uint64_t *ret_sp) MUST_CHECK;
 
+/*
+ * far.c: the end of RET far and IRET in protected mode. stack has just popped
+ * rip and cs. release: bytes of parameters. flags replace those of flag_mask.
+ */
+struct far_target {
+    uint16_t cs;
+    uint64_t rip;
+    unsigned bytes; /* operand size */
+    unsigned release;
+    bool always_stack; /* IRET in 64-bit mode: SS:RSP are popped at the same level too */
+    uint64_t flags;
+    uint64_t flag_mask;
+};
+int far_return_protected(struct engine_vcpu *v, struct interp_stack *stack,
+                         const struct far_target *target) MUST_CHECK;
+/* The checks of a code segment that a gate leads to; sets *ret_cpl. */
+int far_check_gate_code(struct engine_vcpu *v, uint16_t selector, unsigned ext, bool may_raise,
+                        struct segment_descriptor *ret_desc, unsigned *ret_cpl) MUST_CHECK;
+/* The stack of an inner level, checked, and what SS becomes (null in IA-32e mode). */
+int far_inner_stack(struct engine_vcpu *v, unsigned cpl, unsigned ist, unsigned ext,
+                    struct interp_stack *ret_stack,
+                    struct segment_descriptor *ret_ss) MUST_CHECK;
+void far_commit_inner_stack(struct engine_vcpu *v, unsigned cpl,
+                            const struct interp_stack *stack,
+                            const struct segment_descriptor *ss);
+/* rip as execution address of the code segment cs: 0 or #GP(ext). */
+int far_check_rip(struct engine_vcpu *v, const struct x86_segment *cs, uint64_t rip,
+                  unsigned ext) MUST_CHECK;
+
 /* Handlers by file. */
 int far_jump(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
 int far_call(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
@@ -219,6 +248,9 @@ int msr_op_read(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
 int msr_op_write(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
 uint64_t msr_guest_tsc(const struct engine_vcpu *v);
 
+/* fpu.c: fills in the initial values of components that are not in use; FIP and FDP to 0. */
+void fpu_normalize(struct vcpu_state *st);
+void fpu_mark_in_use(struct vcpu_state *st, uint64_t components);
 int fpu_op_xsave(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
 int fpu_op_xrstor(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
 int fpu_op_fxsave(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;

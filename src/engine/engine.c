@@ -1,0 +1,459 @@
+/*
+ * The accelerator's life cycle, its run loop in reference mode, and the stepper.
+ */
+#include "engine/engine.h"
+
+#include "base/log.h"
+#include "engine/engine_int.h"
+#include "engine/hostexec.h"
+#include "engine/interp.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define CPUID_ADDRESS_SIZES 0x80000008u
+#define DEFAULT_PHYSICAL_BITS 46u
+#define PAGING_ADDRESS_BITS 52u
+
+struct engine_stepper {
+    struct engine_vm vm;
+    struct engine_vcpu vcpu;
+};
+
+static struct engine_vcpu *vcpu_of(struct accel_vcpu *vcpu)
+{
+    return container_of(vcpu, struct engine_vcpu, base);
+}
+
+static struct engine_vm *vm_of(struct accel_vm *vm)
+{
+    return (struct engine_vm *)(void *)vm;
+}
+
+static int engine_probe(struct err *err)
+{
+    (void)err;
+    return 0;
+}
+
+static void engine_caps(struct accel_caps *ret_caps)
+{
+    memset(ret_caps, 0, sizeof(*ret_caps));
+}
+
+static void vm_init(struct engine_vm *vm, struct gmem *gmem)
+{
+    struct timespec now = {0};
+
+    vm->ops = &engine_accel_ops;
+    vm->gmem = gmem;
+    vm->ram_count = gmem_region_count(gmem);
+    for (unsigned i = 0; i < vm->ram_count; i++) {
+        const struct gmem_region *region = gmem_region(gmem, i);
+
+        vm->ram[i].gpa = region->gpa;
+        vm->ram[i].size_bytes = region->size_bytes;
+        vm->ram[i].host = region->host;
+        vm->ram[i].flags = gmem_page_flags(gmem, gpa(region->gpa));
+    }
+    mutex_init(&vm->lock, LOCK_RANK_ENGINE);
+    atomic_flag_clear(&vm->split_lock);
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    vm->clock_host_tsc = __builtin_ia32_rdtsc();
+    vm->clock_wall_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static int engine_vm_create(const struct accel_vm_config *config, struct err *err,
+                            struct accel_vm **ret_vm)
+{
+    CLEANUP_FREE struct engine_vm *vm = calloc(1, sizeof(*vm));
+
+    if (config->irqchip != VM_IRQCHIP_USER) {
+        return err_set(err, -EINVAL, "the software engine has no interrupt chips of its own");
+    }
+    if (config->vcpu_count > ARRAY_LEN(vm->vcpus)) {
+        return err_set(err, -EINVAL, "the software engine runs at most %zu vCPUs",
+                       ARRAY_LEN(vm->vcpus));
+    }
+    if (vm == NULL) {
+        return err_set(err, -ENOMEM, "not enough memory for the virtual machine");
+    }
+    vm_init(vm, config->gmem);
+    vm->reference_only = config->reference_only;
+    vm->check = config->check;
+    vm->vcpu_count = config->vcpu_count;
+    *ret_vm = (struct accel_vm *)(void *)steal_ptr(vm);
+    return 0;
+}
+
+static void engine_vm_destroy(struct accel_vm *accel_vm)
+{
+    struct engine_vm *vm = vm_of(accel_vm);
+
+    if (vm == NULL) {
+        return;
+    }
+    mutex_done(&vm->lock);
+    free(vm);
+}
+
+static unsigned physical_bits(const struct vcpu_env *env)
+{
+    uint32_t regs[4] = {0};
+    unsigned bits;
+
+    if (env == NULL || env->cpuid == NULL) {
+        return DEFAULT_PHYSICAL_BITS;
+    }
+    cpuid_query(env->cpuid, CPUID_ADDRESS_SIZES, 0, 0, 0, regs);
+    bits = regs[0] & 0xff;
+    return bits < 32 || bits > PAGING_ADDRESS_BITS ? DEFAULT_PHYSICAL_BITS : bits;
+}
+
+static bool vendor_is_amd(const struct vcpu_env *env)
+{
+    uint32_t regs[4] = {0};
+
+    if (env != NULL && env->cpuid != NULL) {
+        cpuid_query(env->cpuid, 0, 0, 0, 0, regs);
+    }
+    return regs[1] == 0x68747541u || regs[1] == 0x6f677948u; /* "Auth"enticAMD, "Hygo"nGenuine */
+}
+
+static int vcpu_init(struct engine_vcpu *v, struct engine_vm *vm, unsigned index,
+                     const struct vcpu_env *env, struct err *err)
+{
+    v->base.ops = &engine_accel_ops;
+    v->base.vm = (struct accel_vm *)(void *)vm;
+    v->base.index = index;
+    v->vm = vm;
+    v->env = env;
+    v->paging_reserved = ((1ull << PAGING_ADDRESS_BITS) - 1) & ~((1ull << physical_bits(env)) - 1);
+    v->vendor_amd = vendor_is_amd(env);
+    mmu_init(v);
+    vcpu_state_reset(&v->st, index == 0);
+    v->icache = interp_cache_create();
+    if (v->icache == NULL) {
+        return err_set(err, -ENOMEM, "not enough memory for a virtual CPU");
+    }
+    return hostexec_create(err, &v->hostexec);
+}
+
+static void vcpu_done(struct engine_vcpu *v)
+{
+    hostexec_destroy(v->hostexec);
+    free(v->icache);
+}
+
+static int engine_vcpu_create(struct accel_vm *accel_vm, unsigned index,
+                              const struct vcpu_env *env, struct err *err,
+                              struct accel_vcpu **ret_vcpu)
+{
+    struct engine_vm *vm = vm_of(accel_vm);
+    struct engine_vcpu *v;
+    int r;
+
+    if (index >= vm->vcpu_count) {
+        return err_set(err, -EINVAL, "vCPU %u does not exist", index);
+    }
+    v = aligned_alloc(64, (sizeof(*v) + 63) & ~(size_t)63);
+    if (v == NULL) {
+        return err_set(err, -ENOMEM, "not enough memory for a virtual CPU");
+    }
+    memset(v, 0, sizeof(*v));
+    r = vcpu_init(v, vm, index, env, err);
+    if (r != 0) {
+        vcpu_done(v);
+        free(v);
+        return r;
+    }
+    atomic_store(&vm->vcpus[index], v);
+    *ret_vcpu = &v->base;
+    return 0;
+}
+
+static void engine_vcpu_destroy(struct accel_vcpu *vcpu)
+{
+    struct engine_vcpu *v = vcpu_of(vcpu);
+
+    atomic_store(&v->vm->vcpus[v->base.index], NULL);
+    vcpu_done(v);
+    free(v);
+}
+
+/* Takes an external interrupt when the guest can: 0, or what delivery gave. */
+int engine_take_interrupt(struct engine_vcpu *v)
+{
+    const struct x86_events *e = &v->st.events;
+    int vector;
+
+    if ((v->st.rflags & X86_FLAG_IF) == 0 || e->sti_shadow || e->mov_ss_shadow ||
+        e->exception_pending || e->interrupt_pending || v->io.done != 0) {
+        return 0;
+    }
+    v->intr_check = false;
+    if (v->env == NULL || v->env->intr == NULL || !v->env->intr->pending(v->env->opaque)) {
+        return 0;
+    }
+    vector = v->env->intr->acknowledge(v->env->opaque);
+    if (vector < 0) {
+        return 0;
+    }
+    v->intr_check = true; /* another one may wait behind it */
+    v->st.mp_state = X86_MP_RUNNABLE;
+    v->stat_interrupts++;
+    return interrupt_deliver(v, (uint8_t)vector, false);
+}
+
+/* A breakpoint of the debugger at the next instruction? */
+static bool debug_stops(const struct engine_vcpu *v)
+{
+    for (unsigned i = 0; i < v->debug.breakpoint_count; i++) {
+        if (v->debug.breakpoints[i] == v->st.rip) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int debug_exit(struct engine_vcpu *v, uint64_t dr6)
+{
+    v->exit->reason = VMEXIT_DEBUG;
+    v->exit->debug.rip = v->st.rip;
+    v->exit->debug.dr6 = dr6;
+    v->exit->debug.is_breakpoint_insn = false;
+    return ENGINE_EXIT;
+}
+
+static bool is_asleep(struct engine_vcpu *v)
+{
+    if (v->st.mp_state == X86_MP_RUNNABLE) {
+        return false;
+    }
+    if (v->st.mp_state == X86_MP_HALTED && v->st.events.nmi_pending &&
+        !v->st.events.nmi_blocked) {
+        v->st.mp_state = X86_MP_RUNNABLE;
+        return false;
+    }
+    v->exit->reason = VMEXIT_HLT;
+    return true;
+}
+
+static int run_reference(struct engine_vcpu *v)
+{
+    int r = 0;
+
+    while (r == 0) {
+        if (unlikely(atomic_load_explicit(&v->kick, memory_order_relaxed) != 0)) {
+            atomic_store(&v->kick, 0);
+            v->exit->reason = VMEXIT_INTR;
+            return ENGINE_EXIT;
+        }
+        if (unlikely(v->intr_check)) {
+            r = engine_take_interrupt(v);
+            if (r != 0) {
+                return r;
+            }
+        }
+        if (unlikely(v->st.mp_state != X86_MP_RUNNABLE) && is_asleep(v)) {
+            return ENGINE_EXIT;
+        }
+        if (unlikely(v->debug.breakpoint_count != 0) && debug_stops(v)) {
+            return debug_exit(v, 1);
+        }
+        r = interp_step(v);
+        if (unlikely(v->debug.single_step) && r == 0) {
+            return debug_exit(v, 0x4000);
+        }
+    }
+    return r;
+}
+
+static int engine_run(struct accel_vcpu *vcpu, struct vmexit *exit)
+{
+    struct engine_vcpu *v = vcpu_of(vcpu);
+
+    if (v->exit_unanswered) {
+        interp_io_answer(v, exit);
+    }
+    v->exit = exit;
+    v->intr_check = true;
+    if (run_reference(v) != ENGINE_EXIT) {
+        exit->reason = VMEXIT_INTR;
+    }
+    v->last_exit = *exit;
+    v->exit = NULL;
+    v->stat_exits++;
+    return 0;
+}
+
+static void engine_kick(struct accel_vcpu *vcpu)
+{
+    atomic_store(&vcpu_of(vcpu)->kick, 1);
+}
+
+/* A write that the machine has done already: finish its instruction, so that the state is
+ * at an instruction boundary. */
+static void finish_write(struct engine_vcpu *v)
+{
+    struct vmexit ignored = {.reason = VMEXIT_INTR};
+
+    if (!v->exit_unanswered) {
+        return;
+    }
+    interp_io_answer(v, &v->last_exit);
+    v->exit = &ignored;
+    if (interp_step(v) == ENGINE_EXIT && v->exit_unanswered) {
+        /* It has more accesses to do: it is started again as a whole. */
+        v->exit_unanswered = false;
+        interp_io_clear(v);
+    }
+    v->exit = NULL;
+}
+
+static int engine_get_state(struct accel_vcpu *vcpu, struct vcpu_state *ret_state)
+{
+    struct engine_vcpu *v = vcpu_of(vcpu);
+
+    finish_write(v);
+    *ret_state = v->st;
+    return 0;
+}
+
+static void load_state(struct engine_vcpu *v, const struct vcpu_state *state)
+{
+    v->st = *state;
+    v->exit_unanswered = false;
+    v->leave = false;
+    v->intr_check = true;
+    interp_io_clear(v);
+    sysop_debug_changed(v);
+}
+
+static int engine_set_state(struct accel_vcpu *vcpu, const struct vcpu_state *state)
+{
+    load_state(vcpu_of(vcpu), state);
+    return 0;
+}
+
+static int engine_inject_nmi(struct accel_vcpu *vcpu)
+{
+    vcpu_of(vcpu)->st.events.nmi_pending = true;
+    return 0;
+}
+
+static int engine_translate(struct accel_vcpu *vcpu, uint64_t va, gpa_t *ret_gpa)
+{
+    return mmu_peek(vcpu_of(vcpu), va, ret_gpa);
+}
+
+static int engine_set_debug(struct accel_vcpu *vcpu, const struct accel_debug *debug)
+{
+    struct engine_vcpu *v = vcpu_of(vcpu);
+
+    if (debug->breakpoint_count > ARRAY_LEN(debug->breakpoints)) {
+        return -EINVAL;
+    }
+    v->debug = *debug;
+    return 0;
+}
+
+static unsigned engine_stats(struct accel_vm *accel_vm, struct accel_stat *ret_stats,
+                             unsigned max)
+{
+    struct engine_vm *vm = vm_of(accel_vm);
+    struct accel_stat all[] = {
+        {"interpreted_instructions", 0}, {"exits", 0},     {"exceptions", 0},
+        {"interrupts", 0},               {"tlb_fills", 0}, {"tlb_flushes", 0},
+    };
+
+    for (unsigned i = 0; i < vm->vcpu_count; i++) {
+        const struct engine_vcpu *v = atomic_load(&vm->vcpus[i]);
+
+        if (v != NULL) {
+            all[0].value += v->stat_interpreted;
+            all[1].value += v->stat_exits;
+            all[2].value += v->stat_exceptions;
+            all[3].value += v->stat_interrupts;
+            all[4].value += v->stat_tlb_fills;
+            all[5].value += v->stat_tlb_flushes;
+        }
+    }
+    for (unsigned i = 0; i < ARRAY_LEN(all) && i < max; i++) {
+        ret_stats[i] = all[i];
+    }
+    return ARRAY_LEN(all);
+}
+
+const struct accel_ops engine_accel_ops = {
+    .name = "soft",
+    .probe = engine_probe,
+    .caps = engine_caps,
+    .vm_create = engine_vm_create,
+    .vm_destroy = engine_vm_destroy,
+    .vcpu_create = engine_vcpu_create,
+    .vcpu_destroy = engine_vcpu_destroy,
+    .run = engine_run,
+    .kick = engine_kick,
+    .get_state = engine_get_state,
+    .set_state = engine_set_state,
+    .inject_nmi = engine_inject_nmi,
+    .translate = engine_translate,
+    .set_debug = engine_set_debug,
+    .stats = engine_stats,
+};
+
+int engine_stepper_create(struct gmem *gmem, const struct vcpu_env *env, struct err *err,
+                          struct engine_stepper **ret_stepper)
+{
+    struct engine_stepper *s = aligned_alloc(64, (sizeof(*s) + 63) & ~(size_t)63);
+    int r;
+
+    if (s == NULL) {
+        return err_set(err, -ENOMEM, "not enough memory for an instruction stepper");
+    }
+    memset(s, 0, sizeof(*s));
+    vm_init(&s->vm, gmem);
+    s->vm.reference_only = true;
+    r = vcpu_init(&s->vcpu, &s->vm, 0, env, err);
+    if (r != 0) {
+        engine_stepper_destroy(s);
+        return r;
+    }
+    *ret_stepper = s;
+    return 0;
+}
+
+void engine_stepper_destroy(struct engine_stepper *stepper)
+{
+    if (stepper == NULL) {
+        return;
+    }
+    vcpu_done(&stepper->vcpu);
+    mutex_done(&stepper->vm.lock);
+    free(stepper);
+}
+
+int engine_stepper_run(struct engine_stepper *stepper, struct vcpu_state *state,
+                       struct vmexit *exit)
+{
+    struct engine_vcpu *v = &stepper->vcpu;
+    int r;
+
+    if (v->exit_unanswered) {
+        interp_io_answer(v, exit);
+        v->st = *state;
+    } else if (state->mp_state != X86_MP_RUNNABLE && !state->events.nmi_pending &&
+               !state->events.interrupt_pending) {
+        return 0; /* HLT was the one instruction */
+    } else {
+        load_state(v, state);
+    }
+    v->exit = exit;
+    r = interp_step(v);
+    v->exit = NULL;
+    *state = v->st;
+    return r == ENGINE_EXIT ? 1 : 0;
+}

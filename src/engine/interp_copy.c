@@ -1,0 +1,161 @@
+/*
+ * INSN_OP_COPY: the host CPU computes a rewritten copy of the instruction on
+ * the guest's registers. Here its memory operand is found, checked and, where
+ * it cannot be worked on in place, carried through a copy.
+ */
+#include "engine/hostexec.h"
+#include "engine/interp.h"
+
+#include <string.h>
+
+/* Larger than any operand of a copied instruction (FRSTOR: 108). */
+#define BOUNCE_BYTES 512u
+/* A copy keeps the guest's address modulo this, so that alignment faults agree. */
+#define BOUNCE_ALIGN 64u
+
+static int raise_host_fault(struct engine_vcpu *v, const struct hostexec_fault *fault)
+{
+    if (fault->vector == X86_VEC_XM && (v->st.cr4 & X86_CR4_OSXMMEXCPT) == 0) {
+        return engine_raise(v, X86_VEC_UD);
+    }
+    return fault->has_error ? engine_raise_error(v, (enum x86_vector)fault->vector, fault->error)
+                            : engine_raise(v, (enum x86_vector)fault->vector);
+}
+
+static int run(struct engine_vcpu *v, const struct insn *in, void *mem)
+{
+    struct hostexec_fault fault = {0};
+
+    if (hostexec_run(v->hostexec, in, &v->st, mem, &fault) != 0) {
+        return raise_host_fault(v, &fault);
+    }
+    return 0;
+}
+
+/* The operand crosses a page or is a device's: read, run on a copy, write. */
+static int run_bounced(struct engine_vcpu *v, const struct insn *in, uint64_t va)
+{
+    uint8_t room[BOUNCE_BYTES + BOUNCE_ALIGN] ALIGNED(BOUNCE_ALIGN);
+    uint8_t *mem = room + (va & (BOUNCE_ALIGN - 1));
+    enum mmu_mode mode = mmu_current_mode(v);
+    int r = 0;
+
+    if (in->mem_bytes > BOUNCE_BYTES) {
+        return engine_raise(v, X86_VEC_UD);
+    }
+    memset(mem, 0, in->mem_bytes);
+    if ((in->mem_flags & INSN_MEM_READ) != 0) {
+        r = mmu_read(v, va, mem, in->mem_bytes, mode);
+    }
+    if (r != 0) {
+        return r;
+    }
+    if ((in->mem_flags & INSN_MEM_WRITE) == 0) {
+        return run(v, in, mem);
+    }
+
+    /* The registers change only when the write has succeeded. */
+    uint64_t gpr[X86_GPR_COUNT];
+    uint64_t rflags = v->st.rflags;
+
+    memcpy(gpr, v->st.gpr, sizeof(gpr));
+    r = run(v, in, mem);
+    if (r == 0) {
+        r = mmu_write(v, va, mem, in->mem_bytes, mode);
+    }
+    if (r != 0) {
+        memcpy(v->st.gpr, gpr, sizeof(gpr));
+        v->st.rflags = rflags;
+    }
+    return r;
+}
+
+/* Stores that carry x87 state leave it changed (FSTP pops): check the page first. */
+static int check_writable(struct engine_vcpu *v, const struct insn *in, uint64_t va)
+{
+    struct mmu_page page;
+    enum mmu_mode mode = mmu_current_mode(v);
+    int r = mmu_fill(v, va, MMU_WRITE, mode, &page);
+
+    if (r == 0 && (va & (GMEM_PAGE_BYTES - 1)) + in->mem_bytes > GMEM_PAGE_BYTES) {
+        r = mmu_fill(v, va + in->mem_bytes - 1, MMU_WRITE, mode, &page);
+    }
+    return r;
+}
+
+/* A device's answer to an x87 store comes after the copy ran once: keep its state apart. */
+static int run_bounced_fpu(struct engine_vcpu *v, const struct insn *in, uint64_t va)
+{
+    uint8_t saved[1024];
+
+    memcpy(saved, v->st.xsave, sizeof(saved));
+
+    int r = run_bounced(v, in, va);
+
+    if (r == ENGINE_EXIT) {
+        memcpy(v->st.xsave, saved, sizeof(saved));
+    }
+    return r;
+}
+
+static int run_in_place(struct engine_vcpu *v, const struct insn *in, uint64_t va)
+{
+    uint8_t *host = NULL;
+    bool is_write = (in->mem_flags & INSN_MEM_WRITE) != 0;
+    enum mmu_mode mode = mmu_current_mode(v);
+    int r;
+
+    if (is_write) {
+        r = mmu_rmw_begin(v, va, in->mem_bytes, mode, &host);
+    } else {
+        const uint8_t *readable = NULL;
+
+        r = mmu_read_begin(v, va, in->mem_bytes, mode, &readable);
+        host = (uint8_t *)(uintptr_t)readable;
+    }
+    if (r != 0) {
+        return r;
+    }
+    if (host != NULL) {
+        r = run(v, in, host);
+        if (is_write && r == 0) {
+            mmu_rmw_end(v, host, in->mem_bytes);
+        }
+        return r;
+    }
+    if (is_write) {
+        r = check_writable(v, in, va);
+        if (r != 0) {
+            return r;
+        }
+    }
+    if (is_write && (in->flags & (INSN_X87 | INSN_MMX | INSN_SSE | INSN_AVX)) != 0) {
+        return run_bounced_fpu(v, in, va);
+    }
+    if ((in->flags & INSN_LOCK) != 0) {
+        /* A split lock: no other vCPU does one meanwhile (SDM 3A 8.1.2.2). */
+        while (atomic_flag_test_and_set(&v->vm->split_lock)) {
+            __builtin_ia32_pause();
+        }
+        r = run_bounced(v, in, va);
+        atomic_flag_clear(&v->vm->split_lock);
+        return r;
+    }
+    return run_bounced(v, in, va);
+}
+
+int interp_copy(struct engine_vcpu *v, const struct insn *in)
+{
+    uint64_t va = 0;
+    int r = interp_check_fpu(v, in);
+
+    if (r != 0) {
+        return r;
+    }
+    if (in->mem_bytes == 0) {
+        return run(v, in, NULL);
+    }
+    r = interp_linear(v, in->seg, interp_ea(v, in), in->mem_bytes,
+                      (in->mem_flags & INSN_MEM_WRITE) != 0 ? MMU_WRITE : MMU_READ, &va);
+    return r != 0 ? r : run_in_place(v, in, va);
+}
