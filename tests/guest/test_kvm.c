@@ -42,7 +42,8 @@ GUEST(spin, "1: incw 0x8000\n jmp 1b\n");
 GUEST(interrupt, "sti\n hlt\n movb $1, 0x8001\n hlt\n");
 /* INT 0x20 is at 0:0x1100; it writes the byte that the test looks for and ends the interrupt. */
 GUEST(handler, "movb $7, 0x8000\n iret\n");
-GUEST(dirty, "addr32 movb $1, 0x20000\n addr32 movb $1, 0x21000\n hlt\n");
+GUEST(dirty, "mov $0x20000, %ebx\n movb $1, (%ebx)\n"
+             "mov $0x21000, %ebx\n movb $1, (%ebx)\n hlt\n");
 GUEST(steps, "mov $1, %ax\n mov $2, %bx\n mov $3, %cx\n hlt\n");
 GUEST(doorbell, "mov $5, %ax\n mov $0x700, %dx\n out %ax, %dx\n hlt\n");
 GUEST(shutdown, "ud2\n");
