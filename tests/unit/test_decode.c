@@ -4,17 +4,12 @@
  * may differ stands in a list with its reason. And what Zydis cannot tell.
  */
 #include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "engine/decode.h"
+#include "test.h"
 
 #ifdef HAVE_ZYDIS
 #include <Zydis/Zydis.h>
@@ -151,10 +146,7 @@ static uint16_t gpr_bit(ZydisRegister reg)
 {
     const int number = gpr_number(reg);
 
-    if (number < 0) {
-        return 0;
-    }
-    return (uint16_t)(1u << number & 0xffffu);
+    return number < 0 ? 0 : (uint16_t)(1u << number);
 }
 
 static bool is_wide_gpr(ZydisRegister reg)
