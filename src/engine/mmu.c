@@ -218,14 +218,12 @@ static bool walk_allows(const struct engine_vcpu *v, const struct walk *w, enum 
         return false;
     }
     if (access == MMU_FETCH) {
-        return !w->no_execute &&
-               (mode == MMU_USER || !w->user || (v->st.cr4 & X86_CR4_SMEP) == 0);
+        return !w->no_execute && (mode == MMU_USER || !w->user || (v->st.cr4 & X86_CR4_SMEP) == 0);
     }
     if (mode == MMU_KERNEL && w->user && (v->st.cr4 & X86_CR4_SMAP) != 0) {
         return false;
     }
-    return access == MMU_READ || w->writable ||
-           (mode != MMU_USER && (v->st.cr0 & X86_CR0_WP) == 0);
+    return access == MMU_READ || w->writable || (mode != MMU_USER && (v->st.cr0 & X86_CR0_WP) == 0);
 }
 
 /* Sets bits in one entry: false when it is no longer what the walk read. */
@@ -240,9 +238,8 @@ static bool entry_set(struct engine_vcpu *v, const struct walk *w, const struct 
     if (w->entry_bytes == 8) {
         uint64_t expected = e->value;
 
-        done = __atomic_compare_exchange_n((uint64_t *)(void *)e->host, &expected,
-                                           e->value | bits, false, __ATOMIC_SEQ_CST,
-                                           __ATOMIC_RELAXED);
+        done = __atomic_compare_exchange_n((uint64_t *)(void *)e->host, &expected, e->value | bits,
+                                           false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
     } else {
         uint32_t expected = (uint32_t)e->value;
 
@@ -285,7 +282,8 @@ static struct mmu_tlb_entry *tlb_entry(struct engine_vcpu *v, unsigned mode, uns
 
 static void tlb_clear(struct engine_vcpu *v, unsigned mode, unsigned is_write, unsigned set)
 {
-    __atomic_store_n(&tlb_entry(v, mode, is_write, set)->tag, MMU_TLB_EMPTY, __ATOMIC_RELAXED);
+    __atomic_store_n(&tlb_entry(v, mode, is_write, set)->tag, mmu_tlb_empty_tag(set),
+                     __ATOMIC_RELAXED);
 }
 
 static void flush_4k(struct engine_vcpu *v, uint64_t va)
@@ -606,7 +604,7 @@ static void unmap_writes(struct engine_vcpu *v, uint64_t host_page)
             struct mmu_tlb_entry *entry = &v->tlb[mode].write[set];
             uint64_t tag = __atomic_load_n(&entry->tag, __ATOMIC_RELAXED);
 
-            if (tag != MMU_TLB_EMPTY && tag + entry->addend == host_page) {
+            if (tag != mmu_tlb_empty_tag(set) && tag + entry->addend == host_page) {
                 tlb_clear(v, mode, 1, set);
             }
         }

@@ -12,7 +12,7 @@
  * that mode and direction, A (and D for writes) set, for writes no code made
  * from the page (GMEM_PAGE_CODE clear) and no dirty logging pending. Everything
  * else misses and takes the slow path. The tag of an empty entry is
- * MMU_TLB_EMPTY, which no canonical or non-canonical va matches.
+ * mmu_tlb_empty_tag(index), a page of another index: no va whatever can match it there.
  *
  * Other threads may clear entries of any vCPU (mmu_protect_code_page); the
  * owner alone fills. SDM 3A chapter 4.
@@ -29,7 +29,16 @@
 struct engine_vcpu;
 
 #define MMU_TLB_SETS 1024u
-#define MMU_TLB_EMPTY 0x0000800000000000ull /* xor with any canonical va is far above 4096 */
+
+/*
+ * A va is only ever compared with the tag of its own index, so a tag whose
+ * index bits differ matches nothing. A constant would not do: the page it names
+ * can be asked for, canonical or not.
+ */
+static inline uint64_t mmu_tlb_empty_tag(unsigned index)
+{
+    return (uint64_t)(index ^ 1u) << 12;
+}
 
 /* Whose permissions apply (SDM 3A 4.6). */
 enum mmu_mode {
@@ -69,9 +78,9 @@ struct mmu_fetch_entry {
 
 /* What a walk found. */
 struct mmu_page {
-    uint64_t gpa;  /* of the byte asked for */
+    uint64_t gpa;        /* of the byte asked for */
     uint64_t page_bytes; /* 4 KiB, 2 MiB, 1 GiB */
-    uint8_t *host; /* of the byte asked for, NULL when it is not RAM (MMIO) */
+    uint8_t *host;       /* of the byte asked for, NULL when it is not RAM (MMIO) */
     bool global;
     bool user;
     bool writable; /* for this mode */
@@ -98,10 +107,10 @@ int mmu_peek(struct engine_vcpu *v, uint64_t va, gpa_t *ret_gpa) MUST_CHECK;
  * across pages, RAM or MMIO. All pages of a write are checked before the first
  * byte is written. 0, ENGINE_FAULT or ENGINE_EXIT.
  */
-int mmu_read(struct engine_vcpu *v, uint64_t va, void *buf, unsigned len,
-             enum mmu_mode mode) MUST_CHECK;
-int mmu_write(struct engine_vcpu *v, uint64_t va, const void *buf, unsigned len,
-              enum mmu_mode mode) MUST_CHECK;
+int mmu_read(struct engine_vcpu *v, uint64_t va, void *buf, unsigned len, enum mmu_mode mode)
+    MUST_CHECK;
+int mmu_write(struct engine_vcpu *v, uint64_t va, const void *buf, unsigned len, enum mmu_mode mode)
+    MUST_CHECK;
 
 /*
  * For read-modify-write on RAM within one page: the host address to work on
@@ -134,8 +143,8 @@ int mmu_fill(struct engine_vcpu *v, uint64_t va, enum mmu_access access, enum mm
 enum mmu_mode mmu_current_mode(const struct engine_vcpu *v);
 
 /* Flushes as architecture asks (SDM 3A 4.10.4); each also drops this vCPU's jump cache. */
-void mmu_flush_all(struct engine_vcpu *v);        /* CR0, CR4, EFER changes */
-void mmu_flush_non_global(struct engine_vcpu *v); /* MOV to CR3 */
+void mmu_flush_all(struct engine_vcpu *v);               /* CR0, CR4, EFER changes */
+void mmu_flush_non_global(struct engine_vcpu *v);        /* MOV to CR3 */
 void mmu_flush_page(struct engine_vcpu *v, uint64_t va); /* INVLPG */
 
 /* Empties every entry of a new vCPU. */
