@@ -559,6 +559,20 @@ static int registers_set(struct kvm_cpu *cpu, const struct vcpu_state *state,
     return rc < 0 ? rc : kvm_ioctl(cpu->fd, KVM_SET_REGS, &regs);
 }
 
+static int events_set(const struct kvm_cpu *cpu, const struct vcpu_state *state,
+                      const struct vcpu_state *before)
+{
+    struct kvm_vcpu_events events = events_to_kvm(&state->events);
+
+    if (before != NULL) {
+        const struct kvm_vcpu_events old = events_to_kvm(&before->events);
+        if (memcmp(&old, &events, sizeof(old)) == 0) {
+            return 0;
+        }
+    }
+    return kvm_ioctl(cpu->fd, KVM_SET_VCPU_EVENTS, &events);
+}
+
 int kvm_state_set(struct kvm_cpu *cpu, const struct vcpu_state *state,
                   const struct vcpu_state *before)
 {
@@ -576,10 +590,8 @@ int kvm_state_set(struct kvm_cpu *cpu, const struct vcpu_state *state,
     if (rc == 0 && (before == NULL || before->tsc_offset != state->tsc_offset)) {
         rc = tsc_offset_set(cpu, state->tsc_offset);
     }
-    if (rc == 0 &&
-        (before == NULL || memcmp(&before->events, &state->events, sizeof(state->events)) != 0)) {
-        struct kvm_vcpu_events events = events_to_kvm(&state->events);
-        rc = kvm_ioctl(cpu->fd, KVM_SET_VCPU_EVENTS, &events);
+    if (rc == 0) {
+        rc = events_set(cpu, state, before);
     }
     if (rc == 0 && (before == NULL || before->mp_state != state->mp_state)) {
         rc = mp_state_set(cpu, state);
