@@ -290,7 +290,9 @@ static bool sleeps(struct kvm_cpu *cpu)
     if (kvm_vm_has_lapic(cpu->vm)) {
         return false;
     }
-    if (cpu->mp_state == X86_MP_HALTED && intr != NULL && intr->pending(cpu->env.opaque)) {
+    /* KVM would run on behind the HLT: one with interrupts off ends by NMI or reset only. */
+    if (cpu->mp_state == X86_MP_HALTED && cpu->run->if_flag != 0 && intr != NULL &&
+        intr->pending(cpu->env.opaque)) {
         cpu->mp_state = X86_MP_RUNNABLE;
     }
     return cpu->mp_state != X86_MP_RUNNABLE;

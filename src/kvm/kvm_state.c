@@ -598,5 +598,6 @@ int kvm_state_set(struct kvm_cpu *cpu, const struct vcpu_state *state,
     }
     /* It described the old state: KVM says anew when it can take an interrupt. */
     cpu->run->ready_for_interrupt_injection = 0;
+    cpu->run->if_flag = (state->rflags & X86_FLAG_IF) != 0;
     return rc;
 }

@@ -273,6 +273,12 @@ static int set_gdb_wait(const struct vmm_setting *setting)
     return 0;
 }
 
+static int set_debug_exit(const struct vmm_setting *setting)
+{
+    setting->config->machine.has_debug_exit = is_yes(setting);
+    return 0;
+}
+
 static int set_vsock(const struct vmm_setting *setting)
 {
     struct machine_config *machine = &setting->config->machine;
@@ -408,6 +414,10 @@ const struct vmm_field vmm_fields[] = {
      .value = NULL,
      .help = "run nothing before the debugger says so",
      .set = set_gdb_wait},
+    {.name = "debug-exit",
+     .value = NULL,
+     .help = "a port by which a test guest ends the machine with a status",
+     .set = set_debug_exit},
     {.name = "vsock",
      .value = "CID,FILE",
      .help = "a vsock device, reached through this unix socket",

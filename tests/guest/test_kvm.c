@@ -245,6 +245,23 @@ static void test_user_interrupt_wakes_halted_guest(void **unused)
     close_vm(&f);
 }
 
+static void test_halt_with_interrupts_off_stays(void **unused)
+{
+    struct fixture f;
+    struct vmexit exit;
+
+    (void)unused;
+    open_vm(&f, VM_IRQCHIP_USER);
+    LOAD(&f, ports);
+    run_to(&f, &exit, VMEXIT_PIO);
+    run_to(&f, &exit, VMEXIT_PIO);
+    run_to(&f, &exit, VMEXIT_HLT);
+    f.vector = 0x20;
+    run_to(&f, &exit, VMEXIT_HLT);
+    assert_int_equal(f.vector, 0x20);
+    close_vm(&f);
+}
+
 static void test_state_set_comes_back(void **unused)
 {
     struct fixture f;
@@ -477,6 +494,7 @@ int main(void)
         cmocka_unit_test(test_kick_before_run_returns_at_once),
         cmocka_unit_test(test_kick_from_another_thread_leaves_guest),
         cmocka_unit_test(test_user_interrupt_wakes_halted_guest),
+        cmocka_unit_test(test_halt_with_interrupts_off_stays),
         cmocka_unit_test(test_state_set_comes_back),
         cmocka_unit_test(test_dirty_log_names_written_pages_once),
         cmocka_unit_test(test_single_step_stops_after_each_instruction),
