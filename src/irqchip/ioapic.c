@@ -30,6 +30,7 @@ struct ioapic {
     struct bus *bus;
     struct bus_range *range;
     struct irq_router router;
+    ioapic_route_fn route_fn;
     uint32_t select;
     uint32_t id;
     uint64_t entries[IOAPIC_PINS];
@@ -37,18 +38,26 @@ struct ioapic {
 };
 
 /* Messages have the format of SDM 3A 11.11: destination and mode in the address. */
-static void entry_send_locked(struct ioapic *ioapic, unsigned pin)
+static void entry_message(uint64_t entry, uint64_t *ret_address, uint32_t *ret_data)
 {
-    uint64_t entry = ioapic->entries[pin];
-    uint64_t address = X86_APIC_DEFAULT_BASE | (entry >> ENTRY_DEST_SHIFT) << 12;
-    uint32_t data = (uint32_t)(entry & (ENTRY_VECTOR | 7ull << ENTRY_MODE_SHIFT | ENTRY_LEVEL));
-
+    *ret_address = X86_APIC_DEFAULT_BASE | (entry >> ENTRY_DEST_SHIFT) << 12;
+    *ret_data = (uint32_t)(entry & (ENTRY_VECTOR | 7ull << ENTRY_MODE_SHIFT | ENTRY_LEVEL));
     if ((entry & ENTRY_LOGICAL) != 0) {
-        address |= 4;
+        *ret_address |= 4;
     }
     if ((entry & ENTRY_LEVEL) != 0) {
+        *ret_data |= 0x4000; /* assert */
+    }
+}
+
+static void entry_send_locked(struct ioapic *ioapic, unsigned pin)
+{
+    uint64_t address = 0;
+    uint32_t data = 0;
+
+    entry_message(ioapic->entries[pin], &address, &data);
+    if ((ioapic->entries[pin] & ENTRY_LEVEL) != 0) {
         ioapic->entries[pin] |= ENTRY_REMOTE_IRR;
-        data |= 0x4000; /* assert */
     }
     irq_send_msi(&ioapic->router, address, data);
 }
@@ -130,6 +139,13 @@ static void entry_write_locked(struct ioapic *ioapic, unsigned pin, bool high, u
         entry &= ~ENTRY_REMOTE_IRR; /* a level pin made an edge pin is done with its service */
     }
     ioapic->entries[pin] = entry;
+    if (ioapic->route_fn != NULL) {
+        uint64_t address = 0;
+        uint32_t data = 0;
+
+        entry_message(entry, &address, &data);
+        ioapic->route_fn(ioapic->router.opaque, pin, address, data);
+    }
     level_service_locked(ioapic, pin);
 }
 
@@ -187,7 +203,7 @@ void ioapic_reset(struct ioapic *ioapic)
 }
 
 int ioapic_create(struct bus *bus, uint64_t base, const struct irq_router *router,
-                  struct ioapic **ret_ioapic)
+                  ioapic_route_fn route_fn, struct ioapic **ret_ioapic)
 {
     struct ioapic *ioapic = calloc(1, sizeof(*ioapic));
     int rc = 0;
@@ -198,6 +214,7 @@ int ioapic_create(struct bus *bus, uint64_t base, const struct irq_router *route
     mutex_init(&ioapic->mutex, LOCK_RANK_IRQ);
     ioapic->bus = bus;
     ioapic->router = *router;
+    ioapic->route_fn = route_fn;
     ioapic_reset(ioapic);
     rc = bus_map(bus, BUS_MMIO, base, IOAPIC_WINDOW_BYTES, &window_ops, ioapic, "i/o apic",
                  &ioapic->range);

@@ -21,9 +21,14 @@
 
 struct ioapic;
 
-/* Maps its window at base. router's set_line is not used. -ENOMEM, -EEXIST. */
+/* Tells which message a pin sends from now on: an accelerator with local APICs of its own needs
+ * to know, to report their EOIs. Called with the mutex held. */
+typedef void (*ioapic_route_fn)(void *opaque, unsigned pin, uint64_t address, uint32_t data);
+
+/* Maps its window at base. router's set_line is not used; route_fn (with router's opaque) may be
+ * NULL. -ENOMEM, -EEXIST. */
 int ioapic_create(struct bus *bus, uint64_t base, const struct irq_router *router,
-                  struct ioapic **ret_ioapic) MUST_CHECK;
+                  ioapic_route_fn route_fn, struct ioapic **ret_ioapic) MUST_CHECK;
 void ioapic_destroy(struct ioapic *ioapic); /* accepts NULL */
 void ioapic_reset(struct ioapic *ioapic);   /* lines keep their level: devices drive them */
 

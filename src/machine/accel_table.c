@@ -1,0 +1,52 @@
+#include "machine/accel_table.h"
+
+#include "kvm/kvm.h"
+
+#include <errno.h>
+#include <stdio.h>
+
+/* In the order in which AUTO tries them. */
+static const struct {
+    enum machine_engine engine;
+    const struct accel_ops *ops;
+} accels[] = {
+    {MACHINE_ENGINE_KVM, &kvm_accel_ops},
+};
+
+const struct accel_stepper_ops *const accel_stepper = NULL;
+
+static const char *reason_format(char *out, size_t size, const char *why)
+{
+    (void)snprintf(out, size, "%s", why);
+    return out;
+}
+
+static int choose_named(enum machine_engine engine, struct err *err,
+                        const struct accel_ops **ret_ops)
+{
+    for (unsigned i = 0; i < ARRAY_LEN(accels); i++) {
+        if (accels[i].engine == engine) {
+            *ret_ops = accels[i].ops;
+            return 0;
+        }
+    }
+    return err_set(err, -ENODEV, "this build has no such engine");
+}
+
+int accel_choose(enum machine_engine engine, struct err *err, const struct accel_ops **ret_ops,
+                 char *ret_reason, size_t reason_size)
+{
+    struct err why = {0};
+
+    if (engine != MACHINE_ENGINE_AUTO) {
+        (void)reason_format(ret_reason, reason_size, "as asked for");
+        return choose_named(engine, err, ret_ops);
+    }
+    if (kvm_accel_ops.probe(&why) == 0) {
+        (void)reason_format(ret_reason, reason_size, "KVM runs guests at hardware speed here");
+        *ret_ops = &kvm_accel_ops;
+        return 0;
+    }
+    (void)reason_format(ret_reason, reason_size, why.text);
+    return choose_named(MACHINE_ENGINE_SOFT, err, ret_ops);
+}

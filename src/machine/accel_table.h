@@ -1,0 +1,20 @@
+/*
+ * Which accelerators there are, and which one a machine gets.
+ */
+#ifndef CORBEL_MACHINE_ACCEL_TABLE_H
+#define CORBEL_MACHINE_ACCEL_TABLE_H
+
+#include "machine/machine.h"
+
+/*
+ * The accelerator for a choice, with the reason as a phrase. For AUTO: KVM if
+ * its probe says that it runs guests at hardware speed, else our own engine.
+ * -ENODEV when the one asked for cannot run here; err says why.
+ */
+int accel_choose(enum machine_engine engine, struct err *err, const struct accel_ops **ret_ops,
+                 char *ret_reason, size_t reason_size) MUST_CHECK;
+
+/* Executes single instructions for KVM where its emulator cannot; NULL when there is none. */
+extern const struct accel_stepper_ops *const accel_stepper;
+
+#endif

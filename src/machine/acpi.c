@@ -1,0 +1,323 @@
+#include "machine/acpi.h"
+
+#include "base/wire.h"
+#include "bus/pci.h"
+#include "dev/dev.h"
+#include "machine/aml.h"
+#include "machine/memory_map.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <string.h>
+
+#define HEADER_BYTES 36u
+#define RSDP_BYTES 36u
+#define FADT_BYTES 276u
+#define FACS_BYTES 64u
+
+#define OEM_ID "CORBEL"
+#define OEM_TABLE_ID "CORBELPC"
+
+/* MADT interrupt flags: polarity and trigger. */
+#define MPS_ACTIVE_HIGH_LEVEL 0x000du
+
+struct tables {
+    uint8_t *out;
+    size_t capacity;
+    size_t len;
+    uint64_t base;
+    bool overflow;
+};
+
+static uint8_t checksum(const uint8_t *data, size_t len)
+{
+    uint8_t sum = 0;
+
+    for (size_t i = 0; i < len; i++) {
+        sum = (uint8_t)(sum + data[i]);
+    }
+    return (uint8_t)-sum;
+}
+
+/* Room for len zeroed bytes at the next multiple of align; NULL when there is none. */
+static uint8_t *table_alloc(struct tables *tables, size_t len, size_t align, uint64_t *ret_gpa)
+{
+    size_t start = (tables->len + align - 1) & ~(align - 1);
+
+    if (tables->overflow || start > tables->capacity || len > tables->capacity - start) {
+        tables->overflow = true;
+        return NULL;
+    }
+    memset(tables->out + start, 0, len);
+    tables->len = start + len;
+    *ret_gpa = tables->base + start;
+    return tables->out + start;
+}
+
+/* The header all tables but RSDP and FACS begin with; the rest is filled in already. */
+static void table_finish(uint8_t *table, const char *signature, size_t len, uint8_t revision)
+{
+    memcpy(table, signature, 4);
+    store_le32(table + 4, (uint32_t)len);
+    table[8] = revision;
+    table[9] = 0;
+    memcpy(table + 10, OEM_ID, 6);
+    memcpy(table + 16, OEM_TABLE_ID, 8);
+    store_le32(table + 24, 1);
+    memcpy(table + 28, "CRBL", 4);
+    store_le32(table + 32, 1);
+    table[9] = checksum(table, len);
+}
+
+/* ---- DSDT ---- */
+
+static void interrupt_routes(struct aml *aml)
+{
+    aml_name(aml, "_PRT");
+    aml_open_package(aml, PCI_MAX_SLOTS);
+    for (unsigned slot = 0; slot < PCI_MAX_SLOTS; slot++) {
+        aml_open_package(aml, 4);
+        aml_integer(aml, slot << 16 | 0xffff);
+        aml_integer(aml, 0); /* INTA# */
+        aml_integer(aml, 0); /* a GSI, not a link device */
+        aml_integer(aml, pci_slot_gsi(slot));
+        aml_close(aml);
+    }
+    aml_close(aml);
+}
+
+static void pci_root(struct aml *aml)
+{
+    aml_open_device(aml, "PCI0");
+    aml_name(aml, "_HID");
+    aml_eisa_id(aml, "PNP0A03");
+    aml_name(aml, "_UID");
+    aml_integer(aml, 0);
+    aml_name(aml, "_BBN");
+    aml_integer(aml, 0);
+    aml_name(aml, "_CRS");
+    aml_open_resources(aml);
+    aml_bus_range(aml, 0, 0);
+    aml_io(aml, 0xcf8, 8);
+    aml_io_range(aml, 0x0000, 0x0cf7);
+    aml_io_range(aml, 0x0d00, 0xffff);
+    aml_memory_range(aml, (uint32_t)MAP_PCI_WINDOW,
+                     (uint32_t)(MAP_PCI_WINDOW + MAP_PCI_WINDOW_BYTES - 1));
+    aml_close_resources(aml);
+    interrupt_routes(aml);
+    aml_close(aml);
+}
+
+/* A chip with ports and a line. */
+static void isa_device(struct aml *aml, const char *name, const char *hid, uint16_t port,
+                       uint8_t ports, unsigned irq)
+{
+    aml_open_device(aml, name);
+    aml_name(aml, "_HID");
+    aml_eisa_id(aml, hid);
+    aml_name(aml, "_UID");
+    aml_integer(aml, 0);
+    aml_name(aml, "_STA");
+    aml_integer(aml, 0x0f);
+    aml_name(aml, "_CRS");
+    aml_open_resources(aml);
+    aml_io(aml, port, ports);
+    aml_irq(aml, irq);
+    aml_close_resources(aml);
+    aml_close(aml);
+}
+
+static uint64_t dsdt_build(struct tables *tables)
+{
+    size_t room = tables->capacity - tables->len;
+    uint64_t at = 0;
+    struct aml aml;
+    uint8_t *table = NULL;
+
+    if (tables->overflow || room < HEADER_BYTES + 16) {
+        tables->overflow = true;
+        return 0;
+    }
+    table = tables->out + ((tables->len + 15) & ~15ull);
+    aml_init(&aml, table + HEADER_BYTES, room - HEADER_BYTES - 16);
+    aml_open_scope(&aml, "\\_SB_");
+    pci_root(&aml);
+    isa_device(&aml, "COM1", "PNP0501", MAP_PORT_COM1, 8, MAP_GSI_COM1);
+    isa_device(&aml, "RTC0", "PNP0B00", 0x70, 2, MAP_GSI_RTC);
+    aml_close(&aml);
+    aml_name(&aml, "\\_S5_");
+    aml_open_package(&aml, 4);
+    aml_integer(&aml, ACPI_PM_SLP_TYP_S5);
+    aml_integer(&aml, 0);
+    aml_integer(&aml, 0);
+    aml_integer(&aml, 0);
+    aml_close(&aml);
+    if (aml.overflow) {
+        tables->overflow = true;
+        return 0;
+    }
+    tables->len = (size_t)(table - tables->out) + HEADER_BYTES + aml.len;
+    at = tables->base + (uint64_t)(table - tables->out);
+    table_finish(table, "DSDT", HEADER_BYTES + aml.len, 2);
+    return at;
+}
+
+/* ---- FADT and FACS ---- */
+
+static uint64_t facs_build(struct tables *tables)
+{
+    uint64_t at = 0;
+    uint8_t *facs = table_alloc(tables, FACS_BYTES, 64, &at);
+
+    if (facs == NULL) {
+        return 0;
+    }
+    memcpy(facs, "FACS", 4);
+    store_le32(facs + 4, FACS_BYTES);
+    facs[32] = 2; /* version */
+    return at;
+}
+
+/* A generic address in port space (§5.2.3.2). */
+static void port_address(uint8_t *out, uint16_t port, uint8_t bits, uint8_t access)
+{
+    out[0] = 1;
+    out[1] = bits;
+    out[2] = 0;
+    out[3] = access; /* 1 byte, 2 word, 3 dword */
+    store_le64(out + 4, port);
+}
+
+/* Offsets as in §5.2.9. */
+static uint64_t fadt_build(struct tables *tables, uint64_t facs, uint64_t dsdt)
+{
+    const uint32_t flags = 1u << 0 | /* WBINVD works */
+                           1u << 2 | /* C1 on every processor */
+                           1u << 5 | /* no sleep button */
+                           1u << 6 | /* the RTC wakes nothing */
+                           1u << 8 | /* 32-bit PM timer */
+                           1u << 10; /* reset register */
+    uint64_t at = 0;
+    uint8_t *fadt = table_alloc(tables, FADT_BYTES, 16, &at);
+
+    if (fadt == NULL) {
+        return 0;
+    }
+    store_le32(fadt + 36, (uint32_t)facs);
+    store_le32(fadt + 40, (uint32_t)dsdt);
+    fadt[45] = 4; /* preferred profile: enterprise server */
+    store_le16(fadt + 46, MAP_GSI_SCI);
+    store_le32(fadt + 56, MAP_PORT_ACPI_PM + ACPI_PM_EVENT);
+    store_le32(fadt + 64, MAP_PORT_ACPI_PM + ACPI_PM_CONTROL);
+    store_le32(fadt + 76, MAP_PORT_ACPI_PM + ACPI_PM_TIMER);
+    fadt[88] = 4; /* lengths: event, control, timer */
+    fadt[89] = 2;
+    fadt[91] = 4;
+    store_le16(fadt + 96, 0xfff); /* no C2, no C3 */
+    store_le16(fadt + 98, 0xfff);
+    fadt[108] = 0x32;                          /* the RTC's century register */
+    store_le16(fadt + 109, 1u << 0 | 1u << 2); /* ISA devices; no VGA; no i8042 keyboard */
+    store_le32(fadt + 112, flags);
+    port_address(fadt + 116, MAP_PORT_ACPI_PM + ACPI_PM_RESET, 8, 1);
+    fadt[128] = ACPI_PM_RESET_VALUE;
+    fadt[131] = 3; /* minor version: 6.3 */
+    store_le64(fadt + 140, dsdt);
+    port_address(fadt + 148, MAP_PORT_ACPI_PM + ACPI_PM_EVENT, 32, 2);
+    port_address(fadt + 172, MAP_PORT_ACPI_PM + ACPI_PM_CONTROL, 16, 2);
+    port_address(fadt + 208, MAP_PORT_ACPI_PM + ACPI_PM_TIMER, 32, 3);
+    memcpy(fadt + 268, OEM_TABLE_ID, 8); /* hypervisor vendor */
+    table_finish(fadt, "FACP", FADT_BYTES, 6);
+    return at;
+}
+
+/* ---- MADT ---- */
+
+static void override_entry(uint8_t *out, uint8_t isa_irq, uint32_t gsi, uint16_t flags)
+{
+    out[0] = 2;
+    out[1] = 10;
+    out[2] = 0; /* ISA */
+    out[3] = isa_irq;
+    store_le32(out + 4, gsi);
+    store_le16(out + 8, flags);
+}
+
+static uint64_t madt_build(struct tables *tables, unsigned cpus)
+{
+    size_t len = HEADER_BYTES + 8 + cpus * 8u + 12 + 10 + 10 + 6;
+    uint64_t at = 0;
+    uint8_t *madt = table_alloc(tables, len, 16, &at);
+    uint8_t *entry = NULL;
+
+    if (madt == NULL) {
+        return 0;
+    }
+    store_le32(madt + 36, (uint32_t)MAP_LAPIC);
+    store_le32(madt + 40, 1); /* there are 8259s as well */
+    entry = madt + 44;
+    for (unsigned i = 0; i < cpus; i++) {
+        entry[0] = 0; /* local APIC */
+        entry[1] = 8;
+        entry[2] = (uint8_t)i;
+        entry[3] = (uint8_t)i;
+        store_le32(entry + 4, 1); /* enabled */
+        entry += 8;
+    }
+    entry[0] = 1; /* I/O APIC, GSIs from 0 */
+    entry[1] = 12;
+    store_le32(entry + 4, (uint32_t)MAP_IOAPIC);
+    entry += 12;
+    override_entry(entry, MAP_GSI_PIT, MAP_IOAPIC_PIT_PIN, 0);
+    override_entry(entry + 10, MAP_GSI_SCI, MAP_GSI_SCI, MPS_ACTIVE_HIGH_LEVEL);
+    entry += 20;
+    entry[0] = 4; /* LINT1 of every processor is NMI */
+    entry[1] = 6;
+    entry[2] = 0xff;
+    entry[5] = 1;
+    table_finish(madt, "APIC", len, 5);
+    return at;
+}
+
+static uint64_t xsdt_build(struct tables *tables, uint64_t fadt, uint64_t madt)
+{
+    size_t len = HEADER_BYTES + 16;
+    uint64_t at = 0;
+    uint8_t *xsdt = table_alloc(tables, len, 16, &at);
+
+    if (xsdt == NULL) {
+        return 0;
+    }
+    store_le64(xsdt + 36, fadt);
+    store_le64(xsdt + 44, madt);
+    table_finish(xsdt, "XSDT", len, 1);
+    return at;
+}
+
+int acpi_build(unsigned cpus, uint64_t base, uint8_t *out, size_t capacity)
+{
+    struct tables tables = {.out = out, .capacity = capacity, .base = base};
+    uint64_t at = 0;
+    uint64_t dsdt = 0;
+    uint64_t facs = 0;
+    uint64_t fadt = 0;
+    uint64_t madt = 0;
+    uint64_t xsdt = 0;
+    uint8_t *rsdp = table_alloc(&tables, RSDP_BYTES, 16, &at);
+
+    dsdt = dsdt_build(&tables);
+    facs = facs_build(&tables);
+    fadt = fadt_build(&tables, facs, dsdt);
+    madt = madt_build(&tables, cpus);
+    xsdt = xsdt_build(&tables, fadt, madt);
+    if (tables.overflow) {
+        return -ENOSPC;
+    }
+    memcpy(rsdp, "RSD PTR ", 8);
+    memcpy(rsdp + 9, OEM_ID, 6);
+    rsdp[15] = 2; /* revision */
+    store_le32(rsdp + 20, RSDP_BYTES);
+    store_le64(rsdp + 24, xsdt);
+    rsdp[8] = checksum(rsdp, 20);
+    rsdp[32] = checksum(rsdp, RSDP_BYTES);
+    return (int)tables.len;
+}

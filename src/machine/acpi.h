@@ -1,0 +1,18 @@
+/*
+ * The ACPI tables (ACPI 6.3): RSDP, XSDT, FADT, FACS, MADT and DSDT.
+ *
+ * They describe what pc.c builds, from memory_map.h. Pure; one thread.
+ */
+#ifndef CORBEL_MACHINE_ACPI_H
+#define CORBEL_MACHINE_ACPI_H
+
+#include "base/compiler.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Writes the tables for their place at guest address base into out; the RSDP comes first.
+ * Returns the bytes used, or -ENOSPC. */
+int acpi_build(unsigned cpus, uint64_t base, uint8_t *out, size_t capacity) MUST_CHECK;
+
+#endif

@@ -1,0 +1,55 @@
+/*
+ * Writes ACPI Machine Language (ACPI 6.3 chapter 20) and resource descriptors
+ * (§6.4) into a fixed buffer.
+ *
+ * A package (scope, device, method ...) is opened and closed; its length is
+ * filled in on closing. Running out of room sets overflow, and the rest is not
+ * written. Plain data, one thread.
+ */
+#ifndef CORBEL_MACHINE_AML_H
+#define CORBEL_MACHINE_AML_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define AML_MAX_DEPTH 8
+
+struct aml {
+    uint8_t *data;
+    size_t capacity;
+    size_t len;
+    size_t open[AML_MAX_DEPTH]; /* where the lengths of open packages stand */
+    unsigned depth;
+    bool overflow;
+};
+
+void aml_init(struct aml *aml, uint8_t *data, size_t capacity);
+
+void aml_bytes(struct aml *aml, const void *bytes, size_t len);
+void aml_u8(struct aml *aml, uint8_t value);
+
+/* An integer constant in its shortest form. */
+void aml_integer(struct aml *aml, uint64_t value);
+/* A compressed EISA ID ("PNP0A03"). */
+void aml_eisa_id(struct aml *aml, const char *id);
+/* DefName's operator and name (four characters); the object follows. */
+void aml_name(struct aml *aml, const char *name);
+
+/* path: one name segment, or "\\SEGM". */
+void aml_open_scope(struct aml *aml, const char *path);
+void aml_open_device(struct aml *aml, const char *name);
+void aml_open_package(struct aml *aml, uint8_t count);
+/* A resource template; aml_close_resources() ends it. */
+void aml_open_resources(struct aml *aml);
+void aml_close_resources(struct aml *aml);
+void aml_close(struct aml *aml);
+
+/* Resource descriptors. */
+void aml_io(struct aml *aml, uint16_t base, uint8_t len);
+void aml_irq(struct aml *aml, unsigned irq);
+void aml_bus_range(struct aml *aml, uint16_t first, uint16_t last);
+void aml_io_range(struct aml *aml, uint16_t first, uint16_t last);
+void aml_memory_range(struct aml *aml, uint32_t first, uint32_t last);
+
+#endif

@@ -1,0 +1,167 @@
+/*
+ * What the files of machine/ share; for them only.
+ *
+ * machine.c: life cycle. vcpu_thread.c: what a vCPU's thread does. pc.c: the
+ * hardware, built in reading order. pc_irq.c: how its interrupts are wired.
+ */
+#ifndef CORBEL_MACHINE_MACHINE_INTERNAL_H
+#define CORBEL_MACHINE_MACHINE_INTERNAL_H
+
+#include "base/thread.h"
+#include "bus/bus.h"
+#include "bus/irq.h"
+#include "cpu/cpuid.h"
+#include "dev/dev.h"
+#include "machine/machine.h"
+
+#include <stdatomic.h>
+
+struct block;
+struct boot;
+struct chardev;
+struct gdbstub;
+struct i8259;
+struct ioapic;
+struct lapic;
+struct lapic_set;
+struct netdev;
+struct pci_host;
+struct virtio_dev;
+
+#define MACHINE_MAX_VIRTIO (MACHINE_MAX_DISKS + 8)
+
+/* Where a vCPU's thread is, for whoever wants its attention. */
+enum vcpu_place {
+    VCPU_OUTSIDE, /* in our code: it looks by itself before it goes on */
+    VCPU_GUEST,   /* in accel run(): accel kick() */
+    VCPU_ASLEEP   /* waiting on its futex */
+};
+
+/* Work that others ask of a vCPU's thread (bits of machine_vcpu.requests). */
+#define VCPU_REQUEST_INIT 0x1u
+#define VCPU_REQUEST_SIPI 0x2u
+#define VCPU_REQUEST_NMI 0x4u
+
+struct vcpu_stats {
+    _Atomic uint64_t pio, mmio, msr, halts, other;
+};
+
+struct machine_vcpu {
+    struct machine *machine;
+    unsigned index;
+    pthread_t thread;
+    bool has_thread;
+    struct accel_vcpu *accel; /* from its thread's start to its end */
+    struct err error;         /* why it could not be created */
+    struct vcpu_env env;
+    struct cpuid_table cpuid;
+    struct lapic *lapic; /* NULL when the accelerator has it */
+
+    _Atomic uint32_t place; /* enum vcpu_place */
+    _Atomic uint32_t wake;  /* futex: grows with every kick */
+    _Atomic uint32_t requests;
+    _Atomic uint8_t sipi_vector;
+    struct vcpu_stats stats;
+
+    /* Its thread's. */
+    struct vmexit exit;
+    bool waits_for_sipi;
+    bool owes_completion; /* an answered exit that run() has not taken yet */
+    bool halted_in_vain;  /* HLT came back at once although an interrupt was pending */
+};
+
+/* What has been asked of the machine and not yet happened (bits of machine.wants). */
+#define WANT_PAUSE 0x1u
+#define WANT_END 0x2u
+#define WANT_RESET 0x4u
+
+struct machine {
+    struct machine_config config; /* pointers in it are not used after creation */
+
+    struct mutex mutex; /* LOCK_RANK_MACHINE: to the next blank line */
+    pthread_cond_t changed;
+    enum machine_state state;
+    unsigned wants;
+    bool quitting; /* vCPU threads leave */
+    unsigned parked;
+    unsigned created; /* vCPU threads that have tried to create their vCPU */
+    unsigned resets;
+    enum machine_end end;
+    uint8_t debug_exit_code;
+    struct err end_error;
+
+    _Atomic bool attention; /* vCPU threads look at the above before they run on */
+    int event_fd;
+    machine_debug_fn debug_fn;
+    void *debug_opaque;
+
+    const struct accel_ops *accel;
+    char engine_reason[sizeof(((struct err *)0)->text)];
+    struct accel_vm *vm;
+    enum vm_irqchip irqchip;
+
+    /* The hardware, in order of creation. */
+    struct gmem *gmem;
+    struct boot *boot;
+    struct loop *loop;
+    pthread_t loop_thread;
+    bool has_loop_thread;
+    struct bus *bus;
+    struct irq_router irq;
+    struct irq_router ioapic_router;
+    struct lapic_set *lapics;
+    struct i8259 *pic;
+    _Atomic bool pic_output;
+    struct ioapic *ioapic;
+    struct pit_i8254 *pit;
+    struct rtc_mc146818 *rtc;
+    struct kbd_i8042 *kbd;
+    struct acpi_pm *pm;
+    struct debug_exit *debug_exit;
+    struct chardev *serial;
+    struct uart_16550 *uart;
+    struct pci_host *pci;
+    struct block *blocks[MACHINE_MAX_DISKS];
+    unsigned block_count;
+    struct netdev *netdev;
+    struct chardev *console;
+    struct virtio_dev *console_dev;
+    struct virtio_dev *balloon;
+    struct virtio_dev *virtio[MACHINE_MAX_VIRTIO];
+    unsigned virtio_count;
+
+    struct machine_vcpu vcpus[MACHINE_MAX_CPUS];
+};
+
+/* pc.c. Everything from memory to devices; on failure pc_destroy() frees what there is. */
+int pc_create(struct machine *machine, struct err *err) MUST_CHECK;
+void pc_destroy(struct machine *machine);
+/* Starts the threads of disks and network. */
+int pc_start(struct machine *machine, struct err *err) MUST_CHECK;
+/* As after power-on, kernel loaded. No vCPU runs; loops may. */
+int pc_reset(struct machine *machine, struct err *err) MUST_CHECK;
+/* The state in which a vCPU begins. */
+void pc_initial_state(const struct machine *machine, unsigned cpu, struct vcpu_state *ret_state);
+
+/* pc_irq.c. Chips for the machine's kind of irqchip, and the routers. */
+int pc_irq_create(struct machine *machine, struct err *err) MUST_CHECK;
+void pc_irq_destroy(struct machine *machine);
+int pc_irq_reset(struct machine *machine) MUST_CHECK;
+/* What a vCPU needs to ask for interrupts. */
+void pc_irq_vcpu_env(struct machine *machine, struct machine_vcpu *vcpu);
+
+/* vcpu_thread.c. */
+void *vcpu_thread_main(void *opaque);
+/* Makes the vCPU's thread look around. Any thread, no locks. */
+void vcpu_kick(struct machine_vcpu *vcpu);
+void vcpu_request(struct machine_vcpu *vcpu, uint32_t request);
+
+/* machine.c, for vCPU threads and devices. Any thread. */
+void machine_request_end(struct machine *machine, enum machine_end end, uint8_t code,
+                         const struct err *error);
+void machine_request_reset(struct machine *machine);
+void machine_request_pause(struct machine *machine);
+/* Parks the calling vCPU's thread while the machine is not running; false: leave. */
+bool machine_park(struct machine *machine, struct machine_vcpu *vcpu);
+
+#endif

@@ -1,0 +1,423 @@
+/* The hardware of the machine: built from top to bottom, taken down from bottom to top. */
+#include "base/loop.h"
+#include "block/block.h"
+#include "bus/pci.h"
+#include "dev/chardev.h"
+#include "machine/accel_table.h"
+#include "machine/boot.h"
+#include "machine/machine_internal.h"
+#include "machine/memory_map.h"
+#include "netdev/netdev.h"
+#include "virtio/virtio_devices.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* ---- power ---- */
+
+static void on_reset(void *opaque)
+{
+    machine_request_reset(opaque);
+}
+
+static void on_power_off(void *opaque)
+{
+    machine_request_end(opaque, MACHINE_END_POWEROFF, 0, NULL);
+}
+
+static void on_debug_exit(void *opaque, uint8_t code)
+{
+    machine_request_end(opaque, MACHINE_END_DEBUG_EXIT, code, NULL);
+}
+
+static const struct dev_power_ops power_ops = {
+    .reset = on_reset,
+    .power_off = on_power_off,
+    .debug_exit = on_debug_exit,
+};
+
+/* ---- accelerator ---- */
+
+static int vm_create(struct machine *machine, struct err *err)
+{
+    const struct machine_config *config = &machine->config;
+    struct accel_caps caps = {0};
+    struct accel_vm_config vm_config = {
+        .gmem = machine->gmem,
+        .stepper = accel_stepper,
+        .vcpu_count = config->cpus,
+        .reference_only = config->engine_reference,
+        .check = config->engine_check,
+        .code_cache_bytes = config->code_cache_bytes,
+    };
+    int rc = accel_choose(config->engine, err, &machine->accel, machine->engine_reason,
+                          sizeof(machine->engine_reason));
+
+    if (rc != 0) {
+        return rc;
+    }
+    machine->accel->caps(&caps);
+    machine->irqchip = VM_IRQCHIP_USER;
+    if (config->kvm_split_irqchip && caps.irqchip_split) {
+        machine->irqchip = VM_IRQCHIP_SPLIT;
+    } else if (caps.irqchip_full) {
+        machine->irqchip = VM_IRQCHIP_FULL;
+    }
+    vm_config.irqchip = machine->irqchip;
+    return machine->accel->vm_create(&vm_config, err, &machine->vm);
+}
+
+static int doorbell_set(void *opaque, enum bus_space space, uint64_t address, unsigned size_bytes,
+                        bool match, uint64_t data, int fd, bool add)
+{
+    struct machine *machine = opaque;
+
+    return machine->accel->ioeventfd(machine->vm, space == BUS_PIO, address, size_bytes, match,
+                                     data, fd, add);
+}
+
+static int bus_build(struct machine *machine, struct err *err)
+{
+    const struct bus_doorbell_hook hook = {.set = doorbell_set, .opaque = machine};
+    struct accel_caps caps = {0};
+    int rc = bus_create(&machine->bus);
+
+    if (rc != 0) {
+        return err_set_errno(err, rc, "cannot make the bus");
+    }
+    machine->accel->caps(&caps);
+    if (caps.ioeventfd && machine->accel->ioeventfd != NULL) {
+        bus_set_doorbell_hook(machine->bus, &hook);
+    }
+    return 0;
+}
+
+/* ---- chips ---- */
+
+static int chardev_build(struct machine *machine, const struct machine_chardev *config,
+                         const char *what, struct err *err, struct chardev **ret_chardev)
+{
+    struct chardev_config chardev_config = {.in_fd = -1, .out_fd = -1, .listen_fd = -1};
+    int rc = 0;
+
+    if (config->kind == MACHINE_CHARDEV_FDS) {
+        chardev_config.in_fd = config->in_fd;
+        chardev_config.out_fd = config->out_fd;
+        chardev_config.keep_fds = config->keep_fds;
+    } else if (config->kind == MACHINE_CHARDEV_LISTEN) {
+        chardev_config.listen_fd = config->listen_fd;
+    }
+    rc = chardev_create(machine->loop, &chardev_config, ret_chardev);
+    return rc == 0 ? 0 : err_set_errno(err, rc, "cannot use the %s's descriptors", what);
+}
+
+static int chips_build(struct machine *machine, struct err *err)
+{
+    const struct dev_env env = {.bus = machine->bus, .loop = machine->loop, .irq = machine->irq};
+    int rc = 0;
+
+    if (machine->irqchip != VM_IRQCHIP_FULL) { /* else the accelerator has it */
+        rc = pit_i8254_create(&env, MAP_GSI_PIT, &machine->pit);
+    }
+    if (rc == 0) {
+        rc = rtc_mc146818_create(&env, MAP_GSI_RTC, &machine->rtc);
+    }
+    if (rc == 0) {
+        rc = kbd_i8042_create(&env, &power_ops, machine, &machine->kbd);
+    }
+    if (rc == 0) {
+        rc = acpi_pm_create(&env, MAP_PORT_ACPI_PM, MAP_GSI_SCI, &power_ops, machine, &machine->pm);
+    }
+    if (rc == 0 && machine->config.has_debug_exit) {
+        rc =
+            debug_exit_create(&env, MAP_PORT_DEBUG_EXIT, &power_ops, machine, &machine->debug_exit);
+    }
+    if (rc != 0) {
+        return err_set_errno(err, rc, "cannot make the machine's chips");
+    }
+    rc = chardev_build(machine, &machine->config.serial, "serial port", err, &machine->serial);
+    if (rc != 0) {
+        return rc;
+    }
+    rc = uart_16550_create(&env, MAP_PORT_COM1, MAP_GSI_COM1, machine->serial, &machine->uart);
+    return rc == 0 ? 0 : err_set_errno(err, rc, "cannot make the serial port");
+}
+
+/* ---- virtio ---- */
+
+static int virtio_built(struct machine *machine, int rc, struct virtio_dev *dev, const char *what,
+                        struct err *err)
+{
+    if (rc != 0) {
+        return err_set_errno(err, rc, "cannot make the virtual %s", what);
+    }
+    machine->virtio[machine->virtio_count] = dev;
+    machine->virtio_count++;
+    return 0;
+}
+
+static int disks_build(struct machine *machine, const struct virtio_env *env, struct err *err)
+{
+    for (unsigned i = 0; i < machine->config.disk_count; i++) {
+        const struct machine_disk *disk = &machine->config.disks[i];
+        const struct block_config config = {
+            .format = BLOCK_FORMAT_RAW,
+            .path = disk->path,
+            .fd = disk->fd,
+            .read_only = disk->read_only,
+        };
+        struct virtio_dev *dev = NULL;
+        int rc = block_create(&config, err, &machine->blocks[i]);
+
+        if (rc != 0) {
+            return rc;
+        }
+        machine->block_count++;
+        rc = virtio_blk_create(env, machine->blocks[i], disk->serial, &dev);
+        rc = virtio_built(machine, rc, dev, "disk", err);
+        if (rc != 0) {
+            return rc;
+        }
+    }
+    return 0;
+}
+
+static int net_build(struct machine *machine, const struct virtio_env *env, struct err *err)
+{
+    const struct machine_net *net = &machine->config.net;
+    struct netdev_user_config config = {.forward_count = net->forward_count};
+    struct virtio_dev *dev = NULL;
+    int rc = 0;
+
+    if (!net->is_present) {
+        return 0;
+    }
+    for (unsigned i = 0; i < net->forward_count; i++) {
+        config.forwards[i] = (struct netdev_forward){
+            .host_address = net->forwards[i].host_address,
+            .host_port = net->forwards[i].host_port,
+            .guest_port = net->forwards[i].guest_port,
+            .is_udp = net->forwards[i].is_udp,
+        };
+    }
+    rc = netdev_user_create(&config, err, &machine->netdev);
+    if (rc != 0) {
+        return rc;
+    }
+    rc = virtio_net_create(env, machine->netdev, net->mac, &dev);
+    return virtio_built(machine, rc, dev, "network card", err);
+}
+
+/* The virtio console and its chardev: two ways of saying the same. */
+static size_t console_write(void *opaque, const uint8_t *data, size_t len)
+{
+    struct machine *machine = opaque;
+    size_t taken = chardev_write(machine->console, data, len);
+
+    if (taken < len) {
+        (void)chardev_room(machine->console); /* asks to be told of room */
+    }
+    return taken;
+}
+
+static void console_may_input(void *opaque)
+{
+    struct machine *machine = opaque;
+
+    chardev_input_ready(machine->console);
+}
+
+static size_t console_input(void *opaque, const uint8_t *data, size_t len)
+{
+    struct machine *machine = opaque;
+
+    return virtio_console_input(machine->console_dev, data, len);
+}
+
+static void console_output_ready(void *opaque)
+{
+    struct machine *machine = opaque;
+
+    virtio_console_output_ready(machine->console_dev);
+}
+
+static int console_build(struct machine *machine, const struct virtio_env *env, struct err *err)
+{
+    static const struct virtio_console_ops device_ops = {
+        .write = console_write,
+        .may_input = console_may_input,
+    };
+    static const struct chardev_frontend_ops chardev_ops = {
+        .input = console_input,
+        .output_ready = console_output_ready,
+    };
+    int rc = 0;
+
+    if (machine->config.console.kind == MACHINE_CHARDEV_NONE) {
+        return 0;
+    }
+    rc = chardev_build(machine, &machine->config.console, "console", err, &machine->console);
+    if (rc != 0) {
+        return rc;
+    }
+    rc = virtio_console_create(env, &device_ops, machine, &machine->console_dev);
+    chardev_set_frontend(machine->console, &chardev_ops, machine);
+    return virtio_built(machine, rc, machine->console_dev, "console", err);
+}
+
+static int virtio_build(struct machine *machine, struct err *err)
+{
+    const struct machine_config *config = &machine->config;
+    const struct virtio_env env = {
+        .host = machine->pci, .gmem = machine->gmem, .loop = machine->loop};
+    struct virtio_dev *dev = NULL;
+    int rc = disks_build(machine, &env, err);
+
+    if (rc == 0) {
+        rc = net_build(machine, &env, err);
+    }
+    if (rc == 0) {
+        rc = console_build(machine, &env, err);
+    }
+    if (rc == 0 && config->has_rng) {
+        rc = virtio_built(machine, virtio_rng_create(&env, &dev), dev, "entropy device", err);
+    }
+    if (rc == 0 && config->has_balloon) {
+        rc = virtio_balloon_create(&env, &machine->balloon);
+        rc = virtio_built(machine, rc, machine->balloon, "balloon", err);
+    }
+    if (rc == 0 && config->has_vsock) {
+        rc = virtio_vsock_create(&env, config->vsock_guest_cid, config->vsock_socket_path, err,
+                                 &dev);
+        rc = rc != 0 ? rc : virtio_built(machine, 0, dev, "socket device", err);
+    }
+    return rc;
+}
+
+/* ---- all of it ---- */
+
+int pc_create(struct machine *machine, struct err *err)
+{
+    const struct machine_config *config = &machine->config;
+    int rc = gmem_create(config->memory_bytes, err, &machine->gmem);
+
+    if (rc == 0) {
+        rc = boot_create(machine->gmem, config->cpus, config->kernel, config->initrd,
+                         config->cmdline, err, &machine->boot);
+    }
+    if (rc == 0) {
+        rc = vm_create(machine, err);
+    }
+    if (rc == 0) {
+        rc = loop_create(&machine->loop);
+        rc = rc == 0 ? 0 : err_set_errno(err, rc, "cannot make an event loop");
+    }
+    if (rc == 0) {
+        rc = bus_build(machine, err);
+    }
+    if (rc == 0) {
+        rc = pc_irq_create(machine, err);
+    }
+    if (rc == 0) {
+        rc = chips_build(machine, err);
+    }
+    if (rc == 0) {
+        rc = pci_host_create(machine->bus, &machine->irq, MAP_PCI_WINDOW, MAP_PCI_WINDOW_BYTES,
+                             &machine->pci);
+        rc = rc == 0 ? 0 : err_set_errno(err, rc, "cannot make the PCI bus");
+    }
+    if (rc == 0) {
+        rc = virtio_build(machine, err);
+    }
+    for (unsigned i = 0; rc == 0 && i < config->cpus; i++) {
+        cpuid_table_init(&machine->vcpus[i].cpuid, i, config->cpus);
+        pc_irq_vcpu_env(machine, &machine->vcpus[i]);
+    }
+    return rc;
+}
+
+void pc_destroy(struct machine *machine)
+{
+    for (unsigned i = 0; i < machine->block_count; i++) {
+        block_stop(machine->blocks[i]);
+    }
+    if (machine->netdev != NULL) {
+        netdev_stop(machine->netdev);
+    }
+    while (machine->virtio_count > 0) {
+        machine->virtio_count--;
+        virtio_dev_destroy(machine->virtio[machine->virtio_count]);
+    }
+    for (unsigned i = 0; i < machine->block_count; i++) {
+        block_destroy(machine->blocks[i]);
+    }
+    netdev_destroy(machine->netdev);
+    pci_host_destroy(machine->pci);
+    uart_16550_destroy(machine->uart);
+    chardev_destroy(machine->console);
+    chardev_destroy(machine->serial);
+    debug_exit_destroy(machine->debug_exit);
+    acpi_pm_destroy(machine->pm);
+    kbd_i8042_destroy(machine->kbd);
+    rtc_mc146818_destroy(machine->rtc);
+    pit_i8254_destroy(machine->pit);
+    pc_irq_destroy(machine);
+    bus_destroy(machine->bus);
+    loop_destroy(machine->loop);
+    if (machine->vm != NULL) {
+        machine->accel->vm_destroy(machine->vm);
+    }
+    boot_destroy(machine->boot);
+    gmem_destroy(machine->gmem);
+}
+
+int pc_start(struct machine *machine, struct err *err)
+{
+    int rc = 0;
+
+    for (unsigned i = 0; rc == 0 && i < machine->block_count; i++) {
+        rc = block_start(machine->blocks[i], err);
+    }
+    if (rc == 0 && machine->netdev != NULL) {
+        rc = netdev_start(machine->netdev, err);
+    }
+    return rc;
+}
+
+int pc_reset(struct machine *machine, struct err *err)
+{
+    int rc = 0;
+
+    for (unsigned i = 0; i < machine->virtio_count; i++) {
+        virtio_dev_reset(machine->virtio[i]);
+    }
+    pci_host_reset(machine->pci);
+    uart_16550_reset(machine->uart);
+    acpi_pm_reset(machine->pm);
+    kbd_i8042_reset(machine->kbd);
+    rtc_mc146818_reset(machine->rtc);
+    if (machine->pit != NULL) {
+        pit_i8254_reset(machine->pit);
+    }
+    rc = pc_irq_reset(machine);
+    if (rc != 0) {
+        return err_set_errno(err, rc, "cannot reset the interrupt controllers");
+    }
+    for (unsigned i = 0; i < gmem_region_count(machine->gmem); i++) {
+        const struct gmem_region *region = gmem_region(machine->gmem, i);
+
+        rc = gmem_discard(machine->gmem, gpa(region->gpa), region->size_bytes);
+        if (rc != 0) {
+            return err_set_errno(err, rc, "cannot clear the guest's memory");
+        }
+    }
+    return boot_load(machine->boot, err);
+}
+
+void pc_initial_state(const struct machine *machine, unsigned cpu, struct vcpu_state *ret_state)
+{
+    vcpu_state_reset(ret_state, cpu == 0);
+    if (cpu == 0) {
+        boot_set_entry(machine->boot, ret_state);
+    }
+}
