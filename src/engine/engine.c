@@ -294,13 +294,25 @@ static void engine_kick(struct accel_vcpu *vcpu)
     atomic_store(&vcpu_of(vcpu)->kick, 1);
 }
 
+static bool exit_is_write(const struct vmexit *exit)
+{
+    switch (exit->reason) {
+    case VMEXIT_PIO:
+        return exit->pio.is_write;
+    case VMEXIT_MMIO:
+        return exit->mmio.is_write;
+    default:
+        return exit->reason == VMEXIT_MSR_WRITE;
+    }
+}
+
 /* A write that the machine has done already: finish its instruction, so that the state is
  * at an instruction boundary. */
 static void finish_write(struct engine_vcpu *v)
 {
     struct vmexit ignored = {.reason = VMEXIT_INTR};
 
-    if (!v->exit_unanswered) {
+    if (!v->exit_unanswered || !exit_is_write(&v->last_exit)) {
         return;
     }
     interp_io_answer(v, &v->last_exit);

@@ -15,6 +15,13 @@
 #define MSR_KVM_WALL_CLOCK 0x4b564d00u
 #define MSR_KVM_SYSTEM_TIME 0x4b564d01u
 
+/*
+ * RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO,
+ * FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO: the guest's mitigations act on guest
+ * page tables and predictors that do not exist as such here (docs/engine.md).
+ */
+#define ARCH_CAPABILITIES 0x0d10e17bull
+
 #define NS_PER_S 1000000000ull
 
 enum msr_kind {
@@ -142,8 +149,7 @@ static int read_special(struct engine_vcpu *v, uint32_t index, uint64_t *ret_val
         *ret_value = v->st.pat;
         return 0;
     case X86_MSR_ARCH_CAPABILITIES:
-        /* Not there unless promised; nothing leaks across what we translate. */
-        *ret_value = 0;
+        *ret_value = ARCH_CAPABILITIES;
         return v->env != NULL && cpuid_has(v->env->cpuid, 7, 0, 3, 29) ? 0 : -1;
     case MSR_KVM_WALL_CLOCK:
     case MSR_KVM_WALL_CLOCK_OLD:
