@@ -1,5 +1,6 @@
 #include "machine/accel_table.h"
 
+#include "engine/engine.h"
 #include "kvm/kvm.h"
 
 #include <errno.h>
@@ -11,9 +12,37 @@ static const struct {
     const struct accel_ops *ops;
 } accels[] = {
     {MACHINE_ENGINE_KVM, &kvm_accel_ops},
+    {MACHINE_ENGINE_SOFT, &engine_accel_ops},
 };
 
-const struct accel_stepper_ops *const accel_stepper = NULL;
+/* The software engine's single step in the form that KVM wants. */
+static int stepper_create(struct gmem *gmem, const struct vcpu_env *env, struct err *err,
+                          void **ret_stepper)
+{
+    struct engine_stepper *stepper = NULL;
+    int rc = engine_stepper_create(gmem, env, err, &stepper);
+
+    if (rc == 0) {
+        *ret_stepper = stepper;
+    }
+    return rc;
+}
+
+static void stepper_destroy(void *stepper)
+{
+    engine_stepper_destroy(stepper);
+}
+
+static int stepper_run(void *stepper, struct vcpu_state *state, struct vmexit *exit)
+{
+    return engine_stepper_run(stepper, state, exit);
+}
+
+const struct accel_stepper_ops accel_stepper = {
+    .create = stepper_create,
+    .destroy = stepper_destroy,
+    .run = stepper_run,
+};
 
 static const char *reason_format(char *out, size_t size, const char *why)
 {

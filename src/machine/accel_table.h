@@ -14,7 +14,7 @@
 int accel_choose(enum machine_engine engine, struct err *err, const struct accel_ops **ret_ops,
                  char *ret_reason, size_t reason_size) MUST_CHECK;
 
-/* Executes single instructions for KVM where its emulator cannot; NULL when there is none. */
-extern const struct accel_stepper_ops *const accel_stepper;
+/* Executes single instructions for KVM where its emulator cannot. */
+extern const struct accel_stepper_ops accel_stepper;
 
 #endif

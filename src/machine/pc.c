@@ -44,7 +44,7 @@ static int vm_create(struct machine *machine, struct err *err)
     struct accel_caps caps = {0};
     struct accel_vm_config vm_config = {
         .gmem = machine->gmem,
-        .stepper = accel_stepper,
+        .stepper = &accel_stepper,
         .vcpu_count = config->cpus,
         .reference_only = config->engine_reference,
         .check = config->engine_check,
