@@ -280,7 +280,8 @@ static int virtio_build(struct machine *machine, struct err *err)
         rc = console_build(machine, &env, err);
     }
     if (rc == 0 && config->has_rng) {
-        rc = virtio_built(machine, virtio_rng_create(&env, &dev), dev, "entropy device", err);
+        rc = virtio_rng_create(&env, &dev);
+        rc = virtio_built(machine, rc, dev, "entropy device", err);
     }
     if (rc == 0 && config->has_balloon) {
         rc = virtio_balloon_create(&env, &machine->balloon);
