@@ -1,0 +1,373 @@
+#!/usr/bin/env python3
+"""corbel-vmm as its user meets it: mistakes, consoles, control socket, signals, ends.
+
+usage: test_vmm.py CORBEL_VMM GUEST   (GUEST is built from vmm_guest.S)
+The environment's CORBEL_ENGINE is what --engine gets, auto by default.
+Prints TAP. Waits for events only; LIMIT_S keeps a broken build from hanging.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+
+LIMIT_S = 120
+VMM, GUEST = (str(pathlib.Path(path).resolve()) for path in sys.argv[1:3])
+ENGINE = os.environ.get("CORBEL_ENGINE", "auto")
+
+
+class Failure(Exception):
+    """What was seen is not what must be seen."""
+
+
+def expect(condition, text):
+    if not condition:
+        raise Failure(text)
+
+
+def flags(mode, *more):
+    return [VMM, "--engine", ENGINE, "--memory", "32M", "--kernel", GUEST, "--cmdline", mode, *more]
+
+
+def run(*command, stdin=subprocess.DEVNULL):
+    return subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=LIMIT_S,
+                          check=False)
+
+
+def expect_refused(result, status, *words):
+    """One sentence on standard error, nothing on standard output."""
+    lines = result.stderr.splitlines()
+    expect(result.returncode == status, f"status {result.returncode}, not {status}: {lines}")
+    expect(len(lines) == 1 and lines[0].startswith("corbel-vmm: error: "), f"not one line: {lines}")
+    for word in words:
+        expect(word in lines[0], f"no {word!r} in {lines[0]!r}")
+    expect(result.stdout == "", f"output {result.stdout!r}")
+
+
+@contextlib.contextmanager
+def started(*command, stdin=subprocess.DEVNULL):
+    """A monitor whose guest has printed "up"."""
+    with subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        try:
+            wait_for(process.stdout.fileno(), b"up")
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for(fd, text, seen=b""):
+    """Reads until text has come; returns all that came."""
+    while text not in seen:
+        ready, _, _ = select.select([fd], [], [], LIMIT_S)
+        expect(ready, f"no {text!r} after {seen!r}")
+        data = os.read(fd, 4096)
+        expect(data, f"the end came before {text!r}, after {seen!r}")
+        seen += data
+    return seen
+
+
+def end_of(process):
+    return process.wait(LIMIT_S)
+
+
+class Control:
+    """A client of the control socket."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(LIMIT_S)
+        self.socket.connect(str(path))
+        self.file = self.socket.makefile("rwb")
+
+    def line(self):
+        try:
+            data = self.file.readline()
+        except ConnectionResetError:  # closed before it had read all of ours
+            data = b""
+        return json.loads(data) if data else None
+
+    def ask(self, command, **more):
+        self.file.write(json.dumps({"command": command, **more}).encode() + b"\n")
+        self.file.flush()
+        return self.line()
+
+    def expect_ok(self, command, **more):
+        answer = self.ask(command, **more)
+        expect(answer and answer["ok"], f"{command}: {answer}")
+        return answer
+
+
+# --- Mistakes ---------------------------------------------------------------------------------
+
+
+def test_no_kernel_flag(_):
+    expect_refused(run(VMM), 2, "--kernel")
+
+
+def test_wrong_flag_values_end_with_status_2(_):
+    expect_refused(run(*flags("o", "--cpus", "0")), 2, "--cpus", '"0"', "from 1 to")
+    expect_refused(run(*flags("o", "--memory", "lots")), 2, "--memory", '"lots"', "512M")
+    expect_refused(run(*flags("o", "--turbo")), 2, '"--turbo"', "--help")
+
+
+def test_kernel_that_is_missing_or_none(directory):
+    expect_refused(run(VMM, "--kernel", "missing.elf"), 1, "missing.elf")
+    for name, content in {"text": b"#!/bin/sh\necho no kernel\n" * 100, "empty": b"",
+                          "half": pathlib.Path(GUEST).read_bytes()[:100]}.items():
+        path = directory / name
+        path.write_bytes(content)
+        expect_refused(run(VMM, "--kernel", str(path)), 1, str(path))
+    expect_refused(run(VMM, "--kernel", str(directory)), 1, str(directory))
+
+
+def test_missing_files_leave_nothing_behind(directory):
+    result = run(*flags("o", "--disk", str(directory / "no.raw"), "--control",
+                        str(directory / "control"), "--serial", f"file:{directory}/serial"))
+    expect_refused(result, 1, "no.raw")
+    result = run(*flags("o", "--initrd", str(directory / "no.img"), "--serial",
+                        f"socket:{directory}/serial"))
+    expect_refused(result, 1, "no.img")
+    expect(not list(directory.iterdir()), f"left behind: {list(directory.iterdir())}")
+
+
+def test_memory_beyond_the_host(_):
+    expect_refused(run(VMM, "--memory", "255G", "--kernel", GUEST), 1, "memory", "host")
+
+
+def test_configuration_file(directory):
+    path = directory / "vm.json"
+    path.write_text(json.dumps({"kernel": GUEST, "cmdline": "o", "memory": "32M",
+                                "engine": ENGINE, "rng": False, "log-level": "error"}))
+    result = run(VMM, "--config", str(path))
+    expect(result.returncode == 0 and "up" in result.stdout, f"{result}")
+    path.write_text('{"kernel": "x", "cpus": "many"}')
+    expect_refused(run(VMM, "--config", str(path)), 2, "vm.json", '"cpus"', '"many"')
+    expect_refused(run(VMM, "--config", str(directory / "none.json")), 2, "none.json")
+
+
+def test_second_start_on_the_same_disk(directory):
+    disk = directory / "disk.raw"
+    disk.write_bytes(bytes(1 << 20))
+    with started(*flags("h", "--disk", str(disk))):
+        expect_refused(run(*flags("o", "--disk", str(disk))), 1, "disk.raw")
+    result = run(*flags("o", "--disk", str(disk)))
+    expect(result.returncode == 0, f"the lock outlived its process: {result}")
+
+
+# --- Ends -------------------------------------------------------------------------------------
+
+
+def test_power_off_ends_with_status_0_and_names_the_engine(_):
+    result = run(*flags("o"))
+    expect(result.returncode == 0 and result.stdout == "up\n", f"{result}")
+    expect(re.search(r"engine (kvm|soft): \S", result.stderr), result.stderr)
+
+
+def test_triple_fault_does_as_told(directory):
+    expect(run(*flags("t")).returncode == 3, "exit is the default")
+    with started(*flags("t", "--on-crash", "restart")) as process:
+        wait_for(process.stdout.fileno(), b"up\nup\nup\n")
+    control = directory / "control"
+    with started(*flags("t", "--on-crash", "pause", "--control", str(control))) as process:
+        wait_for(process.stderr.fileno(), b"crashed")
+        client = Control(control)
+        status = client.expect_ok("status")
+        expect(status["state"] == "ended" and status["end"] == "crash", f"{status}")
+        expect(not client.ask("resume")["ok"], "resumed after a crash")
+        client.expect_ok("quit")
+        expect(end_of(process) == 3, "status of a crash")
+
+
+def test_reset_restarts_or_exits(_):
+    result = run(*flags("r"))
+    expect(result.returncode == 0 and result.stdout == "up\nup\n", f"{result}")
+    result = run(*flags("r", "--on-reset", "exit"))
+    expect(result.returncode == 0 and result.stdout == "up\n", f"{result}")
+
+
+def test_terminate_presses_the_power_button(_):
+    with started(*flags("b")) as process:
+        process.send_signal(signal.SIGTERM)
+        expect(end_of(process) == 0, "status")
+    for mode in "hs":
+        with started(*flags(mode)) as process:
+            process.send_signal(signal.SIGTERM)
+            wait_for(process.stderr.fileno(), b"asked the guest to power off")
+            process.send_signal(signal.SIGTERM)
+            expect(end_of(process) == 0, f"second signal, mode {mode}")
+        with started(*flags(mode)) as process:
+            process.send_signal(signal.SIGINT)
+            expect(end_of(process) == 0, f"interrupt, mode {mode}")
+
+
+# --- Consoles ---------------------------------------------------------------------------------
+
+
+def test_stdio_passes_bytes_both_ways_and_survives_end_of_input(_):
+    with started(*flags("e"), stdin=subprocess.PIPE) as process:
+        process.stdin.write(b"hello, \x01 world")
+        process.stdin.flush()
+        wait_for(process.stdout.fileno(), b"hello, \x01 world")
+        process.stdin.write(b"q")
+        process.stdin.close()
+        expect(end_of(process) == 0, "status")
+    with tempfile.TemporaryFile() as file:
+        file.write(b"x" * 3000 + b"q")
+        file.seek(0)
+        result = run(*flags("e"), stdin=file)
+        expect(result.stdout == "up\n" + "x" * 3000, f"{len(result.stdout)} bytes")
+
+
+def test_serial_file_and_socket(directory):
+    result = run(*flags("o", "--serial", f"file:{directory}/out"))
+    expect(result.returncode == 0 and result.stdout == "", f"{result}")
+    expect((directory / "out").read_text() == "up\n", "the file's content")
+    path = directory / "serial"
+    control = directory / "control"
+    with subprocess.Popen(flags("e", "--serial", f"socket:{path}", "--control", str(control)),
+                          stderr=subprocess.PIPE) as process:
+        wait_for(process.stderr.fileno(), b"engine")
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(str(path))
+            peer.sendall(b"abc")
+            wait_for(peer.fileno(), b"abc")
+            peer.sendall(b"q")
+            expect(end_of(process) == 0, "status")
+    expect(not path.exists() and not control.exists(), "sockets left behind")
+
+
+def test_terminal_is_raw_and_restored(_):
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execvp("sh", ["sh", "-c", '"$@"; echo status $?; stty -a | tr ";" "\n"', "sh",
+                         *flags("e")])
+    seen = wait_for(fd, b"up")
+    os.write(fd, b"a\x03\x01hz")
+    seen = wait_for(fd, b"this help", seen)
+    seen = wait_for(fd, b"z", seen[seen.index(b"this help"):])
+    os.write(fd, b"\x01x")
+    seen = wait_for(fd, b"echoke", seen)
+    os.waitpid(pid, 0)
+    os.close(fd)
+    expect(b"status 0" in seen, f"{seen!r}")
+    expect(b" icanon" in seen and b" echo " in seen, f"terminal not restored: {seen!r}")
+
+
+# --- Control socket ---------------------------------------------------------------------------
+
+
+def test_control_commands_follow_the_state(directory):
+    path = directory / "control"
+    with started(*flags("s", "--control", str(path), "--cpus", "2")) as process:
+        expect(path.stat().st_mode & 0o777 == 0o600, "others may connect")
+        client = Control(path)
+        status = client.expect_ok("status", id="first")
+        expect(status["id"] == "first" and status["state"] == "running", f"{status}")
+        expect(status["cpus"] == 2 and status["memory_bytes"] == 32 << 20, f"{status}")
+        expect(status["pid"] == process.pid, f"{status}")
+        expect(not client.ask("resume")["ok"], "resumed what runs")
+        client.expect_ok("pause")
+        client.expect_ok("pause")
+        expect(client.expect_ok("status")["state"] == "paused", "not paused")
+        expect(not client.ask("powerdown")["ok"], "powered down what is paused")
+        client.expect_ok("resume")
+        expect(client.expect_ok("statistics")["statistics"], "no statistics")
+        expect(not client.ask("fly")["ok"], "flew")
+        client.expect_ok("reset")
+        wait_for(process.stdout.fileno(), b"up")
+        expect(client.expect_ok("status")["resets"] == 1, "resets")
+        client.expect_ok("stop")
+        expect(end_of(process) == 0, "status")
+    expect(not path.exists(), "the socket is left behind")
+
+
+def test_control_watch_tells_each_change(directory):
+    path = directory / "control"
+    with started(*flags("b", "--control", str(path))) as process:
+        watcher, client = Control(path), Control(path)
+        watcher.expect_ok("watch")
+        client.expect_ok("pause")
+        event = watcher.line()
+        expect(event["event"] == "state" and event["state"] == "paused", f"{event}")
+        client.expect_ok("resume")
+        expect(watcher.line()["state"] == "running", "resume")
+        client.expect_ok("powerdown")
+        expect(watcher.line()["end"] == "power-off", "end")
+        expect(end_of(process) == 0, "status")
+
+
+def test_control_hostile_peers_lose_only_their_connection(directory):
+    path = directory / "control"
+    with started(*flags("h", "--control", str(path))) as process:
+        for garbage in (b"\n", b"{\n", b"[1]\n", b"\xff\xfe\n", b'{"command": 3}\n',
+                        b"[" * 4000 + b"\n", b'{"command": "balloon", "bytes": -1}\n'):
+            client = Control(path)
+            client.file.write(garbage)
+            client.file.flush()
+            expect(client.line()["ok"] is False, f"{garbage[:20]!r}")
+            client.expect_ok("status")
+            client.socket.close()
+            client.file.close()
+        long = Control(path)
+        long.file.write(b"x" * 5000)
+        long.file.flush()
+        expect(long.line()["ok"] is False and long.line() is None, "a long line")
+        deaf = socket.socket(socket.AF_UNIX)
+        deaf.connect(str(path))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while True:  # the monitor ends the connection when answers pile up
+                deaf.sendall(b'{"command": "status"}\n' * 100)
+        crowd = [Control(path) for _ in range(9)]
+        refused = [peer for peer in crowd[8:] if peer.line()["ok"] is False]
+        expect(len(refused) == 1, "the ninth client")
+        crowd[0].expect_ok("status")
+        crowd[0].expect_ok("quit")
+        expect(end_of(process) == 0, "status")
+
+
+def test_socket_names_in_use_and_left_over(directory):
+    path = directory / "control"
+    with started(*flags("h", "--control", str(path))) as process:
+        expect_refused(run(*flags("o", "--control", str(path))), 1, "--control", "control")
+        Control(path).expect_ok("status")
+        process.kill()
+        end_of(process)
+    expect(path.exists(), "a killed process cannot tidy up")
+    result = run(*flags("o", "--control", str(path)))
+    expect(result.returncode == 0, f"a left-over socket is in the way: {result}")
+    path.write_text("precious")
+    expect_refused(run(*flags("o", "--control", str(path))), 1, "no socket")
+    expect(path.read_text() == "precious", "a file was overwritten")
+
+
+def main():
+    if ENGINE == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        print("/dev/kvm cannot be opened here")
+        return 77
+    tests = [(name, function) for name, function in globals().items() if name.startswith("test_")]
+    print(f"1..{len(tests)}", flush=True)
+    failed = False
+    for number, (name, function) in enumerate(tests, 1):
+        with tempfile.TemporaryDirectory(prefix="corbel-test-") as directory:
+            try:
+                function(pathlib.Path(directory))
+                print(f"ok {number} - {name}", flush=True)
+            except Exception:  # pylint: disable=broad-except
+                failed = True
+                print("# " + traceback.format_exc().replace("\n", "\n# "))
+                print(f"not ok {number} - {name}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
