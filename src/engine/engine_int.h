@@ -14,6 +14,7 @@
 #include "cpu/x86.h"
 #include "engine/decode.h"
 #include "engine/mmu.h"
+#include "engine/translate_hot.h"
 
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -23,7 +24,6 @@ struct engine_vm;
 struct hostexec;
 struct translator;      /* per VM: code cache, blocks by physical page (code_cache.h) */
 struct interp_cache;    /* interp.c */
-struct translator_vcpu; /* per vCPU: jump cache, spill slots, counters */
 
 /* The exception that the current instruction raises. */
 struct engine_fault {
@@ -51,11 +51,11 @@ struct engine_io_log {
 struct engine_vcpu {
     struct accel_vcpu base; /* first: ops, vm, index */
     struct engine_vm *vm;
-    struct translator_vcpu *tr; /* NULL in reference mode */
     _Atomic uint32_t kick;      /* leave run() soon, or look for interrupts */
 
     struct vcpu_state st ALIGNED(64);
     struct mmu_tlb tlb[MMU_MODE_COUNT];
+    struct translate_hot hot;
 
     const struct vcpu_env *env;
     struct engine_fault fault;

@@ -1,0 +1,332 @@
+/* Units by address and by page, linking and invalidation; see code_cache.h. */
+#include "engine/code_cache.h"
+
+#include "engine/engine_int.h"
+#include "engine/thunk.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define PAGE_BUCKETS 8192u
+#define PAGE_MASK ((uintptr_t)GMEM_PAGE_BYTES - 1)
+#define LINE_SHIFT 6
+#define ALL_LINES UINT64_MAX
+/* Metadata that goes with a byte of code, from measurements: about a half. */
+#define ARENA_SHARE(bytes) ((bytes) / 2)
+#define UNIT_BYTES_MIN 96u /* of code, for the size of by_code */
+#define EXIT_BYTES_MIN 24u
+/* After this many writes beside the code of a page, its code is dropped too. */
+#define SLOW_WRITES_MAX 64u
+
+static unsigned page_bucket(uintptr_t host)
+{
+    return (unsigned)((uint64_t)(host >> GMEM_PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 40) &
+           (PAGE_BUCKETS - 1);
+}
+
+static void *map_private(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    return p == MAP_FAILED ? NULL : p;
+}
+
+static int map_code(struct translator *t, struct err *err)
+{
+    int fd CLEANUP_CLOSE = memfd_create("corbel-code", MFD_CLOEXEC);
+    void *rw;
+    void *rx;
+
+    if (fd < 0 || ftruncate(fd, t->size_bytes) != 0) {
+        return err_set_errno(err, -errno, "cannot make the translation cache");
+    }
+    rw = mmap(NULL, t->size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    rx = mmap(NULL, t->size_bytes, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+    t->rw = rw == MAP_FAILED ? NULL : rw;
+    t->rx = rx == MAP_FAILED ? NULL : rx;
+    if (t->rw == NULL || t->rx == NULL) {
+        return err_set_errno(err, -errno, "cannot map the translation cache");
+    }
+    return 0;
+}
+
+static int map_tables(struct translator *t, struct err *err)
+{
+    t->arena_bytes = ARENA_SHARE(t->size_bytes);
+    t->arena = map_private(t->arena_bytes);
+    t->units = map_private(CODE_CACHE_BUCKETS * sizeof(*t->units));
+    t->pages = map_private(PAGE_BUCKETS * sizeof(*t->pages));
+    t->by_code = map_private(t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
+    t->exits = map_private(t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
+    if (t->arena == NULL || t->units == NULL || t->pages == NULL || t->by_code == NULL ||
+        t->exits == NULL) {
+        return err_set(err, -ENOMEM, "no memory for the tables of the translation cache");
+    }
+    return 0;
+}
+
+static void unmap(void *p, size_t bytes)
+{
+    if (p != NULL) {
+        (void)munmap(p, bytes);
+    }
+}
+
+void code_cache_destroy(struct translator *t)
+{
+    if (t == NULL) {
+        return;
+    }
+    unmap(t->rw, t->size_bytes);
+    unmap(t->rx, t->size_bytes);
+    unmap(t->arena, t->arena_bytes);
+    unmap(t->units, CODE_CACHE_BUCKETS * sizeof(*t->units));
+    unmap(t->pages, PAGE_BUCKETS * sizeof(*t->pages));
+    unmap(t->by_code, t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
+    unmap(t->exits, t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
+    free(t);
+}
+
+int code_cache_create(struct engine_vm *vm, uint64_t size_bytes, struct err *err,
+                      struct translator **ret_translator)
+{
+    struct translator *t;
+    int r;
+
+    if (size_bytes < CODE_CACHE_MIN_BYTES || size_bytes > CODE_CACHE_MAX_BYTES) {
+        return err_set(err, -EINVAL, "the translation cache must have between %u KiB and %u MiB",
+                       CODE_CACHE_MIN_BYTES >> 10, CODE_CACHE_MAX_BYTES >> 20);
+    }
+    t = calloc(1, sizeof(*t));
+    if (t == NULL) {
+        return err_set(err, -ENOMEM, "no memory for the translator");
+    }
+    t->vm = vm;
+    t->size_bytes = (uint32_t)(size_bytes & ~(uint64_t)PAGE_MASK);
+    r = map_code(t, err);
+    if (r == 0) {
+        r = map_tables(t, err);
+    }
+    if (r != 0) {
+        code_cache_destroy(t);
+        return r;
+    }
+    t->exit_count = 1;
+    thunk_emit_all(t);
+    t->thunk_bytes = t->used_bytes;
+    *ret_translator = t;
+    return 0;
+}
+
+bool code_cache_room(const struct translator *t)
+{
+    size_t tables = sizeof(struct unit) + UNIT_INSNS_MAX * sizeof(struct unit_insn) +
+                    2 * sizeof(struct code_page) + 2 * sizeof(struct code_page_ref);
+
+    return t->size_bytes - t->used_bytes >= UNIT_CODE_MAX &&
+           t->arena_bytes - t->arena_used >= tables + 64 &&
+           t->unit_count < t->size_bytes / UNIT_BYTES_MIN &&
+           t->exit_count + UNIT_EXITS_MAX <= t->size_bytes / EXIT_BYTES_MIN;
+}
+
+void *code_cache_alloc(struct translator *t, size_t bytes)
+{
+    void *p = t->arena + t->arena_used;
+
+    t->arena_used += (bytes + 7) & ~(size_t)7;
+    memset(p, 0, bytes);
+    return p;
+}
+
+static struct code_page *page_find(const struct translator *t, uintptr_t host)
+{
+    struct code_page *page = t->pages[page_bucket(host)];
+
+    while (page != NULL && page->host != host) {
+        page = page->next;
+    }
+    return page;
+}
+
+static struct code_page *page_get(struct translator *t, uintptr_t host, gpa_t gpa_)
+{
+    struct code_page *page = page_find(t, host);
+    struct code_page **bucket = &t->pages[page_bucket(host)];
+
+    if (page == NULL) {
+        page = code_cache_alloc(t, sizeof(*page));
+        page->host = host;
+        page->gpa = gpa(gpa_.v & ~(uint64_t)PAGE_MASK);
+        page->next = *bucket;
+        *bucket = page;
+    }
+    return page;
+}
+
+void code_cache_publish(struct translator *t, struct unit *unit, gpa_t gpa_, gpa_t gpa_next)
+{
+    unsigned bucket = code_cache_bucket(unit->guest, unit->mode);
+    struct code_page *page = page_get(t, unit->guest & ~PAGE_MASK, gpa_);
+
+    unit->page_next = page->units;
+    page->units = unit;
+    page->lines |= unit->lines;
+    if (unit->guest_next != 0) {
+        struct code_page *second = page_get(t, unit->guest_next, gpa_next);
+        struct code_page_ref *ref = code_cache_alloc(t, sizeof(*ref));
+
+        ref->unit = unit;
+        ref->next = second->crossing;
+        second->crossing = ref;
+        second->lines |= 1; /* an instruction has at most 15 bytes */
+    }
+    t->by_code[t->unit_count] = unit;
+    __atomic_store_n(&t->unit_count, t->unit_count + 1, __ATOMIC_RELEASE);
+    unit->next = atomic_load_explicit(&t->units[bucket], memory_order_relaxed);
+    atomic_store_explicit(&t->units[bucket], unit, memory_order_release);
+}
+
+/* Patched through RW; displacements are the same in both mappings. */
+static void patch(struct translator *t, uint32_t site, uint32_t target)
+{
+    emit_patch(t->rw + site, t->rw + target);
+}
+
+void code_cache_link(struct translator *t, struct unit_exit *exit, struct unit *target)
+{
+    if (exit->target != NULL || atomic_load(&target->dead) || atomic_load(&exit->unit->dead)) {
+        return;
+    }
+    if (exit->branch != 0 && exit->spilled == target->body_spilled) {
+        patch(t, exit->branch, target->body);
+    } else {
+        patch(t, exit->jump, target->entry);
+    }
+    exit->target = target;
+    exit->next_incoming = target->incoming;
+    target->incoming = exit;
+}
+
+static void unit_kill(struct translator *t, struct unit *unit)
+{
+    if (atomic_load(&unit->dead)) {
+        return;
+    }
+    atomic_store(&unit->dead, true);
+    t->stat_invalidated++;
+    for (struct unit_exit *exit = unit->incoming; exit != NULL; exit = exit->next_incoming) {
+        patch(t, exit->jump, exit->jump + 4);
+        if (exit->branch != 0) {
+            patch(t, exit->branch, exit->stub);
+        }
+        exit->target = NULL;
+    }
+    unit->incoming = NULL;
+
+    /* Jump caches may still lead here: the first instruction becomes a jump to the lookup. */
+    uint8_t *first = t->rw + unit->indirect;
+    uint64_t bytes;
+    uint32_t rel = (uint32_t)(t->jump_miss - (t->rx + unit->indirect + 5));
+
+    memcpy(&bytes, first, sizeof(bytes));
+    bytes = (bytes & 0xffffff0000000000ull) | (uint64_t)rel << 8 | 0xe9u;
+    __atomic_store_n((uint64_t *)(void *)first, bytes, __ATOMIC_SEQ_CST);
+
+    _Atomic(struct unit *) *link = &t->units[code_cache_bucket(unit->guest, unit->mode)];
+    struct unit *head = atomic_load_explicit(link, memory_order_relaxed);
+
+    if (head == unit) {
+        atomic_store_explicit(link, unit->next, memory_order_release);
+        return;
+    }
+    for (; head != NULL; head = head->next) {
+        if (head->next == unit) {
+            __atomic_store_n(&head->next, unit->next, __ATOMIC_RELEASE);
+            return;
+        }
+    }
+}
+
+static uint64_t lines_of(uint64_t offset, uint64_t len)
+{
+    uint64_t first = offset >> LINE_SHIFT;
+    uint64_t last = (offset + len - 1) >> LINE_SHIFT;
+    uint64_t upto = last >= 63 ? ALL_LINES : (1ull << (last + 1)) - 1;
+
+    return upto & ~((1ull << first) - 1);
+}
+
+static void page_invalidate(struct translator *t, struct code_page *page, uint64_t lines)
+{
+    struct unit **unit = &page->units;
+    struct code_page_ref **ref = &page->crossing;
+
+    page->lines = 0;
+    while (*unit != NULL) {
+        if (((*unit)->lines & lines) != 0 || atomic_load(&(*unit)->dead)) {
+            unit_kill(t, *unit);
+            *unit = (*unit)->page_next;
+        } else {
+            page->lines |= (*unit)->lines;
+            unit = &(*unit)->page_next;
+        }
+    }
+    while (*ref != NULL) {
+        if ((lines & 1) != 0 || atomic_load(&(*ref)->unit->dead)) {
+            unit_kill(t, (*ref)->unit);
+            *ref = (*ref)->next;
+        } else {
+            page->lines |= 1;
+            ref = &(*ref)->next;
+        }
+    }
+    if (page->lines == 0) {
+        (void)atomic_fetch_and(gmem_page_flags(t->vm->gmem, page->gpa),
+                               (uint8_t)~GMEM_PAGE_CODE);
+    }
+}
+
+void code_cache_invalidate(struct translator *t, gpa_t start, uint64_t len)
+{
+    while (len > 0) {
+        uint64_t offset = start.v & PAGE_MASK;
+        uint64_t part = GMEM_PAGE_BYTES - offset < len ? GMEM_PAGE_BYTES - offset : len;
+        uint8_t *host = gmem_host(t->vm->gmem, gpa(start.v - offset), GMEM_PAGE_BYTES);
+        struct code_page *page = host == NULL ? NULL : page_find(t, (uintptr_t)host);
+        uint64_t lines = lines_of(offset, part);
+
+        if (page != NULL && page->lines != 0) {
+            if ((page->lines & lines) != 0) {
+                page->slow_writes = 0;
+                page_invalidate(t, page, lines);
+            } else if (++page->slow_writes > SLOW_WRITES_MAX) {
+                page->slow_writes = 0;
+                page_invalidate(t, page, ALL_LINES);
+            }
+        }
+        start.v += part;
+        len -= part;
+    }
+}
+
+void code_cache_reset(struct translator *t)
+{
+    for (unsigned i = 0; i < PAGE_BUCKETS; i++) {
+        for (struct code_page *page = t->pages[i]; page != NULL; page = page->next) {
+            (void)atomic_fetch_and(gmem_page_flags(t->vm->gmem, page->gpa),
+                                   (uint8_t)~GMEM_PAGE_CODE);
+        }
+        t->pages[i] = NULL;
+    }
+    for (unsigned i = 0; i < CODE_CACHE_BUCKETS; i++) {
+        atomic_store(&t->units[i], NULL);
+    }
+    t->arena_used = 0;
+    t->unit_count = 0;
+    t->exit_count = 1;
+    t->used_bytes = t->thunk_bytes;
+    t->stat_flushes++;
+    atomic_fetch_add(&t->generation, 1);
+}

@@ -1,0 +1,216 @@
+/*
+ * The code cache: translated units, found by the host address of their guest
+ * code (one host address per guest-physical byte) and by page for invalidation.
+ *
+ * One per VM. The memory is a memfd mapped twice: units run from the RX
+ * mapping and are written through the RW one. Nothing is freed singly: a unit
+ * that dies stays where it is, unreachable, until the cache is full and
+ * everything is dropped while no vCPU is in translated code. So a pointer to a
+ * unit stays good as long as the vCPU that holds it is in code or holds the
+ * engine lock.
+ *
+ * Changes need the engine lock; code_cache_find() needs none.
+ */
+#ifndef CORBEL_ENGINE_CODE_CACHE_H
+#define CORBEL_ENGINE_CODE_CACHE_H
+
+#include "base/compiler.h"
+#include "base/error.h"
+#include "engine/emit.h"
+#include "mem/gmem.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct engine_vm;
+struct engine_vcpu;
+struct trace;
+struct unit;
+struct xlate;
+
+#define CODE_CACHE_MIN_BYTES (1u << 20)
+#define CODE_CACHE_MAX_BYTES (512u << 20)
+#define CODE_CACHE_DEFAULT_BYTES (24u << 20)
+
+#define UNIT_INSNS_MAX 64u
+#define UNIT_EXITS_MAX 72u
+/* Room that must be free before a unit is begun; far above what one can need. */
+#define UNIT_CODE_MAX 65536u
+
+/*
+ * What a unit was made for, beside its address. Bits 1:0 enum mmu_mode; CPL
+ * follows from it. The others say which instructions it may run.
+ */
+#define UNIT_MODE_MMU 0x03u
+#define UNIT_MODE_REST 0xfcu
+#define UNIT_MODE_X87 0x04u
+#define UNIT_MODE_SSE 0x08u
+#define UNIT_MODE_AVX 0x10u
+#define UNIT_MODE_TSC 0x20u /* RDTSC is allowed */
+#define UNIT_MODE_SMAP 0x40u
+#define UNIT_MODE_FSGSBASE 0x80u
+
+enum unit_flags_home { FLAGS_HOST, FLAGS_SLOT, FLAGS_DEAD };
+
+/* Where an instruction of a unit begins, and where the guest's state is then. */
+struct unit_insn {
+    uint32_t code;        /* offset in the cache */
+    uint16_t page_offset; /* of the guest instruction in its page */
+    uint16_t spilled;     /* registers whose value is in a spill slot */
+    uint8_t flags;        /* enum unit_flags_home */
+    bool is_boundary;     /* the first entry of its instruction */
+};
+
+enum unit_exit_kind {
+    EXIT_CHAIN,  /* to target_offset in the same page; can be linked */
+    EXIT_LOOKUP, /* to target_offset (may lie outside the page) */
+    EXIT_INTERP, /* the interpreter does the instruction at target_offset */
+    EXIT_HELPER  /* helper does the instruction that ends at target_offset */
+};
+
+struct unit_exit {
+    struct unit *unit;
+    struct unit *target; /* linked to it; NULL */
+    struct unit_exit *next_incoming;
+    uint32_t branch; /* rel32 of the branch that takes this exit; 0: none */
+    uint32_t stub;   /* the code that leaves */
+    uint32_t jump;   /* rel32 in the stub that is patched to the target's entry; 0: none */
+    int32_t target_offset; /* from the start of the page */
+    int32_t insn_offset;   /* EXIT_HELPER: of the instruction itself */
+    uint16_t spilled;      /* at the branch */
+    uint8_t kind;
+    uint8_t mode;   /* for the target */
+    uint8_t helper; /* enum translate_helper */
+};
+
+struct unit {
+    struct unit *next;      /* hash chain */
+    struct unit *page_next; /* of the same guest page */
+    uintptr_t guest;        /* host address of the first guest byte */
+    uintptr_t guest_next;   /* host address of the second page, or 0 */
+    uint64_t lines;         /* 64-byte lines of the first page that it was made from */
+    uint32_t code;          /* offsets in the cache */
+    uint32_t code_end;
+    uint32_t entry;    /* all registers and flags in place */
+    uint32_t body;     /* registers of body_spilled are in their slots */
+    uint32_t indirect; /* RCX: guest RIP; RAX: flags; RAX RCX RDX in their slots */
+    uint16_t body_spilled;
+    uint8_t mode;
+    _Atomic bool dead;
+    uint16_t insn_count;
+    struct unit_insn *insns;
+    struct unit_exit *incoming;
+};
+
+/* A guest page with units. */
+struct code_page {
+    struct code_page *next;
+    uintptr_t host;
+    gpa_t gpa;
+    uint64_t lines; /* of all living units */
+    struct unit *units;
+    struct code_page_ref *crossing; /* units whose last instruction ends here */
+    uint32_t slow_writes; /* since the last invalidation */
+};
+
+struct code_page_ref {
+    struct code_page_ref *next;
+    struct unit *unit;
+};
+
+struct translator {
+    struct engine_vm *vm;
+    uint8_t *rx;
+    uint8_t *rw;
+    uint32_t size_bytes;
+    uint32_t used_bytes;  /* of code */
+    uint32_t thunk_bytes; /* at the start; survive a flush */
+    uint8_t *arena;       /* units and their tables; dropped together */
+    size_t arena_bytes;
+    size_t arena_used;
+    _Atomic(struct unit *) *units; /* hash */
+    struct code_page **pages;
+    struct unit **by_code; /* in order of code address */
+    unsigned unit_count;
+    struct unit_exit *exits; /* by index, as translated code names them; 0 is none */
+    unsigned exit_count;
+    struct trace *trace; /* work space of translate.c */
+    struct xlate *xlate;
+
+    /* Entry points of the thunks (thunk.c), RX. */
+    const uint8_t *enter;
+    const uint8_t *leave;
+    const uint8_t *access;    /* an access that missed */
+    const uint8_t *exit_host; /* an exit with the flags in the host's */
+    const uint8_t *exit_slot; /* ... in their slot, or dead */
+    const uint8_t *jump_miss; /* an indirect branch that is not in the jump cache */
+    uint32_t calls[4];        /* offsets of the thunks' calls into C */
+    unsigned call_count;
+    uint32_t ret; /* offset of the return to run() */
+
+    _Atomic bool stop;           /* vCPUs must stay out of translated code */
+    _Atomic uint64_t generation; /* counts flushes */
+
+    uint64_t stat_units;
+    uint64_t stat_insns;
+    uint64_t stat_code_bytes;
+    uint64_t stat_flushes;
+    uint64_t stat_invalidated;
+    uint64_t stat_translate_ns;
+};
+
+int code_cache_create(struct engine_vm *vm, uint64_t size_bytes, struct err *err,
+                      struct translator **ret_translator) MUST_CHECK;
+void code_cache_destroy(struct translator *translator); /* accepts NULL */
+
+#define CODE_CACHE_BUCKETS 65536u
+
+static inline unsigned code_cache_bucket(uintptr_t guest, unsigned mode)
+{
+    uint64_t key = (uint64_t)guest + ((uint64_t)(mode & UNIT_MODE_MMU) << 40);
+
+    return (unsigned)(key * 0x9e3779b97f4a7c15ull >> 40) & (CODE_CACHE_BUCKETS - 1);
+}
+
+static inline uint32_t code_offset(const struct translator *t, const uint8_t *rw)
+{
+    return (uint32_t)(rw - t->rw);
+}
+
+static inline uintptr_t code_rx(const struct translator *t, uint32_t offset)
+{
+    return (uintptr_t)t->rx + offset;
+}
+
+/* True when one more unit fits. */
+bool code_cache_room(const struct translator *translator);
+
+/* From the arena, zeroed; room was checked. */
+void *code_cache_alloc(struct translator *translator, size_t bytes);
+
+/*
+ * The living unit for the guest code at host address guest, or NULL. Units with
+ * a second page come only when guest_next is it (0: the next page is not known,
+ * then none of them). No lock; general registers only (code_cache_find.c).
+ */
+struct unit *code_cache_find(const struct translator *translator, uintptr_t guest, unsigned mode,
+                             uintptr_t guest_next);
+
+/* Makes a finished unit findable; gpa is that of its first byte. */
+void code_cache_publish(struct translator *translator, struct unit *unit, gpa_t gpa,
+                        gpa_t gpa_next);
+
+/* The unit whose code holds the RX address, or NULL. No lock; for a vCPU in code. */
+struct unit *code_cache_unit_at(const struct translator *translator, uintptr_t rx);
+
+/* Makes the exit's branch go straight to target. */
+void code_cache_link(struct translator *translator, struct unit_exit *exit, struct unit *target);
+
+/* Drops the units made from [gpa, gpa + len). Engine lock held. */
+void code_cache_invalidate(struct translator *translator, gpa_t gpa, uint64_t len);
+
+/* Drops everything. Engine lock held, no vCPU in code. */
+void code_cache_reset(struct translator *translator);
+
+#endif

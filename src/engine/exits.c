@@ -1,0 +1,146 @@
+/*
+ * How a unit ends: linked jumps within its page, lookups in the jump cache for
+ * everything else, and exits to C.
+ *
+ * A linked exit has two branches to patch: the one in the unit's main path goes
+ * straight to a target that borrows the same registers at its start; the one in
+ * the stub goes to the target's entry, after the stub has given them back.
+ */
+#include "engine/translate_int.h"
+
+#define DISPATCH_REGS (REG_BIT(X86_RAX) | REG_BIT(X86_RCX) | REG_BIT(X86_RDX))
+
+static uint8_t *rw_thunk(const struct xlate *x, const uint8_t *rx)
+{
+    return x->t->rw + (rx - x->t->rx);
+}
+
+struct unit_exit *exit_new(struct xlate *x, enum unit_exit_kind kind, int64_t target_offset)
+{
+    struct unit_exit *exit = &x->t->exits[x->t->exit_count++];
+
+    *exit = (struct unit_exit){.unit = x->unit,
+                               .kind = (uint8_t)kind,
+                               .mode = x->ti->mode,
+                               .target_offset = (int32_t)target_offset,
+                               .insn_offset = x->ti->offset};
+    return exit;
+}
+
+struct unit_exit *exit_direct(struct xlate *x, int64_t target_offset)
+{
+    bool in_page = target_offset >= 0 && target_offset < (int64_t)GMEM_PAGE_BYTES &&
+                   x->unit->guest_next == 0;
+
+    return exit_new(x, in_page ? EXIT_CHAIN : EXIT_LOOKUP, target_offset);
+}
+
+/* Flags into RAX as LAHF and SETO leave them; RAX is borrowed. */
+static void emit_flags_to_rax(struct xlate *x)
+{
+    if (x->flags == FLAGS_HOST) {
+        emit_bytes(&x->e, "\x9f\x0f\x90\xc0", 4);
+    } else if (x->flags == FLAGS_SLOT) {
+        emit_gs_load(&x->e, X86_RAX, GS_HOT(flags));
+    }
+}
+
+/* Guest RIP in RCX; RAX RCX RDX are borrowed, all others at home; flags in RAX. */
+static void emit_dispatch(struct xlate *x, unsigned mode)
+{
+    struct emit *e = &x->e;
+    uint32_t cache = (uint32_t)(offsetof(struct engine_vcpu, hot.jump) +
+                                (mode & UNIT_MODE_MMU) * sizeof(struct jump_entry) * JUMP_CACHE_SETS);
+
+    emit_rr(e, false, 0x69, X86_RDX, X86_RCX); /* imul edx, ecx, imm32 */
+    emit_u32(e, JUMP_CACHE_HASH);
+    emit_shift_imm(e, false, 5, X86_RDX, 16);
+    emit_alu_imm(e, false, 4, X86_RDX, (int32_t)((JUMP_CACHE_SETS - 1) << 4));
+    emit_gs_indexed(e, EMIT_CMP_LOAD, X86_RCX, X86_RDX,
+                    cache + (uint32_t)offsetof(struct jump_entry, rip));
+    emit_jcc_to(e, EMIT_CC_NE, rw_thunk(x, x->t->jump_miss));
+    emit_u8(e, 0x65);
+    emit_mem(e, false, 0xff, 4, X86_RDX, EMIT_NO_REG, 1,
+             (int32_t)(cache + (uint32_t)offsetof(struct jump_entry, host)));
+}
+
+static void borrow_for_dispatch(struct xlate *x)
+{
+    xlate_reload(x, ~DISPATCH_REGS);
+    xlate_spill(x, DISPATCH_REGS);
+    emit_flags_to_rax(x);
+}
+
+/* RCX holds the target already when it is borrowed and in_rcx is set. */
+void exit_indirect(struct xlate *x, bool in_rcx)
+{
+    borrow_for_dispatch(x);
+    if (!in_rcx) {
+        emit_gs_load(&x->e, X86_RCX, GS_HOT(target));
+    }
+    emit_dispatch(x, x->ti->mode);
+}
+
+static void emit_lookup(struct xlate *x, const struct unit_exit *exit)
+{
+    borrow_for_dispatch(x);
+    emit_gs_load(&x->e, X86_RCX, GS_HOT(page));
+    emit_alu_imm(&x->e, true, 0, X86_RCX, exit->target_offset);
+    emit_dispatch(x, exit->mode);
+}
+
+/* The part of an exit that leaves; registers and flags as the caller set in x. */
+static void emit_stub(struct xlate *x, struct unit_exit *exit)
+{
+    struct emit *e = &x->e;
+
+    if (exit->kind == EXIT_LOOKUP) {
+        emit_lookup(x, exit);
+        return;
+    }
+    exit->stub = code_offset(x->t, e->p);
+    exit->spilled = x->spilled;
+    xlate_reload(x, UINT16_MAX);
+    if (exit->kind == EXIT_CHAIN) {
+        exit->jump = code_offset(x->t, emit_jmp(e));
+    }
+    emit_gs_store_imm32(e, GS_HOT(exit), (uint32_t)(exit - x->t->exits));
+    emit_jmp_to(e, rw_thunk(x, x->flags == FLAGS_HOST ? x->t->exit_host : x->t->exit_slot));
+}
+
+void exit_branch_at(struct xlate *x, uint8_t *rel32, struct unit_exit *exit)
+{
+    struct cold_exit *cold = &x->cold_exit[x->cold_exit_count++];
+
+    exit->branch = exit->kind == EXIT_CHAIN ? code_offset(x->t, rel32) : 0;
+    *cold = (struct cold_exit){
+        .exit = exit, .branch = rel32, .spilled = x->spilled, .flags = x->flags};
+}
+
+void exit_branch(struct xlate *x, unsigned cond, struct unit_exit *exit)
+{
+    exit_branch_at(x, emit_jcc(&x->e, cond), exit);
+}
+
+void exit_end(struct xlate *x, struct unit_exit *exit)
+{
+    if (exit->kind == EXIT_CHAIN) {
+        xlate_flags_restore(x);
+        if (x->spilled != 0) {
+            exit->branch = code_offset(x->t, emit_jmp(&x->e));
+        }
+    }
+    emit_stub(x, exit);
+}
+
+void exit_emit_cold(struct xlate *x)
+{
+    for (unsigned i = 0; i < x->cold_exit_count; i++) {
+        const struct cold_exit *cold = &x->cold_exit[i];
+
+        x->spilled = cold->spilled;
+        x->flags = cold->flags;
+        emit_patch(cold->branch, x->e.p);
+        emit_stub(x, cold->exit);
+    }
+}

@@ -1,0 +1,40 @@
+/*
+ * The code between C and translated code, made once per VM at the start of its
+ * code cache: entering, leaving, and the calls from units into C.
+ *
+ * A unit reaches C by a jump, never a call, for RSP is the guest's. The thunk
+ * stores the sixteen registers in st.gpr, takes the stack that run() left and
+ * calls; the answer is the RX address where translated code goes on, or 0 to
+ * leave run(). Vector state stays in the registers across such calls, so what
+ * they call is compiled for general registers only.
+ */
+#ifndef CORBEL_ENGINE_THUNK_H
+#define CORBEL_ENGINE_THUNK_H
+
+#include "engine/code_cache.h"
+#include "engine/engine_int.h"
+
+#include <stddef.h>
+
+/* Offsets that translated code uses. */
+#define GS_GPR(r) ((uint32_t)(offsetof(struct engine_vcpu, st.gpr) + 8u * (r)))
+#define GS_SPILL(r) ((uint32_t)(offsetof(struct engine_vcpu, hot.spill) + 8u * (r)))
+#define GS_HOT(field) ((uint32_t)offsetof(struct engine_vcpu, hot.field))
+#define GS_ST(field) ((uint32_t)offsetof(struct engine_vcpu, st.field))
+
+/* Why translated code came back to run(). */
+enum translate_leave {
+    LEAVE_LOOKUP,    /* no unit for st.rip */
+    LEAVE_CHAIN,     /* exit hot.exit wants its target: find or make it, and link */
+    LEAVE_INTERP,    /* the interpreter does the instruction at st.rip */
+    LEAVE_ACCESS,    /* the same, but registers are as the site of an access left them */
+    LEAVE_KICK,      /* kicked; state is complete */
+    LEAVE_KICK_ACCESS /* kicked; registers as with LEAVE_ACCESS */
+};
+
+void thunk_emit_all(struct translator *translator);
+
+/* Calls the enter thunk: goes to hot.resume with st's registers, back when the guest left. */
+void thunk_enter(struct engine_vcpu *v);
+
+#endif

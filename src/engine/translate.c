@@ -1,0 +1,346 @@
+/*
+ * Running translated code: find or make the unit, enter, act on why it left.
+ *
+ * in_code says that a vCPU may be between an inlined check and its access, or
+ * may hold pointers to units. Who wants it out (a page becomes code; the cache
+ * is dropped) kicks it and waits until in_code falls or sync_epoch moves.
+ */
+#include "engine/translate.h"
+
+#include "engine/translate_int.h"
+
+#include <asm/prctl.h>
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+#define PAGE_MASK ((uint64_t)GMEM_PAGE_BYTES - 1)
+#define HWCAP2_FSGSBASE 2u
+
+int translate_vm_init(struct engine_vm *vm, uint64_t size_bytes, struct err *err)
+{
+    int r = code_cache_create(vm, size_bytes == 0 ? CODE_CACHE_DEFAULT_BYTES : size_bytes, err,
+                              &vm->translator);
+
+    if (r != 0) {
+        return r;
+    }
+    vm->translator->xlate = calloc(1, sizeof(*vm->translator->xlate));
+    vm->translator->trace = calloc(1, sizeof(*vm->translator->trace));
+    if (vm->translator->xlate == NULL || vm->translator->trace == NULL) {
+        translate_vm_done(vm);
+        return err_set(err, -ENOMEM, "no memory for the translator");
+    }
+    return 0;
+}
+
+void translate_vm_done(struct engine_vm *vm)
+{
+    if (vm->translator != NULL) {
+        free(vm->translator->xlate);
+        free(vm->translator->trace);
+    }
+    code_cache_destroy(vm->translator);
+    vm->translator = NULL;
+}
+
+int translate_vcpu_init(struct engine_vcpu *v, struct err *err)
+{
+    int r = translate_signal_init(v);
+
+    if (r != 0) {
+        return err_set_errno(err, r, "cannot set up the signals of a vCPU");
+    }
+    v->hot.self = v;
+    v->hot.fn_access = light_access;
+    v->hot.fn_exit = light_exit;
+    v->flush_hook = light_flush_jump_cache;
+    light_flush_jump_cache(v);
+    return 0;
+}
+
+void translate_vcpu_done(struct engine_vcpu *v)
+{
+    translate_signal_done(v);
+}
+
+/* The host's GS base is ours to use: the C library has FS. */
+static void set_gs_base(struct engine_vcpu *v)
+{
+    if ((getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE) != 0) {
+        __asm__ volatile("wrgsbase %0" : : "r"(v));
+    } else {
+        (void)syscall(SYS_arch_prctl, ARCH_SET_GS, v);
+    }
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+void translate_sync_vcpu(struct engine_vcpu *other)
+{
+    uint64_t epoch = atomic_load(&other->sync_epoch);
+
+    if (!atomic_load(&other->hot.in_code)) {
+        return;
+    }
+    other->base.ops->kick(&other->base);
+    while (atomic_load(&other->hot.in_code) && atomic_load(&other->sync_epoch) == epoch) {
+        (void)sched_yield();
+    }
+}
+
+static void drop_everything(struct engine_vcpu *v)
+{
+    struct translator *t = v->vm->translator;
+
+    atomic_store(&t->stop, true);
+    for (unsigned i = 0; i < v->vm->vcpu_count; i++) {
+        struct engine_vcpu *other = atomic_load(&v->vm->vcpus[i]);
+
+        while (other != NULL && other != v && atomic_load(&other->hot.in_code)) {
+            translate_sync_vcpu(other);
+        }
+    }
+    code_cache_reset(t);
+    /* No vCPU is in code, so none uses its jump cache now; each empties its own. */
+    atomic_store(&t->stop, false);
+}
+
+static gpa_t gpa_of_host(const struct engine_vm *vm, const uint8_t *host)
+{
+    for (unsigned i = 0; i < vm->ram_count; i++) {
+        if ((uint64_t)(host - vm->ram[i].host) < vm->ram[i].size_bytes) {
+            return gpa(vm->ram[i].gpa + (uint64_t)(host - vm->ram[i].host));
+        }
+    }
+    return gpa(0);
+}
+
+/* Makes the unit for st.rip; host is where its first byte is. NULL: it cannot be fetched. */
+static struct unit *translate_locked(struct engine_vcpu *v, const uint8_t *host, unsigned mode)
+{
+    struct translator *t = v->vm->translator;
+    uint32_t offset = (uint32_t)(v->st.rip & PAGE_MASK);
+    const uint8_t *next = NULL;
+    gpa_t start = gpa_of_host(v->vm, host);
+    uint64_t begin = now_ns();
+    struct unit *unit;
+
+    if (!code_cache_room(t)) {
+        drop_everything(v);
+    }
+    mmu_protect_code_page(v, start);
+    if (trace_build(host - offset, offset, NULL, mode, t->trace) != 0) {
+        if (mmu_fetch_host(v, (v->st.rip & ~PAGE_MASK) + GMEM_PAGE_BYTES, &next) != 0 ||
+            next == NULL) {
+            return NULL;
+        }
+        mmu_protect_code_page(v, gpa_of_host(v->vm, next));
+        if (trace_build(host - offset, offset, next, mode, t->trace) != 0) {
+            return NULL;
+        }
+    }
+    unit = xlate_unit(t, t->trace, (uintptr_t)host, (uintptr_t)next, mode);
+    code_cache_publish(t, unit, start, next == NULL ? gpa(0) : gpa_of_host(v->vm, next));
+    t->stat_units++;
+    t->stat_insns += t->trace->count;
+    t->stat_code_bytes += unit->code_end - unit->code;
+    t->stat_translate_ns += now_ns() - begin;
+    return unit;
+}
+
+static struct unit *find_or_translate_locked(struct engine_vcpu *v, unsigned mode)
+{
+    const uint8_t *host;
+    struct unit *unit = light_find(v, mode);
+
+    if (unit != NULL) {
+        return unit;
+    }
+    if (mmu_fetch_host(v, v->st.rip, &host) != 0 || host == NULL) {
+        return NULL;
+    }
+    return translate_locked(v, host, mode);
+}
+
+static struct unit *find_or_translate(struct engine_vcpu *v, unsigned mode)
+{
+    struct unit *unit = light_find(v, mode);
+
+    if (unit == NULL) {
+        mutex_lock(&v->vm->lock);
+        unit = find_or_translate_locked(v, mode);
+        mutex_unlock(&v->vm->lock);
+    }
+    return unit;
+}
+
+/* hot.exit asked for its target; both are looked up again under the lock. */
+static struct unit *find_and_link(struct engine_vcpu *v, unsigned mode)
+{
+    struct translator *t = v->vm->translator;
+    uint64_t generation = atomic_load(&t->generation);
+    struct unit *unit;
+
+    mutex_lock(&v->vm->lock);
+    unit = find_or_translate_locked(v, mode);
+    if (unit != NULL && unit->guest_next == 0 && v->hot.generation == generation &&
+        atomic_load(&t->generation) == generation &&
+        t->exits[v->hot.exit].mode == unit->mode &&
+        ((t->exits[v->hot.exit].unit->guest ^ unit->guest) & ~PAGE_MASK) == 0) {
+        code_cache_link(t, &t->exits[v->hot.exit], unit);
+    }
+    mutex_unlock(&v->vm->lock);
+    return unit;
+}
+
+static void set_arith_flags(struct engine_vcpu *v)
+{
+    uint64_t flags = v->hot.flags;
+
+    v->st.rflags = (v->st.rflags & ~(uint64_t)X86_FLAGS_ARITH) |
+                   ((flags >> 8) & (X86_FLAGS_ARITH & 0xff)) |
+                   ((flags & 1) != 0 ? X86_FLAG_OF : 0);
+}
+
+static void get_arith_flags(struct engine_vcpu *v)
+{
+    v->hot.flags = (v->st.rflags & 0xff) << 8 | ((v->st.rflags & X86_FLAG_OF) != 0 ? 1u : 0u);
+}
+
+/* The registers as they were at the start of the instruction whose access missed. */
+static void undo_access(struct engine_vcpu *v)
+{
+    const struct translator *t = v->vm->translator;
+    uint32_t code = v->hot.site & SITE_CODE_MASK;
+    const struct unit *unit = code_cache_unit_at(t, code_rx(t, code));
+    const struct unit_insn *at = unit_insn_at(unit, code);
+
+    for (unsigned r = 0; r < X86_GPR_COUNT; r++) {
+        if ((at->spilled & REG_BIT(r)) != 0) {
+            v->st.gpr[r] = v->hot.spill[r];
+        }
+    }
+    v->st.rip = v->hot.page + at->page_offset;
+}
+
+/* Runs from the unit's entry until translated code leaves. */
+static void enter(struct engine_vcpu *v, const struct unit *unit)
+{
+    light_remember(v, unit);
+    get_arith_flags(v);
+    v->hot.page = v->st.rip & ~PAGE_MASK;
+    v->hot.resume = code_rx(v->vm->translator, unit->entry);
+    set_gs_base(v);
+    thunk_enter(v);
+    if (v->hot.leave == LEAVE_ACCESS || v->hot.leave == LEAVE_KICK_ACCESS) {
+        undo_access(v);
+    }
+    set_arith_flags(v);
+    atomic_fetch_add(&v->sync_epoch, 1);
+    atomic_store(&v->hot.in_code, false);
+}
+
+/* Announces that this vCPU goes into code; waits out a drop of the cache. */
+static void begin_code(struct engine_vcpu *v)
+{
+    struct translator *t = v->vm->translator;
+
+    atomic_store(&v->hot.in_code, true);
+    while (atomic_load(&t->stop)) {
+        atomic_store(&v->hot.in_code, false);
+        mutex_lock(&v->vm->lock); /* whoever drops it holds this */
+        mutex_unlock(&v->vm->lock);
+        atomic_store(&v->hot.in_code, true);
+    }
+    if (v->hot.generation != atomic_load(&t->generation)) {
+        light_flush_jump_cache(v);
+        v->hot.generation = atomic_load(&t->generation);
+    }
+}
+
+/* Enters the unit for st.rip; false: none can be made, or it went away again. */
+static bool run_unit(struct engine_vcpu *v, unsigned mode, bool link, bool *ret_fetched)
+{
+    struct translator *t = v->vm->translator;
+    uint64_t generation = atomic_load(&t->generation);
+    struct unit *unit = link ? find_and_link(v, mode) : find_or_translate(v, mode);
+
+    *ret_fetched = unit != NULL;
+    if (unit == NULL) {
+        return false;
+    }
+    begin_code(v);
+    if (v->hot.generation != generation || atomic_load(&unit->dead)) {
+        atomic_store(&v->hot.in_code, false);
+        return false;
+    }
+    enter(v, unit);
+    return true;
+}
+
+enum translate_result translate_run(struct engine_vcpu *v)
+{
+    bool link = false;
+
+    for (;;) {
+        int mode = light_unit_mode(v);
+        bool fetched;
+
+        if (atomic_load(&v->kick) != 0) {
+            return TRANSLATE_KICKED;
+        }
+        if (mode < 0) {
+            return TRANSLATE_INTERP;
+        }
+        if (!run_unit(v, (unsigned)mode, link, &fetched)) {
+            if (!fetched) {
+                return TRANSLATE_INTERP;
+            }
+            link = false;
+            continue;
+        }
+        link = v->hot.leave == LEAVE_CHAIN;
+        if (v->hot.leave == LEAVE_INTERP || v->hot.leave == LEAVE_ACCESS) {
+            return TRANSLATE_INTERP;
+        }
+    }
+}
+
+void engine_invalidate_code(struct engine_vm *vm, gpa_t gpa_, uint64_t len)
+{
+    if (vm->translator == NULL) {
+        return;
+    }
+    mutex_lock(&vm->lock);
+    code_cache_invalidate(vm->translator, gpa_, len);
+    mutex_unlock(&vm->lock);
+}
+
+unsigned translate_stats(struct engine_vm *vm, struct accel_stat *ret_stats, unsigned max)
+{
+    const struct translator *t = vm->translator;
+    const struct accel_stat stats[] = {
+        {"translator_units", t->stat_units},
+        {"translator_instructions", t->stat_insns},
+        {"translator_code_bytes", t->stat_code_bytes},
+        {"translator_table_bytes", t->arena_used},
+        {"translator_flushes", t->stat_flushes},
+        {"translator_invalidated", t->stat_invalidated},
+        {"translator_ns", t->stat_translate_ns},
+    };
+
+    for (unsigned i = 0; i < ARRAY_LEN(stats) && i < max; i++) {
+        ret_stats[i] = stats[i];
+    }
+    return ARRAY_LEN(stats);
+}

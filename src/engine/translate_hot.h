@@ -1,0 +1,59 @@
+/*
+ * What translated code reaches through the host's GS base, beside the CPU state
+ * and the TLBs: spill slots, the jump caches and the words in which a unit says
+ * why it left. Embedded in struct engine_vcpu; owned by the vCPU thread.
+ *
+ * Guest registers live in the host's registers of the same number. A register
+ * that a unit borrows has its guest value in spill[number] meanwhile.
+ */
+#ifndef CORBEL_ENGINE_TRANSLATE_HOT_H
+#define CORBEL_ENGINE_TRANSLATE_HOT_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define JUMP_CACHE_SETS 4096u
+#define JUMP_CACHE_MODES 3 /* as enum mmu_mode */
+#define JUMP_CACHE_EMPTY 0x0000800000000000ull /* no canonical address */
+#define JUMP_CACHE_HASH 0x9e3779b1u
+
+/* Byte offset of an entry in its cache: translated code computes the same. */
+static inline uint32_t jump_cache_offset(uint64_t rip)
+{
+    return ((uint32_t)rip * JUMP_CACHE_HASH >> 16) & ((JUMP_CACHE_SETS - 1) << 4);
+}
+
+struct jump_entry {
+    uint64_t rip;
+    uint64_t host; /* the indirect entry of a unit */
+};
+
+struct translate_hot {
+    uint64_t spill[16];
+    /* Arithmetic flags as LAHF and SETO leave them: AH, and OF in AL. */
+    uint64_t flags;
+    uint64_t page; /* guest-virtual page of the running unit */
+    uint64_t host_rsp;
+    uint64_t va;     /* of the access that missed */
+    uint64_t target; /* of an indirect branch */
+    uint64_t scratch; /* for a moment within one sequence */
+    uint64_t resume; /* where translated code goes on */
+    void *self;      /* the struct engine_vcpu, for calls into C */
+    uint32_t site;   /* SITE_*: which access missed */
+    uint32_t site_size; /* its bytes */
+    uint32_t exit;   /* index of the struct unit_exit that was taken */
+    uint32_t leave;  /* enum translate_leave */
+    uint32_t host_mxcsr;
+    uint64_t (*fn_access)(void *vcpu);
+    uint64_t (*fn_exit)(void *vcpu);
+    bool intr_wanted; /* an interrupt waits for IF: STI and POPF must look */
+    bool stepping;    /* the kick handler single-steps to an instruction boundary */
+    _Atomic bool in_code;
+    uint8_t jump_mode;   /* UNIT_MODE_* beside the MMU mode that the jump cache is for */
+    uint64_t generation; /* of the code cache that the jump cache is for */
+    uint64_t stat_exits;
+    struct jump_entry jump[JUMP_CACHE_MODES][JUMP_CACHE_SETS];
+};
+
+#endif

@@ -1,0 +1,157 @@
+/*
+ * What the files of the translator share: the unit under construction and the
+ * functions that emit its parts. Engine lock held throughout; see translate.c.
+ */
+#ifndef CORBEL_ENGINE_TRANSLATE_INT_H
+#define CORBEL_ENGINE_TRANSLATE_INT_H
+
+#include "engine/code_cache.h"
+#include "engine/emit.h"
+#include "engine/engine_int.h"
+#include "engine/thunk.h"
+#include "engine/trace.h"
+
+/* What a C function does for translated code, vector registers live (light*.c). */
+enum translate_helper { HELPER_NONE, HELPER_COUNT };
+
+enum translate_helper translate_helper_for(const struct insn *insn, unsigned mode);
+
+/*
+ * struct translate_hot.site: where a missed access goes on (its offset in the
+ * cache), and what it wanted.
+ */
+#define SITE_CODE_MASK 0x1fffffffu
+#define SITE_WRITE (1u << 29)
+#define SITE_MODE_SHIFT 30
+
+/* Registers by mask. */
+#define REG_BIT(r) (1u << (r))
+
+/* How a guest-virtual address is computed. */
+enum ea_kind {
+    EA_REG,    /* base + disp */
+    EA_SLOT,   /* gs:[slot] + disp */
+    EA_COMPLEX /* base + index * scale + disp, then + gs:[slot] when slot is not 0 */
+};
+
+struct ea {
+    uint8_t kind;
+    uint8_t base; /* EMIT_NO_REG: none */
+    uint8_t index;
+    uint8_t scale;
+    bool is_32bit;
+    int32_t disp;
+    uint32_t slot;
+};
+
+/* Out-of-line code of an access: computes the address again and asks C. */
+struct cold_access {
+    uint8_t *branch; /* rel32 to here */
+    uint8_t *retry;
+    struct ea ea;
+    uint8_t scratch;
+    uint8_t mode;
+    bool is_write;
+    uint16_t size;
+};
+
+/* Out-of-line code of an exit. */
+struct cold_exit {
+    struct unit_exit *exit;
+    uint8_t *branch; /* rel32 to here */
+    uint16_t spilled;
+    uint8_t flags;
+};
+
+#define UNIT_COLD_MAX (2 * UNIT_INSNS_MAX)
+#define UNIT_MARKS_MAX (3 * UNIT_INSNS_MAX)
+
+struct xlate {
+    struct translator *t;
+    struct emit e;
+    const struct trace *trace;
+    const struct trace_insn *ti; /* in hand */
+    struct unit *unit;
+    uint16_t spilled; /* registers whose guest value is in a slot */
+    uint8_t flags;    /* enum unit_flags_home */
+    bool failed;      /* something could not be encoded: the unit ends here */
+    unsigned mark_count;
+    struct unit_insn marks[UNIT_MARKS_MAX];
+    unsigned cold_access_count;
+    unsigned cold_exit_count;
+    struct cold_access cold_access[UNIT_COLD_MAX];
+    struct cold_exit cold_exit[UNIT_EXITS_MAX];
+};
+
+/* Where the host finds the operand after an address check. */
+struct host_operand {
+    uint8_t base;
+    uint8_t index; /* EMIT_NO_REG: none */
+    int32_t disp;
+};
+
+/* xlate_regs.c: which registers hold what. */
+void xlate_reload(struct xlate *x, unsigned reg_mask); /* those of them that are spilled */
+void xlate_spill(struct xlate *x, unsigned reg_mask);  /* those of them that are not */
+/* Frees a register for scratch use; not one in forbidden. */
+unsigned xlate_scratch(struct xlate *x, unsigned forbidden, bool low_only, bool allow_written);
+/* Registers in the order in which units borrow them; EMIT_NO_REG behind the last. */
+unsigned xlate_scratch_order(unsigned index);
+/* Before host flags are clobbered: saves them if they matter (live mask not 0). */
+void xlate_flags_release(struct xlate *x, unsigned live);
+/* Before the guest's flags are read or partly written: brings them back. */
+void xlate_flags_restore(struct xlate *x);
+/* Notes where the guest's state is from here on, within the instruction in hand. */
+void xlate_mark(struct xlate *x);
+
+/* mem_access.c: the one place that knows how guest memory is reached. */
+struct ea ea_of(const struct xlate *x, const struct insn *insn);
+struct ea ea_reg(unsigned base, int32_t disp);
+void ea_emit(struct xlate *x, const struct ea *ea, unsigned dst);
+/* Checks size bytes at ea with two scratch registers; flags must be released. */
+struct host_operand mem_check(struct xlate *x, const struct ea *ea, unsigned size, bool is_write,
+                              unsigned s0, unsigned s1);
+void mem_emit_cold(struct xlate *x);
+
+/* exits.c */
+struct unit_exit *exit_new(struct xlate *x, enum unit_exit_kind kind, int64_t target_offset);
+/* A conditional branch (cond as Jcc) that leaves by exit. */
+void exit_branch(struct xlate *x, unsigned cond, struct unit_exit *exit);
+/* An unconditional end: everything that is behind it is unreachable. */
+void exit_end(struct xlate *x, struct unit_exit *exit);
+/* The same for a branch that is emitted already. */
+void exit_branch_at(struct xlate *x, uint8_t *rel32, struct unit_exit *exit);
+/* An end by an indirect branch to hot.target, or to RCX when it is borrowed and holds it. */
+void exit_indirect(struct xlate *x, bool in_rcx);
+void exit_emit_cold(struct xlate *x);
+/* Right after a branch to a page offset, that is in the page or not. */
+struct unit_exit *exit_direct(struct xlate *x, int64_t target_offset);
+
+/* xlate_system.c: instructions of the system that need no C. */
+void xlate_system(struct xlate *x);
+
+/* xlate.c: emits the unit for a trace and publishes nothing yet. */
+struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr_t guest,
+                        uintptr_t guest_next, unsigned mode);
+
+/* light.c: reached from the thunks, general registers only. */
+uint64_t light_access(void *vcpu);
+uint64_t light_exit(void *vcpu);
+void light_flush_jump_cache(struct engine_vcpu *v);
+/* Mode for code at the current state, or -1 when it is not for the translator. */
+int light_unit_mode(const struct engine_vcpu *v);
+/* The unit for st.rip, or NULL (none, or no plain fetch). */
+struct unit *light_find(struct engine_vcpu *v, unsigned mode);
+/* Notes in the jump cache that st.rip is unit. */
+void light_remember(struct engine_vcpu *v, const struct unit *unit);
+
+/* code_cache_find.c: the guest's state at a host address within a unit. */
+const struct unit_insn *unit_insn_at(const struct unit *unit, uint32_t code);
+bool unit_insn_is_boundary(const struct unit *unit, uint32_t code,
+                           const struct unit_insn **ret_insn);
+
+/* translate_signal.c */
+int translate_signal_init(struct engine_vcpu *v) MUST_CHECK;
+void translate_signal_done(struct engine_vcpu *v);
+
+#endif

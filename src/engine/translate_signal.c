@@ -1,0 +1,124 @@
+/*
+ * Host signals in translated code: faults of the guest's instructions, and
+ * kicks, which leave at the next instruction boundary.
+ *
+ * A kick between two boundaries single-steps to the next one. In C functions
+ * that translated code calls there is nothing to do, for the thunk behind the
+ * call looks at the kick flag; so stepping ends before a call or return.
+ */
+#include "engine/hostsig.h"
+#include "engine/translate_int.h"
+
+#define EFLAGS_TF 0x100
+#define EFLAGS_DF 0x400
+
+static const int greg_of[X86_GPR_COUNT] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
+                                           REG_RSI, REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11,
+                                           REG_R12, REG_R13, REG_R14, REG_R15};
+
+/* Takes the guest's registers out of the context, and has it leave instead of going on. */
+static void capture(struct engine_vcpu *v, ucontext_t *context, const struct unit_insn *at,
+                    enum translate_leave why)
+{
+    greg_t *gregs = context->uc_mcontext.gregs;
+
+    for (unsigned r = 0; r < X86_GPR_COUNT; r++) {
+        v->st.gpr[r] = (at->spilled & REG_BIT(r)) != 0 ? v->hot.spill[r]
+                                                        : (uint64_t)gregs[greg_of[r]];
+    }
+    if (at->flags == FLAGS_HOST) {
+        uint64_t eflags = (uint64_t)gregs[REG_EFL];
+
+        v->hot.flags = (eflags & 0xff) << 8 | ((eflags & X86_FLAG_OF) != 0 ? 1u : 0u);
+    }
+    v->st.rip = v->hot.page + at->page_offset;
+    v->hot.leave = why;
+    v->hot.stepping = false;
+    gregs[REG_RIP] = (greg_t)v->vm->translator->leave;
+    gregs[REG_RSP] = (greg_t)v->hot.host_rsp;
+    gregs[REG_EFL] &= ~(greg_t)(EFLAGS_TF | EFLAGS_DF);
+}
+
+/* A place where single-stepping must end: what follows is C. */
+static bool is_way_to_c(const struct translator *t, uint32_t code)
+{
+    for (unsigned i = 0; i < t->call_count; i++) {
+        if (t->calls[i] == code) {
+            return true;
+        }
+    }
+    return code == t->ret;
+}
+
+/* Leaves when this is a boundary, else goes on step by step. */
+static void seek_boundary(struct engine_vcpu *v, ucontext_t *context)
+{
+    const struct translator *t = v->vm->translator;
+    greg_t *gregs = context->uc_mcontext.gregs;
+    uint32_t code = (uint32_t)((uintptr_t)gregs[REG_RIP] - (uintptr_t)t->rx);
+    struct unit *unit = code_cache_unit_at(t, (uintptr_t)gregs[REG_RIP]);
+    const struct unit_insn *at;
+
+    if (unit != NULL && unit_insn_is_boundary(unit, code, &at)) {
+        capture(v, context, at, LEAVE_KICK);
+        return;
+    }
+    v->hot.stepping = !is_way_to_c(t, code);
+    if (v->hot.stepping) {
+        gregs[REG_EFL] |= EFLAGS_TF;
+    } else {
+        gregs[REG_EFL] &= ~(greg_t)EFLAGS_TF;
+    }
+}
+
+static bool on_fault(void *opaque, int signal, siginfo_t *info, ucontext_t *context)
+{
+    struct engine_vcpu *v = opaque;
+    uintptr_t rip = (uintptr_t)context->uc_mcontext.gregs[REG_RIP];
+    struct unit *unit = code_cache_unit_at(v->vm->translator, rip);
+
+    (void)info;
+    if (signal == SIGTRAP) {
+        if (v->hot.stepping) {
+            seek_boundary(v, context);
+        }
+        return true;
+    }
+    if (unit == NULL) {
+        return false;
+    }
+    capture(v, context,
+            unit_insn_at(unit, (uint32_t)(rip - (uintptr_t)v->vm->translator->rx)), LEAVE_INTERP);
+    return true;
+}
+
+static bool on_kick(void *opaque, int signal, siginfo_t *info, ucontext_t *context)
+{
+    struct engine_vcpu *v = opaque;
+    const struct translator *t = v->vm->translator;
+    uintptr_t rip = (uintptr_t)context->uc_mcontext.gregs[REG_RIP];
+
+    (void)signal;
+    (void)info;
+    if (atomic_load(&v->hot.in_code) && rip - (uintptr_t)t->rx < t->size_bytes) {
+        seek_boundary(v, context);
+    }
+    return true;
+}
+
+int translate_signal_init(struct engine_vcpu *v)
+{
+    const struct translator *t = v->vm->translator;
+    int r = hostsig_add_range((uintptr_t)t->rx, (uintptr_t)t->rx + t->size_bytes, on_fault, v);
+
+    if (r == 0) {
+        hostsig_set_kick(on_kick, v);
+    }
+    return r;
+}
+
+void translate_signal_done(struct engine_vcpu *v)
+{
+    hostsig_set_kick(NULL, NULL);
+    hostsig_remove_range((uintptr_t)v->vm->translator->rx);
+}

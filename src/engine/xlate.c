@@ -1,0 +1,478 @@
+/* From a trace to host code, instruction by instruction; see translate.c for the whole. */
+#include "engine/rewrite.h"
+#include "engine/translate_int.h"
+
+#define INDIRECT_ALIGN 16u
+#define RETURN_REGS (REG_BIT(X86_RAX) | REG_BIT(X86_RCX) | REG_BIT(X86_RDX))
+#define BODY_SCRATCH 2u
+
+/* An instruction begins: notes the boundary and brings home what it reads. */
+static void insn_begin(struct xlate *x)
+{
+    xlate_mark(x);
+    xlate_reload(x, x->ti->insn.gpr_read);
+}
+
+static void insn_end(struct xlate *x)
+{
+    x->spilled &= (uint16_t)~x->ti->insn.gpr_written;
+}
+
+static bool uses_flags(const struct insn *insn)
+{
+    return (insn->flags_read | insn->flags_written) != 0;
+}
+
+/* Right before an instruction that may read or write flags on the host. */
+static void flags_for_insn(struct xlate *x)
+{
+    if (!uses_flags(&x->ti->insn)) {
+        return;
+    }
+    if (x->ti->live != 0) {
+        xlate_flags_restore(x);
+    }
+    x->flags = FLAGS_HOST;
+}
+
+static void emit_rewritten(struct xlate *x, struct host_operand op)
+{
+    uint8_t out[INSN_REWRITE_MAX_BYTES];
+    unsigned len = insn_rewrite(&x->ti->insn, op.base,
+                                op.index == EMIT_NO_REG ? INSN_REG_NONE : op.index, op.disp, out);
+
+    if (len == 0) {
+        x->failed = true;
+        return;
+    }
+    emit_bytes(&x->e, out, len);
+}
+
+/* STD and CLD: the guest's DF lives in st.rflags, the host's is always 0. */
+static void emit_direction(struct xlate *x)
+{
+    bool set = (x->ti->insn.opcode & 1) != 0;
+
+    xlate_flags_release(x, x->ti->live);
+    emit_u8(&x->e, 0x65);
+    emit_mem(&x->e, false, 0x80, set ? 1 : 4, EMIT_NO_REG, EMIT_NO_REG, 1,
+             (int32_t)(GS_ST(rflags) + 1));
+    emit_u8(&x->e, set ? X86_FLAG_DF >> 8 : (uint8_t)~(X86_FLAG_DF >> 8));
+}
+
+static bool is_direction(const struct insn *insn)
+{
+    return insn->map == 0 && insn->encoding == INSN_ENC_LEGACY && (insn->opcode & 0xfe) == 0xfc;
+}
+
+static void emit_copy(struct xlate *x)
+{
+    const struct insn *insn = &x->ti->insn;
+    struct host_operand op = {X86_RAX, EMIT_NO_REG, 0};
+
+    if (is_direction(insn)) {
+        emit_direction(x);
+        return;
+    }
+    if (insn->mem_bytes != 0) {
+        bool low = insn_uses_high_byte(insn);
+        unsigned s0 = xlate_scratch(x, 0, low, true);
+        unsigned s1 = xlate_scratch(x, REG_BIT(s0), low, true);
+        struct ea ea = ea_of(x, insn);
+
+        xlate_flags_release(x, x->ti->live);
+        xlate_mark(x);
+        op = mem_check(x, &ea, insn->mem_bytes, (insn->mem_flags & INSN_MEM_WRITE) != 0, s0, s1);
+    }
+    flags_for_insn(x);
+    emit_rewritten(x, op);
+}
+
+static void emit_lea_insn(struct xlate *x)
+{
+    const struct insn *insn = &x->ti->insn;
+
+    if (insn->base == INSN_REG_RIP) {
+        struct ea ea = ea_of(x, insn);
+
+        emit_gs_load(&x->e, insn->reg, ea.slot);
+        emit_mem(&x->e, insn->opsize_bytes == 8, EMIT_LEA, insn->reg, insn->reg, EMIT_NO_REG, 1,
+                 ea.disp);
+    } else {
+        emit_bytes(&x->e, insn->bytes, insn->len);
+    }
+}
+
+static void emit_store_imm(struct xlate *x, struct host_operand op, int32_t imm)
+{
+    emit_mem(&x->e, true, 0xc7, 0, op.base, op.index, 1, op.disp);
+    emit_u32(&x->e, (uint32_t)imm);
+}
+
+static void emit_push(struct xlate *x)
+{
+    const struct insn *insn = &x->ti->insn;
+    unsigned s0 = xlate_scratch(x, 0, false, false);
+    unsigned s1 = xlate_scratch(x, REG_BIT(s0), false, false);
+    unsigned value = insn->opcode == 0xff ? insn->rm : insn->reg;
+    struct ea stack = ea_reg(X86_RSP, -8);
+    struct host_operand op;
+
+    if (insn->mem_bytes != 0) {
+        value = xlate_scratch(x, REG_BIT(s0) | REG_BIT(s1), false, false);
+    }
+    xlate_flags_release(x, x->ti->live);
+    xlate_mark(x);
+    if (insn->mem_bytes != 0) {
+        struct ea ea = ea_of(x, insn);
+
+        op = mem_check(x, &ea, 8, false, s0, s1);
+        emit_mem(&x->e, true, EMIT_MOV_LOAD, value, op.base, op.index, 1, op.disp);
+    }
+    op = mem_check(x, &stack, 8, true, s0, s1);
+    if (insn->imm_bytes != 0) {
+        emit_store_imm(x, op, (int32_t)insn->imm);
+    } else {
+        emit_mem(&x->e, true, EMIT_MOV_STORE, value, op.base, op.index, 1, op.disp);
+    }
+    emit_lea(&x->e, X86_RSP, X86_RSP, -8);
+}
+
+static void emit_pop(struct xlate *x)
+{
+    const struct insn *insn = &x->ti->insn;
+    unsigned s0 = xlate_scratch(x, 0, false, true);
+    unsigned s1 = xlate_scratch(x, REG_BIT(s0), false, true);
+    unsigned dst = insn->opcode == 0x8f ? insn->rm : insn->reg;
+    struct ea stack = ea_reg(X86_RSP, 0);
+    struct host_operand op;
+
+    xlate_flags_release(x, x->ti->live);
+    xlate_mark(x);
+    op = mem_check(x, &stack, 8, false, s0, s1);
+    emit_mem(&x->e, true, EMIT_MOV_LOAD, dst, op.base, op.index, 1, op.disp);
+    if (dst != X86_RSP) {
+        emit_lea(&x->e, X86_RSP, X86_RSP, 8);
+    }
+}
+
+static void emit_leave(struct xlate *x)
+{
+    unsigned s0 = xlate_scratch(x, 0, false, false);
+    unsigned s1 = xlate_scratch(x, REG_BIT(s0), false, false);
+    struct ea frame = ea_reg(X86_RBP, 0);
+    struct host_operand op;
+
+    xlate_flags_release(x, x->ti->live);
+    xlate_mark(x);
+    op = mem_check(x, &frame, 8, false, s0, s1);
+    emit_mem(&x->e, true, EMIT_MOV_LOAD, s0, op.base, op.index, 1, op.disp);
+    emit_lea(&x->e, X86_RSP, X86_RBP, 8);
+    emit_mov(&x->e, true, X86_RBP, s0);
+}
+
+/* Pushes the address of the next instruction. */
+static void emit_push_return(struct xlate *x)
+{
+    const struct trace_insn *ti = x->ti;
+    unsigned s0 = xlate_scratch(x, 0, false, false);
+    unsigned s1 = xlate_scratch(x, REG_BIT(s0), false, false);
+    struct ea stack = ea_reg(X86_RSP, -8);
+    struct host_operand op;
+
+    xlate_flags_release(x, ti->live);
+    xlate_mark(x);
+    op = mem_check(x, &stack, 8, true, s0, s1);
+    emit_gs_load(&x->e, s0, GS_HOT(page));
+    emit_lea(&x->e, s0, s0, (int32_t)ti->offset + ti->insn.len);
+    emit_mem(&x->e, true, EMIT_MOV_STORE, s0, op.base, op.index, 1, op.disp);
+    emit_lea(&x->e, X86_RSP, X86_RSP, -8);
+}
+
+/* The target of an indirect branch into hot.target. */
+static void emit_branch_target(struct xlate *x)
+{
+    const struct insn *insn = &x->ti->insn;
+
+    if (insn->mem_bytes == 0) {
+        emit_gs_store(&x->e, insn->rm, GS_HOT(target));
+        return;
+    }
+
+    unsigned s0 = xlate_scratch(x, 0, false, false);
+    unsigned s1 = xlate_scratch(x, REG_BIT(s0), false, false);
+    struct ea ea = ea_of(x, insn);
+    struct host_operand op;
+
+    xlate_flags_release(x, x->ti->live);
+    xlate_mark(x);
+    op = mem_check(x, &ea, 8, false, s0, s1);
+    emit_mem(&x->e, true, EMIT_MOV_LOAD, s0, op.base, op.index, 1, op.disp);
+    emit_gs_store(&x->e, s0, GS_HOT(target));
+}
+
+static void emit_ret(struct xlate *x)
+{
+    struct ea stack = ea_reg(X86_RSP, 0);
+    struct host_operand op;
+
+    xlate_spill(x, RETURN_REGS);
+    xlate_flags_release(x, x->ti->live);
+    xlate_mark(x);
+    op = mem_check(x, &stack, 8, false, X86_RCX, X86_RDX);
+    emit_mem(&x->e, true, EMIT_MOV_LOAD, X86_RCX, op.base, op.index, 1, op.disp);
+    emit_lea(&x->e, X86_RSP, X86_RSP, 8 + (int32_t)(x->ti->insn.imm & 0xffff));
+    exit_indirect(x, true);
+}
+
+static int64_t direct_target(const struct trace_insn *ti)
+{
+    return (int64_t)ti->offset + ti->insn.len + (int64_t)ti->insn.imm;
+}
+
+/* A branch that counts or tests RCX: the instruction itself, over a jump to the exit. */
+static void emit_rcx_branch(struct xlate *x)
+{
+    const struct insn *insn = &x->ti->insn;
+    struct emit *e = &x->e;
+    uint8_t *over;
+
+    xlate_flags_restore(x);
+    if (insn->addrsize_bytes == 4) {
+        emit_u8(e, 0x67);
+    }
+    emit_u8(e, insn->opcode);
+    emit_u8(e, 2);
+    emit_u8(e, 0xeb);
+    over = e->p;
+    emit_u8(e, 0);
+    exit_branch_at(x, emit_jmp(e), exit_direct(x, direct_target(x->ti)));
+    *over = (uint8_t)(e->p - (over + 1));
+}
+
+static void emit_inline(struct xlate *x)
+{
+    switch (x->ti->insn.op) {
+    case INSN_OP_LEA:
+        emit_lea_insn(x);
+        break;
+    case INSN_OP_PUSH:
+        emit_push(x);
+        break;
+    case INSN_OP_POP:
+        emit_pop(x);
+        break;
+    case INSN_OP_LEAVE:
+        emit_leave(x);
+        break;
+    case INSN_OP_NOP:
+        break;
+    case INSN_OP_COPY:
+        emit_copy(x);
+        break;
+    default:
+        xlate_system(x);
+        break;
+    }
+}
+
+static void emit_branch(struct xlate *x)
+{
+    if (x->ti->insn.op == INSN_OP_JCC) {
+        xlate_flags_restore(x);
+        exit_branch(x, x->ti->insn.cond, exit_direct(x, direct_target(x->ti)));
+    } else {
+        emit_rcx_branch(x);
+    }
+}
+
+static void emit_end(struct xlate *x)
+{
+    switch (x->ti->insn.op) {
+    case INSN_OP_RET:
+        emit_ret(x);
+        break;
+    case INSN_OP_CALL_IND:
+        emit_branch_target(x);
+        emit_push_return(x);
+        exit_indirect(x, false);
+        break;
+    case INSN_OP_JMP_IND:
+        emit_branch_target(x);
+        exit_indirect(x, false);
+        break;
+    case INSN_OP_CALL:
+        emit_push_return(x);
+        exit_end(x, exit_direct(x, direct_target(x->ti)));
+        break;
+    default:
+        exit_end(x, exit_direct(x, direct_target(x->ti)));
+        break;
+    }
+}
+
+static void emit_exit_to_c(struct xlate *x)
+{
+    struct unit_exit *exit;
+
+    if (x->ti->role == TRACE_HELPER) {
+        exit = exit_new(x, EXIT_HELPER, (int64_t)x->ti->offset + x->ti->insn.len);
+        exit->helper = (uint8_t)translate_helper_for(&x->ti->insn, x->ti->mode);
+    } else {
+        exit = exit_new(x, EXIT_INTERP, x->ti->offset);
+    }
+    exit_end(x, exit);
+}
+
+/* The instruction could not be encoded after all: to the interpreter with it. */
+static void emit_give_up(struct xlate *x)
+{
+    exit_end(x, exit_new(x, EXIT_INTERP, x->ti->offset));
+}
+
+/* Emits one instruction; false when the unit ends with it. */
+static bool emit_insn(struct xlate *x)
+{
+    insn_begin(x);
+    switch (x->ti->role) {
+    case TRACE_FOLLOW:
+        return true;
+    case TRACE_INLINE:
+        emit_inline(x);
+        if (x->failed) {
+            emit_give_up(x);
+            return false;
+        }
+        insn_end(x);
+        return true;
+    case TRACE_BRANCH:
+        emit_branch(x);
+        return true;
+    case TRACE_END:
+        emit_end(x);
+        return false;
+    default:
+        emit_exit_to_c(x);
+        return false;
+    }
+}
+
+static bool touches_memory(const struct trace *trace)
+{
+    for (unsigned i = 0; i < trace->count; i++) {
+        const struct insn *insn = &trace->insns[i].insn;
+
+        if (insn->mem_bytes != 0 || insn->op == INSN_OP_PUSH || insn->op == INSN_OP_POP) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* What the unit borrows from its start: what the trace never names, if there is such. */
+static uint16_t choose_body_spilled(const struct trace *trace)
+{
+    unsigned used = REG_BIT(X86_RSP);
+    unsigned chosen = 0;
+    unsigned count = 0;
+
+    if (!touches_memory(trace)) {
+        return 0;
+    }
+    for (unsigned i = 0; i < trace->count; i++) {
+        used |= trace->insns[i].insn.gpr_read | trace->insns[i].insn.gpr_written;
+    }
+    for (unsigned i = 0; count < BODY_SCRATCH && xlate_scratch_order(i) != EMIT_NO_REG; i++) {
+        unsigned r = xlate_scratch_order(i);
+
+        if ((used & REG_BIT(r)) == 0) {
+            chosen |= REG_BIT(r);
+            count++;
+        }
+    }
+    return (uint16_t)chosen;
+}
+
+static void emit_entries(struct xlate *x, uint16_t live)
+{
+    struct emit *e = &x->e;
+    uint16_t body = x->unit->body_spilled;
+
+    emit_align(e, INDIRECT_ALIGN);
+    x->unit->indirect = code_offset(x->t, e->p);
+    /* At least five bytes, which code_cache.c turns into a jump when the unit dies. */
+    emit_alu_imm(e, true, 4, X86_RCX, -(int32_t)GMEM_PAGE_BYTES);
+    emit_gs_store(e, X86_RCX, GS_HOT(page));
+    if (live != 0) {
+        emit_bytes(e, "\x04\x7f\x9e", 3); /* add al, 0x7f; sahf */
+    }
+    x->spilled = RETURN_REGS;
+    xlate_reload(x, RETURN_REGS & ~(unsigned)body);
+    xlate_spill(x, body);
+    x->unit->body = code_offset(x->t, e->p);
+}
+
+static void emit_plain_entry(struct xlate *x)
+{
+    struct emit *e = &x->e;
+
+    if (x->unit->body_spilled == 0) {
+        x->unit->entry = x->unit->body;
+        return;
+    }
+    x->unit->entry = code_offset(x->t, e->p);
+    x->spilled = 0;
+    xlate_spill(x, x->unit->body_spilled);
+    emit_jmp_to(e, x->t->rw + x->unit->body);
+}
+
+static void emit_trace(struct xlate *x)
+{
+    const struct trace *trace = x->trace;
+
+    for (unsigned i = 0; i < trace->count; i++) {
+        x->ti = &trace->insns[i];
+        if (!emit_insn(x)) {
+            return;
+        }
+    }
+
+    struct unit_exit *exit = exit_direct(x, trace->end_offset);
+
+    exit->mode = trace->mode;
+    exit_end(x, exit);
+}
+
+struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr_t guest,
+                        uintptr_t guest_next, unsigned mode)
+{
+    struct xlate *x = t->xlate;
+    struct unit *unit = code_cache_alloc(t, sizeof(*unit));
+
+    memset(x, 0, offsetof(struct xlate, marks));
+    x->cold_access_count = 0;
+    x->cold_exit_count = 0;
+    x->t = t;
+    x->e.p = t->rw + t->used_bytes;
+    x->trace = trace;
+    x->ti = &trace->insns[0];
+    x->unit = unit;
+    x->flags = FLAGS_HOST;
+    unit->guest = guest;
+    unit->guest_next = guest_next;
+    unit->lines = trace->lines;
+    unit->mode = (uint8_t)mode;
+    unit->code = t->used_bytes;
+    unit->body_spilled = choose_body_spilled(trace);
+    emit_entries(x, trace->insns[0].live);
+    emit_trace(x);
+    emit_plain_entry(x);
+    exit_emit_cold(x);
+    mem_emit_cold(x);
+    unit->code_end = code_offset(t, x->e.p);
+    t->used_bytes = unit->code_end;
+    unit->insn_count = (uint16_t)x->mark_count;
+    unit->insns = code_cache_alloc(t, x->mark_count * sizeof(*unit->insns));
+    memcpy(unit->insns, x->marks, x->mark_count * sizeof(*unit->insns));
+    return unit;
+}

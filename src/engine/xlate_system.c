@@ -1,0 +1,248 @@
+/*
+ * Instructions of the system that a unit does itself: flags of the kernel,
+ * segment bases, control registers, time stamps, and bit strings in memory.
+ *
+ * IF, DF and AC live in st.rflags, never in the host's flags.
+ */
+#include "engine/translate_int.h"
+
+#define XSAVE_AREA_BYTES 832u /* x87, SSE and AVX, standard or compacted */
+
+/* op byte gs:[offset], imm8 with group 1: or 1, and 4, cmp 7. */
+static void emit_gs_byte(struct xlate *x, unsigned op, uint32_t offset, unsigned imm)
+{
+    emit_u8(&x->e, 0x65);
+    emit_mem(&x->e, false, 0x80, op, EMIT_NO_REG, EMIT_NO_REG, 1, (int32_t)offset);
+    emit_u8(&x->e, imm);
+}
+
+static void set_flag(struct xlate *x, uint32_t flag)
+{
+    unsigned byte = (unsigned)__builtin_ctz(flag) / 8;
+
+    emit_gs_byte(x, 1, GS_ST(rflags) + byte, flag >> (8 * byte));
+}
+
+static void clear_flag(struct xlate *x, uint32_t flag)
+{
+    unsigned byte = (unsigned)__builtin_ctz(flag) / 8;
+
+    emit_gs_byte(x, 4, GS_ST(rflags) + byte, (uint8_t)~(flag >> (8 * byte)));
+}
+
+/* With an interrupt waiting, the interpreter does it and looks. */
+static void emit_sti(struct xlate *x)
+{
+    xlate_flags_release(x, x->ti->live);
+    emit_gs_byte(x, 7, (uint32_t)offsetof(struct engine_vcpu, intr_check), 0);
+    exit_branch(x, EMIT_CC_NE, exit_new(x, EXIT_INTERP, x->ti->offset));
+    set_flag(x, X86_FLAG_IF);
+}
+
+static void emit_swapgs(struct xlate *x)
+{
+    unsigned s0 = xlate_scratch(x, 0, false, false);
+    unsigned s1 = xlate_scratch(x, REG_BIT(s0), false, false);
+
+    emit_gs_load(&x->e, s0, GS_ST(seg[X86_GS].base));
+    emit_gs_load(&x->e, s1, GS_ST(kernel_gs_base));
+    emit_gs_store(&x->e, s0, GS_ST(kernel_gs_base));
+    emit_gs_store(&x->e, s1, GS_ST(seg[X86_GS].base));
+}
+
+static void emit_mov_from_cr(struct xlate *x)
+{
+    const uint32_t slots[] = {GS_ST(cr0), 0, GS_ST(cr2), GS_ST(cr3), GS_ST(cr4)};
+
+    emit_gs_load(&x->e, x->ti->insn.rm, slots[x->ti->insn.reg]);
+}
+
+static void emit_rdtsc(struct xlate *x)
+{
+    struct emit *e = &x->e;
+
+    xlate_flags_release(x, x->ti->live);
+    emit_bytes(e, x->ti->insn.op == INSN_OP_RDTSC ? "\x0f\x31" : "\x0f\x01\xf9",
+               x->ti->insn.op == INSN_OP_RDTSC ? 2 : 3);
+    emit_shift_imm(e, true, 4, X86_RDX, 32);
+    emit_rr(e, true, EMIT_ADD_LOAD, X86_RAX, X86_RDX);
+    emit_gs(e, EMIT_ADD_LOAD, X86_RAX, GS_ST(tsc_offset));
+    emit_mov(e, true, X86_RDX, X86_RAX);
+    emit_shift_imm(e, true, 5, X86_RDX, 32);
+    emit_mov(e, false, X86_RAX, X86_RAX);
+    if (x->ti->insn.op == INSN_OP_RDTSCP) {
+        emit_gs_load(e, X86_RCX, GS_ST(tsc_aux));
+        emit_mov(e, false, X86_RCX, X86_RCX);
+    }
+}
+
+static void emit_rdfsbase(struct xlate *x)
+{
+    const struct insn *insn = &x->ti->insn;
+
+    emit_gs_load(&x->e, insn->rm,
+                 insn->reg_seg == X86_FS ? GS_ST(seg[X86_FS].base) : GS_ST(seg[X86_GS].base));
+    if (insn->opsize_bytes == 4) {
+        emit_mov(&x->e, false, insn->rm, insn->rm);
+    }
+}
+
+/* The value is put together in RAX from the saved flags and st.rflags. */
+static void emit_pushf(struct xlate *x)
+{
+    struct emit *e = &x->e;
+    struct ea stack = ea_reg(X86_RSP, -8);
+    struct host_operand op;
+    unsigned s0;
+    unsigned s1;
+
+    xlate_spill(x, REG_BIT(X86_RAX));
+    s0 = xlate_scratch(x, REG_BIT(X86_RAX), true, false);
+    s1 = xlate_scratch(x, REG_BIT(X86_RAX) | REG_BIT(s0), false, false);
+    xlate_flags_release(x, X86_FLAGS_ARITH);
+    xlate_mark(x);
+    op = mem_check(x, &stack, 8, true, s0, s1);
+    emit_gs_load(e, X86_RAX, GS_HOT(flags));
+    emit_u8(e, 0x0f); /* movzx s0d, ah */
+    emit_u8(e, 0xb6);
+    emit_u8(e, 0xc4u | s0 << 3);
+    emit_u8(e, 0x0f); /* movzx eax, al */
+    emit_u8(e, 0xb6);
+    emit_u8(e, 0xc0);
+    emit_shift_imm(e, false, 4, X86_RAX, 11);
+    emit_rr(e, false, 0x0b, X86_RAX, s0);
+    emit_gs(e, 0x0b, X86_RAX, GS_ST(rflags));
+    emit_mem(e, true, EMIT_MOV_STORE, X86_RAX, op.base, op.index, 1, op.disp);
+    emit_lea(e, X86_RSP, X86_RSP, -8);
+}
+
+/*
+ * BT, BTS, BTR, BTC m, r: the signed bit offset in r moves the operand. The unit
+ * moves the address itself and uses the offset within one operand.
+ */
+static void emit_bit_mem(struct xlate *x)
+{
+    const struct insn *insn = &x->ti->insn;
+    struct emit *e = &x->e;
+    bool wide = insn->opsize_bytes == 8;
+    unsigned s0 = xlate_scratch(x, 0, false, false);
+    unsigned s1 = xlate_scratch(x, REG_BIT(s0), false, false);
+    unsigned bit = xlate_scratch(x, REG_BIT(s0) | REG_BIT(s1), false, false);
+    struct ea ea = ea_of(x, insn);
+    struct host_operand op;
+
+    xlate_flags_release(x, x->ti->live);
+    xlate_mark(x);
+    ea_emit(x, &ea, s0);
+    if (wide) {
+        emit_mov(e, true, bit, insn->reg);
+    } else {
+        emit_rr(e, true, 0x63, bit, insn->reg); /* movsxd */
+    }
+    emit_shift_imm(e, true, 7, bit, wide ? 6 : 5);
+    emit_mem(e, true, EMIT_LEA, s0, s0, bit, wide ? 8 : 4, 0);
+    emit_gs_store(e, s0, GS_HOT(target));
+    emit_mov(e, wide, bit, insn->reg);
+    emit_alu_imm(e, wide, 4, bit, wide ? 63 : 31);
+    ea = (struct ea){.kind = EA_SLOT,
+                     .base = EMIT_NO_REG,
+                     .index = EMIT_NO_REG,
+                     .scale = 1,
+                     .slot = GS_HOT(target)};
+    op = mem_check(x, &ea, insn->opsize_bytes, (insn->mem_flags & INSN_MEM_WRITE) != 0, s0, s1);
+    if (x->ti->live != 0) {
+        xlate_flags_restore(x);
+    }
+    x->flags = FLAGS_HOST;
+    if ((insn->flags & INSN_LOCK) != 0) {
+        emit_u8(e, 0xf0);
+    }
+    /* Two-byte opcode: REX goes before the 0F. */
+    emit_u8(e, 0x40u | (wide ? 8u : 0u) | (bit >> 3) << 2 | (unsigned)(op.base >> 3));
+    emit_u8(e, 0x0f);
+    emit_u8(e, insn->opcode);
+    if ((op.base & 7) == 4) {
+        emit_u8(e, (bit & 7) << 3 | 4u);
+        emit_u8(e, 0x24);
+    } else {
+        emit_u8(e, 0x40u | (bit & 7) << 3 | (op.base & 7u));
+        emit_u8(e, 0);
+    }
+}
+
+/* With only the components that the guest enabled. The form is of the original. */
+static void emit_xsave(struct xlate *x)
+{
+    const struct insn *insn = &x->ti->insn;
+    struct emit *e = &x->e;
+    unsigned s0 = xlate_scratch(x, REG_BIT(X86_RAX) | REG_BIT(X86_RDX), false, false);
+    unsigned s1 = xlate_scratch(x, REG_BIT(s0) | REG_BIT(X86_RAX) | REG_BIT(X86_RDX), false, false);
+    struct ea ea = ea_of(x, insn);
+    struct host_operand op;
+
+    xlate_flags_release(x, x->ti->live);
+    xlate_mark(x);
+    op = mem_check(x, &ea, XSAVE_AREA_BYTES, true, s0, s1);
+    emit_mem(e, true, EMIT_LEA, s0, op.base, op.index, 1, op.disp);
+    xlate_spill(x, REG_BIT(X86_RAX) | REG_BIT(X86_RDX));
+    xlate_mark(x);
+    emit_gs(e, 0x23, X86_RAX, GS_ST(xcr0));
+    emit_rr(e, false, 0x31, X86_RDX, X86_RDX);
+    emit_u8(e, 0x40u | ((insn->rex & 8u) != 0 ? 8u : 0u) | s0 >> 3);
+    emit_u8(e, 0x0f);
+    emit_u8(e, insn->opcode);
+    if ((s0 & 7) == 4) {
+        emit_u8(e, 0x04u | (insn->bytes[insn->modrm_off] & 0x38u));
+        emit_u8(e, 0x24);
+    } else {
+        emit_u8(e, 0x40u | (insn->bytes[insn->modrm_off] & 0x38u) | (s0 & 7));
+        emit_u8(e, 0);
+    }
+}
+
+void xlate_system(struct xlate *x)
+{
+    switch (x->ti->insn.op) {
+    case INSN_OP_CLI:
+        xlate_flags_release(x, x->ti->live);
+        clear_flag(x, X86_FLAG_IF);
+        break;
+    case INSN_OP_STI:
+        emit_sti(x);
+        break;
+    case INSN_OP_STAC:
+        xlate_flags_release(x, x->ti->live);
+        set_flag(x, X86_FLAG_AC);
+        break;
+    case INSN_OP_CLAC:
+        xlate_flags_release(x, x->ti->live);
+        clear_flag(x, X86_FLAG_AC);
+        break;
+    case INSN_OP_SWAPGS:
+        emit_swapgs(x);
+        break;
+    case INSN_OP_MOV_FROM_CR:
+        emit_mov_from_cr(x);
+        break;
+    case INSN_OP_RDTSC:
+    case INSN_OP_RDTSCP:
+        emit_rdtsc(x);
+        break;
+    case INSN_OP_RDFSBASE:
+        emit_rdfsbase(x);
+        break;
+    case INSN_OP_PUSHF:
+        emit_pushf(x);
+        break;
+    case INSN_OP_BIT_MEM:
+        emit_bit_mem(x);
+        break;
+    case INSN_OP_XSAVE:
+    case INSN_OP_XRSTOR:
+        emit_xsave(x);
+        break;
+    default:
+        x->failed = true;
+        break;
+    }
+}
