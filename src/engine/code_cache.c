@@ -27,8 +27,8 @@ static unsigned page_bucket(uintptr_t host)
 
 static void *map_private(size_t bytes)
 {
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
 
     return p == MAP_FAILED ? NULL : p;
 }
@@ -283,8 +283,7 @@ static void page_invalidate(struct translator *t, struct code_page *page, uint64
         }
     }
     if (page->lines == 0) {
-        (void)atomic_fetch_and(gmem_page_flags(t->vm->gmem, page->gpa),
-                               (uint8_t)~GMEM_PAGE_CODE);
+        (void)atomic_fetch_and(gmem_page_flags(t->vm->gmem, page->gpa), (uint8_t)~GMEM_PAGE_CODE);
     }
 }
 

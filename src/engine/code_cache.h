@@ -73,9 +73,9 @@ struct unit_exit {
     struct unit *unit;
     struct unit *target; /* linked to it; NULL */
     struct unit_exit *next_incoming;
-    uint32_t branch; /* rel32 of the branch that takes this exit; 0: none */
-    uint32_t stub;   /* the code that leaves */
-    uint32_t jump;   /* rel32 in the stub that is patched to the target's entry; 0: none */
+    uint32_t branch;       /* rel32 of the branch that takes this exit; 0: none */
+    uint32_t stub;         /* the code that leaves */
+    uint32_t jump;         /* rel32 in the stub that is patched to the target's entry; 0: none */
     int32_t target_offset; /* from the start of the page */
     int32_t insn_offset;   /* EXIT_HELPER: of the instruction itself */
     uint16_t spilled;      /* at the branch */
@@ -111,7 +111,7 @@ struct code_page {
     uint64_t lines; /* of all living units */
     struct unit *units;
     struct code_page_ref *crossing; /* units whose last instruction ends here */
-    uint32_t slow_writes; /* since the last invalidation */
+    uint32_t slow_writes;           /* since the last invalidation */
 };
 
 struct code_page_ref {

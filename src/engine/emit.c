@@ -33,7 +33,10 @@ void emit_mem(struct emit *e, bool wide, unsigned opcode, unsigned reg, unsigned
     bool no_base = base == EMIT_NO_REG;
     bool no_index = index == EMIT_NO_REG;
     bool sib = no_base || !no_index || (base & 7u) == 4;
-    unsigned mod = no_base ? 0u : disp == 0 && (base & 7u) != 5 ? 0u : disp == (int8_t)disp ? 1u : 2u;
+    unsigned mod = no_base                         ? 0u
+                   : disp == 0 && (base & 7u) != 5 ? 0u
+                   : disp == (int8_t)disp          ? 1u
+                                                   : 2u;
 
     emit_rex(e, wide, reg, no_index ? 0 : index, no_base ? 0 : base);
     emit_u8(e, opcode);
@@ -55,8 +58,7 @@ void emit_gs(struct emit *e, unsigned opcode, unsigned reg, uint32_t offset)
     emit_mem(e, true, opcode, reg, EMIT_NO_REG, EMIT_NO_REG, 1, (int32_t)offset);
 }
 
-void emit_gs_indexed(struct emit *e, unsigned opcode, unsigned reg, unsigned index,
-                     uint32_t offset)
+void emit_gs_indexed(struct emit *e, unsigned opcode, unsigned reg, unsigned index, uint32_t offset)
 {
     emit_u8(e, SEG_GS);
     emit_mem(e, true, opcode, reg, index, EMIT_NO_REG, 1, (int32_t)offset);

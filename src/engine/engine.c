@@ -6,7 +6,9 @@
 #include "base/log.h"
 #include "engine/engine_int.h"
 #include "engine/hostexec.h"
+#include "engine/hostsig.h"
 #include "engine/interp.h"
+#include "engine/translate.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -65,6 +67,12 @@ static void vm_init(struct engine_vm *vm, struct gmem *gmem)
     vm->clock_wall_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* A device wrote to a page that code was translated from. */
+static void on_code_written(void *opaque, gpa_t start, uint64_t len)
+{
+    engine_invalidate_code(opaque, start, len);
+}
+
 static int engine_vm_create(const struct accel_vm_config *config, struct err *err,
                             struct accel_vm **ret_vm)
 {
@@ -84,6 +92,15 @@ static int engine_vm_create(const struct accel_vm_config *config, struct err *er
     vm->reference_only = config->reference_only;
     vm->check = config->check;
     vm->vcpu_count = config->vcpu_count;
+    if (!vm->reference_only) {
+        int r = translate_vm_init(vm, config->code_cache_bytes, err);
+
+        if (r != 0) {
+            mutex_done(&vm->lock);
+            return r;
+        }
+        gmem_set_code_listener(config->gmem, on_code_written, vm);
+    }
     *ret_vm = (struct accel_vm *)(void *)steal_ptr(vm);
     return 0;
 }
@@ -94,6 +111,10 @@ static void engine_vm_destroy(struct accel_vm *accel_vm)
 
     if (vm == NULL) {
         return;
+    }
+    if (vm->translator != NULL) {
+        gmem_set_code_listener(vm->gmem, NULL, NULL);
+        translate_vm_done(vm);
     }
     mutex_done(&vm->lock);
     free(vm);
@@ -147,9 +168,8 @@ static void vcpu_done(struct engine_vcpu *v)
     free(v->icache);
 }
 
-static int engine_vcpu_create(struct accel_vm *accel_vm, unsigned index,
-                              const struct vcpu_env *env, struct err *err,
-                              struct accel_vcpu **ret_vcpu)
+static int engine_vcpu_create(struct accel_vm *accel_vm, unsigned index, const struct vcpu_env *env,
+                              struct err *err, struct accel_vcpu **ret_vcpu)
 {
     struct engine_vm *vm = vm_of(accel_vm);
     struct engine_vcpu *v;
@@ -164,6 +184,10 @@ static int engine_vcpu_create(struct accel_vm *accel_vm, unsigned index,
     }
     memset(v, 0, sizeof(*v));
     r = vcpu_init(v, vm, index, env, err);
+    v->thread = pthread_self();
+    if (r == 0 && vm->translator != NULL) {
+        r = translate_vcpu_init(v, err);
+    }
     if (r != 0) {
         vcpu_done(v);
         free(v);
@@ -179,6 +203,9 @@ static void engine_vcpu_destroy(struct accel_vcpu *vcpu)
     struct engine_vcpu *v = vcpu_of(vcpu);
 
     atomic_store(&v->vm->vcpus[v->base.index], NULL);
+    if (v->vm->translator != NULL) {
+        translate_vcpu_done(v);
+    }
     vcpu_done(v);
     free(v);
 }
@@ -232,8 +259,7 @@ static bool is_asleep(struct engine_vcpu *v)
     if (v->st.mp_state == X86_MP_RUNNABLE) {
         return false;
     }
-    if (v->st.mp_state == X86_MP_HALTED && v->st.events.nmi_pending &&
-        !v->st.events.nmi_blocked) {
+    if (v->st.mp_state == X86_MP_HALTED && v->st.events.nmi_pending && !v->st.events.nmi_blocked) {
         v->st.mp_state = X86_MP_RUNNABLE;
         return false;
     }
@@ -241,31 +267,69 @@ static bool is_asleep(struct engine_vcpu *v)
     return true;
 }
 
+/* What stands between two instructions: kicks, interrupts, sleep, breakpoints. */
+static int look_around(struct engine_vcpu *v)
+{
+    if (unlikely(atomic_load_explicit(&v->kick, memory_order_relaxed) != 0)) {
+        atomic_store(&v->kick, 0);
+        v->exit->reason = VMEXIT_INTR;
+        return ENGINE_EXIT;
+    }
+    if (unlikely(v->intr_check)) {
+        int r = engine_take_interrupt(v);
+
+        if (r != 0) {
+            return r;
+        }
+    }
+    if (unlikely(v->st.mp_state != X86_MP_RUNNABLE) && is_asleep(v)) {
+        return ENGINE_EXIT;
+    }
+    if (unlikely(v->debug.breakpoint_count != 0) && debug_stops(v)) {
+        return debug_exit(v, 1);
+    }
+    return 0;
+}
+
 static int run_reference(struct engine_vcpu *v)
 {
     int r = 0;
 
     while (r == 0) {
-        if (unlikely(atomic_load_explicit(&v->kick, memory_order_relaxed) != 0)) {
-            atomic_store(&v->kick, 0);
-            v->exit->reason = VMEXIT_INTR;
-            return ENGINE_EXIT;
+        r = look_around(v);
+        if (r == 0) {
+            r = interp_step(v);
         }
-        if (unlikely(v->intr_check)) {
-            r = engine_take_interrupt(v);
-            if (r != 0) {
-                return r;
-            }
-        }
-        if (unlikely(v->st.mp_state != X86_MP_RUNNABLE) && is_asleep(v)) {
-            return ENGINE_EXIT;
-        }
-        if (unlikely(v->debug.breakpoint_count != 0) && debug_stops(v)) {
-            return debug_exit(v, 1);
-        }
-        r = interp_step(v);
         if (unlikely(v->debug.single_step) && r == 0) {
             return debug_exit(v, 0x4000);
+        }
+    }
+    return r;
+}
+
+/* Something is to happen before the next instruction, or it was begun already. */
+static bool is_mid_event(const struct engine_vcpu *v)
+{
+    const struct x86_events *e = &v->st.events;
+
+    return e->exception_pending || e->interrupt_pending || e->nmi_pending || e->sti_shadow ||
+           e->mov_ss_shadow || v->io.done != 0;
+}
+
+static int run_translated(struct engine_vcpu *v)
+{
+    int r = 0;
+
+    while (r == 0) {
+        r = look_around(v);
+        if (r != 0) {
+            return r;
+        }
+        if (is_mid_event(v) || translate_run(v) == TRANSLATE_INTERP) {
+            r = interp_step(v);
+            if (unlikely(v->debug.single_step) && r == 0) {
+                return debug_exit(v, 0x4000);
+            }
         }
     }
     return r;
@@ -280,7 +344,7 @@ static int engine_run(struct accel_vcpu *vcpu, struct vmexit *exit)
     }
     v->exit = exit;
     v->intr_check = true;
-    if (run_reference(v) != ENGINE_EXIT) {
+    if ((v->vm->translator != NULL ? run_translated(v) : run_reference(v)) != ENGINE_EXIT) {
         exit->reason = VMEXIT_INTR;
     }
     v->last_exit = *exit;
@@ -291,7 +355,13 @@ static int engine_run(struct accel_vcpu *vcpu, struct vmexit *exit)
 
 static void engine_kick(struct accel_vcpu *vcpu)
 {
-    atomic_store(&vcpu_of(vcpu)->kick, 1);
+    struct engine_vcpu *v = vcpu_of(vcpu);
+
+    atomic_store(&v->kick, 1);
+    /* In the interpreter it is seen soon; before it enters translated code, too. */
+    if (atomic_load(&v->hot.in_code)) {
+        (void)pthread_kill(v->thread, HOSTSIG_KICK);
+    }
 }
 
 static bool exit_is_write(const struct vmexit *exit)
@@ -372,13 +442,17 @@ static int engine_set_debug(struct accel_vcpu *vcpu, const struct accel_debug *d
     return 0;
 }
 
-static unsigned engine_stats(struct accel_vm *accel_vm, struct accel_stat *ret_stats,
-                             unsigned max)
+static unsigned engine_stats(struct accel_vm *accel_vm, struct accel_stat *ret_stats, unsigned max)
 {
     struct engine_vm *vm = vm_of(accel_vm);
+    unsigned count;
     struct accel_stat all[] = {
-        {"interpreted_instructions", 0}, {"exits", 0},     {"exceptions", 0},
-        {"interrupts", 0},               {"tlb_fills", 0}, {"tlb_flushes", 0},
+        {"interpreted_instructions", 0},
+        {"exits", 0},
+        {"exceptions", 0},
+        {"interrupts", 0},
+        {"tlb_fills", 0},
+        {"tlb_flushes", 0},
     };
 
     for (unsigned i = 0; i < vm->vcpu_count; i++) {
@@ -396,7 +470,12 @@ static unsigned engine_stats(struct accel_vm *accel_vm, struct accel_stat *ret_s
     for (unsigned i = 0; i < ARRAY_LEN(all) && i < max; i++) {
         ret_stats[i] = all[i];
     }
-    return ARRAY_LEN(all);
+    count = ARRAY_LEN(all);
+    if (vm->translator != NULL) {
+        count += translate_stats(vm, max > count ? ret_stats + count : NULL,
+                                 max > count ? max - count : 0);
+    }
+    return count;
 }
 
 const struct accel_ops engine_accel_ops = {

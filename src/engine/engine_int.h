@@ -64,6 +64,7 @@ struct engine_vcpu {
     struct engine_io_log io;
     struct hostexec *hostexec;
     struct accel_debug debug;
+    pthread_t thread; /* that created it and runs it */
     uint64_t stat_interpreted; /* instructions */
     uint64_t stat_exits;
     uint64_t stat_exceptions;

@@ -29,8 +29,8 @@ struct unit_exit *exit_new(struct xlate *x, enum unit_exit_kind kind, int64_t ta
 
 struct unit_exit *exit_direct(struct xlate *x, int64_t target_offset)
 {
-    bool in_page = target_offset >= 0 && target_offset < (int64_t)GMEM_PAGE_BYTES &&
-                   x->unit->guest_next == 0;
+    bool in_page =
+        target_offset >= 0 && target_offset < (int64_t)GMEM_PAGE_BYTES && x->unit->guest_next == 0;
 
     return exit_new(x, in_page ? EXIT_CHAIN : EXIT_LOOKUP, target_offset);
 }
@@ -49,8 +49,9 @@ static void emit_flags_to_rax(struct xlate *x)
 static void emit_dispatch(struct xlate *x, unsigned mode)
 {
     struct emit *e = &x->e;
-    uint32_t cache = (uint32_t)(offsetof(struct engine_vcpu, hot.jump) +
-                                (mode & UNIT_MODE_MMU) * sizeof(struct jump_entry) * JUMP_CACHE_SETS);
+    uint32_t cache =
+        (uint32_t)(offsetof(struct engine_vcpu, hot.jump) +
+                   (mode & UNIT_MODE_MMU) * sizeof(struct jump_entry) * JUMP_CACHE_SETS);
 
     emit_rr(e, false, 0x69, X86_RDX, X86_RCX); /* imul edx, ecx, imm32 */
     emit_u32(e, JUMP_CACHE_HASH);
@@ -113,8 +114,8 @@ void exit_branch_at(struct xlate *x, uint8_t *rel32, struct unit_exit *exit)
     struct cold_exit *cold = &x->cold_exit[x->cold_exit_count++];
 
     exit->branch = exit->kind == EXIT_CHAIN ? code_offset(x->t, rel32) : 0;
-    *cold = (struct cold_exit){
-        .exit = exit, .branch = rel32, .spilled = x->spilled, .flags = x->flags};
+    *cold =
+        (struct cold_exit){.exit = exit, .branch = rel32, .spilled = x->spilled, .flags = x->flags};
 }
 
 void exit_branch(struct xlate *x, unsigned cond, struct unit_exit *exit)

@@ -88,8 +88,8 @@ void light_remember(struct engine_vcpu *v, const struct unit *unit)
         light_flush_jump_cache(v);
         v->hot.jump_mode = unit->mode & UNIT_MODE_REST;
     }
-    entry = (void *)((uint8_t *)v->hot.jump[unit->mode & UNIT_MODE_MMU] +
-                     jump_cache_offset(v->st.rip));
+    entry =
+        (void *)((uint8_t *)v->hot.jump[unit->mode & UNIT_MODE_MMU] + jump_cache_offset(v->st.rip));
     entry->rip = v->st.rip;
     entry->host = code_rx(v->vm->translator, unit->indirect);
 }

@@ -15,19 +15,16 @@
 static uint32_t seg_slot(unsigned seg)
 {
     if (seg == X86_FS || seg == X86_GS) {
-        return (uint32_t)(offsetof(struct engine_vcpu, st.seg) +
-                          seg * sizeof(struct x86_segment) + offsetof(struct x86_segment, base));
+        return (uint32_t)(offsetof(struct engine_vcpu, st.seg) + seg * sizeof(struct x86_segment) +
+                          offsetof(struct x86_segment, base));
     }
     return 0; /* other bases are 0 in 64-bit mode */
 }
 
 struct ea ea_reg(unsigned base, int32_t disp)
 {
-    return (struct ea){.kind = EA_REG,
-                       .base = (uint8_t)base,
-                       .index = EMIT_NO_REG,
-                       .scale = 1,
-                       .disp = disp};
+    return (struct ea){
+        .kind = EA_REG, .base = (uint8_t)base, .index = EMIT_NO_REG, .scale = 1, .disp = disp};
 }
 
 struct ea ea_of(const struct xlate *x, const struct insn *insn)
@@ -82,8 +79,10 @@ void ea_emit(struct xlate *x, const struct ea *ea, unsigned dst)
 
 static uint32_t tlb_offset(unsigned mode, bool is_write)
 {
-    return (uint32_t)(offsetof(struct engine_vcpu, tlb) + (mode & UNIT_MODE_MMU) * sizeof(struct mmu_tlb) +
-                      (is_write ? offsetof(struct mmu_tlb, write) : offsetof(struct mmu_tlb, read)));
+    return (
+        uint32_t)(offsetof(struct engine_vcpu, tlb) +
+                  (mode & UNIT_MODE_MMU) * sizeof(struct mmu_tlb) +
+                  (is_write ? offsetof(struct mmu_tlb, write) : offsetof(struct mmu_tlb, read)));
 }
 
 struct host_operand mem_check(struct xlate *x, const struct ea *ea, unsigned size, bool is_write,
@@ -133,8 +132,7 @@ void mem_emit_cold(struct xlate *x)
         ea_emit(x, &cold->ea, cold->scratch);
         emit_gs_store(e, cold->scratch, GS_HOT(va));
         emit_gs_store_imm32(e, GS_HOT(site),
-                            code_offset(x->t, cold->retry) |
-                                (cold->is_write ? SITE_WRITE : 0u) |
+                            code_offset(x->t, cold->retry) | (cold->is_write ? SITE_WRITE : 0u) |
                                 (uint32_t)(cold->mode & UNIT_MODE_MMU) << SITE_MODE_SHIFT);
         emit_gs_store_imm32(e, GS_HOT(site_size), cold->size);
         emit_jmp_to(e, x->t->rw + (x->t->access - x->t->rx));

@@ -84,7 +84,7 @@ static void emit_leave(struct translator *t, struct emit *e, bool has_avx, bool 
 {
     emit_xsave_mask(e);
     emit_gs_op(e, "\x48\x0f\xae", 3, has_xsaveopt ? 6 : 4, GS_ST(xsave));
-    emit_bytes(e, "\xdb\xe3", 2); /* fninit */
+    emit_bytes(e, "\xdb\xe3", 2);                        /* fninit */
     emit_gs_op(e, "\x0f\xae", 2, 2, GS_HOT(host_mxcsr)); /* ldmxcsr */
     if (has_avx) {
         emit_bytes(e, "\xc5\xf8\x77", 3); /* vzeroupper */

@@ -24,11 +24,11 @@
 
 /* Why translated code came back to run(). */
 enum translate_leave {
-    LEAVE_LOOKUP,    /* no unit for st.rip */
-    LEAVE_CHAIN,     /* exit hot.exit wants its target: find or make it, and link */
-    LEAVE_INTERP,    /* the interpreter does the instruction at st.rip */
-    LEAVE_ACCESS,    /* the same, but registers are as the site of an access left them */
-    LEAVE_KICK,      /* kicked; state is complete */
+    LEAVE_LOOKUP,     /* no unit for st.rip */
+    LEAVE_CHAIN,      /* exit hot.exit wants its target: find or make it, and link */
+    LEAVE_INTERP,     /* the interpreter does the instruction at st.rip */
+    LEAVE_ACCESS,     /* the same, but registers are as the site of an access left them */
+    LEAVE_KICK,       /* kicked; state is complete */
     LEAVE_KICK_ACCESS /* kicked; registers as with LEAVE_ACCESS */
 };
 

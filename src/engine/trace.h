@@ -31,7 +31,7 @@ struct trace_insn {
     uint16_t offset; /* in the page */
     uint16_t live;   /* arithmetic flags that matter before it */
     uint8_t role;
-    uint8_t mode;    /* unit mode in force */
+    uint8_t mode;                    /* unit mode in force */
     uint8_t next_use[X86_GPR_COUNT]; /* index of the next instruction that names it */
 };
 

@@ -194,8 +194,7 @@ static struct unit *find_and_link(struct engine_vcpu *v, unsigned mode)
     mutex_lock(&v->vm->lock);
     unit = find_or_translate_locked(v, mode);
     if (unit != NULL && unit->guest_next == 0 && v->hot.generation == generation &&
-        atomic_load(&t->generation) == generation &&
-        t->exits[v->hot.exit].mode == unit->mode &&
+        atomic_load(&t->generation) == generation && t->exits[v->hot.exit].mode == unit->mode &&
         ((t->exits[v->hot.exit].unit->guest ^ unit->guest) & ~PAGE_MASK) == 0) {
         code_cache_link(t, &t->exits[v->hot.exit], unit);
     }
@@ -208,13 +207,14 @@ static void set_arith_flags(struct engine_vcpu *v)
     uint64_t flags = v->hot.flags;
 
     v->st.rflags = (v->st.rflags & ~(uint64_t)X86_FLAGS_ARITH) |
-                   ((flags >> 8) & (X86_FLAGS_ARITH & 0xff)) |
-                   ((flags & 1) != 0 ? X86_FLAG_OF : 0);
+                   ((flags >> 8) & (X86_FLAGS_ARITH & 0xff)) | ((flags & 1) != 0 ? X86_FLAG_OF : 0);
 }
 
+/* The arithmetic bits of st.rflags stay 0 meanwhile: PUSHF only has to add the real ones. */
 static void get_arith_flags(struct engine_vcpu *v)
 {
     v->hot.flags = (v->st.rflags & 0xff) << 8 | ((v->st.rflags & X86_FLAG_OF) != 0 ? 1u : 0u);
+    v->st.rflags &= ~(uint64_t)(X86_FLAGS_ARITH | X86_FLAG_RF);
 }
 
 /* The registers as they were at the start of the instruction whose access missed. */

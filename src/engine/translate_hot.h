@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #define JUMP_CACHE_SETS 4096u
-#define JUMP_CACHE_MODES 3 /* as enum mmu_mode */
+#define JUMP_CACHE_MODES 3                     /* as enum mmu_mode */
 #define JUMP_CACHE_EMPTY 0x0000800000000000ull /* no canonical address */
 #define JUMP_CACHE_HASH 0x9e3779b1u
 
@@ -35,15 +35,15 @@ struct translate_hot {
     uint64_t flags;
     uint64_t page; /* guest-virtual page of the running unit */
     uint64_t host_rsp;
-    uint64_t va;     /* of the access that missed */
-    uint64_t target; /* of an indirect branch */
-    uint64_t scratch; /* for a moment within one sequence */
-    uint64_t resume; /* where translated code goes on */
-    void *self;      /* the struct engine_vcpu, for calls into C */
-    uint32_t site;   /* SITE_*: which access missed */
+    uint64_t va;        /* of the access that missed */
+    uint64_t target;    /* of an indirect branch */
+    uint64_t scratch;   /* for a moment within one sequence */
+    uint64_t resume;    /* where translated code goes on */
+    void *self;         /* the struct engine_vcpu, for calls into C */
+    uint32_t site;      /* SITE_*: which access missed */
     uint32_t site_size; /* its bytes */
-    uint32_t exit;   /* index of the struct unit_exit that was taken */
-    uint32_t leave;  /* enum translate_leave */
+    uint32_t exit;      /* index of the struct unit_exit that was taken */
+    uint32_t leave;     /* enum translate_leave */
     uint32_t host_mxcsr;
     uint64_t (*fn_access)(void *vcpu);
     uint64_t (*fn_exit)(void *vcpu);

@@ -23,8 +23,8 @@ static void capture(struct engine_vcpu *v, ucontext_t *context, const struct uni
     greg_t *gregs = context->uc_mcontext.gregs;
 
     for (unsigned r = 0; r < X86_GPR_COUNT; r++) {
-        v->st.gpr[r] = (at->spilled & REG_BIT(r)) != 0 ? v->hot.spill[r]
-                                                        : (uint64_t)gregs[greg_of[r]];
+        v->st.gpr[r] =
+            (at->spilled & REG_BIT(r)) != 0 ? v->hot.spill[r] : (uint64_t)gregs[greg_of[r]];
     }
     if (at->flags == FLAGS_HOST) {
         uint64_t eflags = (uint64_t)gregs[REG_EFL];
@@ -87,8 +87,8 @@ static bool on_fault(void *opaque, int signal, siginfo_t *info, ucontext_t *cont
     if (unit == NULL) {
         return false;
     }
-    capture(v, context,
-            unit_insn_at(unit, (uint32_t)(rip - (uintptr_t)v->vm->translator->rx)), LEAVE_INTERP);
+    capture(v, context, unit_insn_at(unit, (uint32_t)(rip - (uintptr_t)v->vm->translator->rx)),
+            LEAVE_INTERP);
     return true;
 }
 

@@ -57,7 +57,7 @@ static void emit_direction(struct xlate *x)
     emit_u8(&x->e, 0x65);
     emit_mem(&x->e, false, 0x80, set ? 1 : 4, EMIT_NO_REG, EMIT_NO_REG, 1,
              (int32_t)(GS_ST(rflags) + 1));
-    emit_u8(&x->e, set ? X86_FLAG_DF >> 8 : (uint8_t)~(X86_FLAG_DF >> 8));
+    emit_u8(&x->e, set ? X86_FLAG_DF >> 8 : (uint8_t) ~(X86_FLAG_DF >> 8));
 }
 
 static bool is_direction(const struct insn *insn)

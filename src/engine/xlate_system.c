@@ -27,7 +27,7 @@ static void clear_flag(struct xlate *x, uint32_t flag)
 {
     unsigned byte = (unsigned)__builtin_ctz(flag) / 8;
 
-    emit_gs_byte(x, 4, GS_ST(rflags) + byte, (uint8_t)~(flag >> (8 * byte)));
+    emit_gs_byte(x, 4, GS_ST(rflags) + byte, (uint8_t) ~(flag >> (8 * byte)));
 }
 
 /* With an interrupt waiting, the interpreter does it and looks. */
