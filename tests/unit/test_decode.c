@@ -146,7 +146,10 @@ static uint16_t gpr_bit(ZydisRegister reg)
 {
     const int number = gpr_number(reg);
 
-    return number < 0 ? 0 : (uint16_t)(1u << number);
+    if (number < 0) {
+        return 0;
+    }
+    return (uint16_t)(1u << number);
 }
 
 static bool is_wide_gpr(ZydisRegister reg)
