@@ -73,42 +73,52 @@ static void bar_unmap_locked(struct pci_dev *dev, unsigned index)
     }
 }
 
-/* Makes the bus agree with the registers. Where a guest lays a BAR over something else, the
- * first comer keeps the address until it moves away. */
-static void bars_update_locked(struct pci_dev *dev)
+static bool bar_is_wanted(const struct pci_dev *dev, unsigned index)
 {
-    bool enabled =
-        (atomic_load_explicit(&dev->command, memory_order_relaxed) & PCI_COMMAND_MEMORY) != 0;
+    uint16_t command = atomic_load_explicit(&dev->command, memory_order_relaxed);
 
+    return dev->bars[index].size_bytes != 0 && (command & PCI_COMMAND_MEMORY) != 0 &&
+           bar_address(dev, index) != 0;
+}
+
+static void bars_release_locked(struct pci_dev *dev)
+{
+    for (unsigned i = 0; i < PCI_BAR_COUNT; i++) {
+        const struct pci_bar *bar = &dev->bars[i];
+
+        if (bar->range != NULL && (!bar_is_wanted(dev, i) || bar->mapped != bar_address(dev, i))) {
+            bar_unmap_locked(dev, i);
+        }
+    }
+}
+
+static void bars_claim_locked(struct pci_dev *dev)
+{
     for (unsigned i = 0; i < PCI_BAR_COUNT; i++) {
         struct pci_bar *bar = &dev->bars[i];
-        uint64_t address = 0;
 
-        if (bar->size_bytes == 0) {
+        if (bar->range != NULL || !bar_is_wanted(dev, i)) {
             continue;
         }
-        address = bar_address(dev, i);
-        if (bar->range != NULL && enabled && bar->mapped == address) {
-            continue;
-        }
-        bar_unmap_locked(dev, i);
-        if (!enabled || address == 0) {
-            continue;
-        }
-        if (bus_map(dev->host->bus, BUS_MMIO, address, bar->size_bytes, bar->ops, bar->opaque,
+        bar->mapped = bar_address(dev, i);
+        if (bus_map(dev->host->bus, BUS_MMIO, bar->mapped, bar->size_bytes, bar->ops, bar->opaque,
                     dev->name, &bar->range) == 0) {
-            bar->mapped = address;
             bar_doorbells_move_locked(dev, i, true);
         }
     }
 }
 
-static void all_bars_update_locked(struct pci_host *host, struct pci_dev *first)
+/* Makes the bus agree with the registers of dev. Where a guest lays a BAR over something else, the
+ * first comer keeps the address until it moves away, so the others look as well. */
+static void bars_update_locked(struct pci_dev *dev)
 {
-    bars_update_locked(first);
+    struct pci_host *host = dev->host;
+
+    bars_release_locked(dev);
+    bars_claim_locked(dev);
     for (unsigned i = 0; i < PCI_MAX_SLOTS; i++) {
-        if (host->devs[i] != NULL && host->devs[i] != first) {
-            bars_update_locked(host->devs[i]);
+        if (host->devs[i] != NULL && host->devs[i] != dev) {
+            bars_claim_locked(host->devs[i]);
         }
     }
 }
@@ -138,7 +148,7 @@ static void config_write_locked(struct pci_dev *dev, unsigned offset, unsigned s
         overlaps(offset, size, PCI_REG_BAR0, 4 * PCI_BAR_COUNT)) {
         atomic_store_explicit(&dev->command, load_le16(&dev->config[PCI_REG_COMMAND]),
                               memory_order_release);
-        all_bars_update_locked(dev->host, dev);
+        bars_update_locked(dev);
         pci_line_update(dev);
     }
     if (dev->msix.vectors != 0 && overlaps(offset, size, dev->msix.cap_offset + 2, 2)) {
@@ -487,7 +497,7 @@ void pci_dev_reset(struct pci_dev *dev)
     memcpy(dev->config, dev->reset_config, sizeof(dev->config));
     atomic_store_explicit(&dev->command, load_le16(&dev->config[PCI_REG_COMMAND]),
                           memory_order_release);
-    all_bars_update_locked(dev->host, dev);
+    bars_update_locked(dev);
     pci_msix_reset(dev);
     mutex_unlock(&dev->host->mutex);
     pci_set_intx(dev, false);
