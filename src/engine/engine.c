@@ -270,7 +270,8 @@ static bool is_asleep(struct engine_vcpu *v)
 /* What stands between two instructions: kicks, interrupts, sleep, breakpoints. */
 static int look_around(struct engine_vcpu *v)
 {
-    if (unlikely(atomic_load_explicit(&v->kick, memory_order_relaxed) != 0)) {
+    /* An answered access is taken first: the state must come to a boundary. */
+    if (unlikely(atomic_load_explicit(&v->kick, memory_order_relaxed) != 0) && v->io.done == 0) {
         atomic_store(&v->kick, 0);
         v->exit->reason = VMEXIT_INTR;
         return ENGINE_EXIT;
