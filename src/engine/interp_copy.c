@@ -78,7 +78,8 @@ static int check_writable(struct engine_vcpu *v, const struct insn *in, uint64_t
     int r = mmu_fill(v, va, MMU_WRITE, mode, &page);
 
     if (r == 0 && (va & (GMEM_PAGE_BYTES - 1)) + in->mem_bytes > GMEM_PAGE_BYTES) {
-        r = mmu_fill(v, va + in->mem_bytes - 1, MMU_WRITE, mode, &page);
+        r = mmu_fill(v, (va + in->mem_bytes - 1) & ~(uint64_t)(GMEM_PAGE_BYTES - 1), MMU_WRITE,
+                     mode, &page);
     }
     return r;
 }
