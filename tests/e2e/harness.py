@@ -1,0 +1,263 @@
+"""What the end-to-end tests share: machines, guests, an ordinary user, and TAP output.
+
+Nothing here passes or fails by the clock: a test waits for an event (a text on the console, the
+end of a process), and LIMIT_S only keeps a broken build from hanging for ever.
+"""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+
+LIMIT_S = float(os.environ.get("CORBEL_E2E_LIMIT", "900"))
+SOURCE = pathlib.Path(__file__).resolve().parent.parent.parent
+BUILD = pathlib.Path(os.environ.get("CORBEL_BUILD", SOURCE / "build")).resolve()
+# A user that owns nothing here. Without root the tests run as who we are, an ordinary user already.
+ORDINARY_UID = 65534
+
+
+class Failure(Exception):
+    """What a test saw is not what it must see."""
+
+
+def expect(condition, text):
+    if not condition:
+        raise Failure(text)
+
+
+class Workplace:
+    """A directory that the ordinary user owns, with the programs copied where that user can run
+    them; the source tree may lie in a directory that only root enters."""
+
+    def __init__(self):
+        self.path = pathlib.Path(tempfile.mkdtemp(prefix="corbel-e2e-"))
+        self.path.chmod(0o755)
+        self.home = self.path / "home"
+        self.home.mkdir()
+        if os.geteuid() == 0:
+            os.chown(self.home, ORDINARY_UID, ORDINARY_UID)
+        self.vmm = self._copy(os.environ.get("CORBEL_VMM") or BUILD / "corbel-vmm")
+        self.sandbox = self._copy(BUILD / "tests/e2e/container-seccomp")
+
+    def _copy(self, program):
+        target = self.path / pathlib.Path(program).name
+        shutil.copy(program, target)
+        target.chmod(0o755)
+        return target
+
+    def close(self):
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def own(self, path):
+        if os.geteuid() == 0:
+            os.chown(path, ORDINARY_UID, ORDINARY_UID)
+        return path
+
+    def disk(self, source, name):
+        """A copy of a disk image for one machine."""
+        target = self.home / name
+        subprocess.run(["cp", "--sparse=always", str(source), str(target)], check=True)
+        target.chmod(0o600)
+        return self.own(target)
+
+    def wrap(self, command, container=False):
+        """The command as the ordinary user runs it, optionally under a container's filter."""
+        words = [str(self.sandbox)]
+        if os.geteuid() == 0:
+            words += ["--uid", str(ORDINARY_UID)]
+        if container:
+            words.append("--filter")
+        return words + [str(word) for word in command]
+
+
+class Guest:
+    """An image as `corbel image build` left it."""
+
+    def __init__(self, directory):
+        self.dir = pathlib.Path(directory)
+        self.kernel = self.dir / "vmlinuz"
+        self.initrd = self.dir / "initrd"
+        self.disk = self.dir / "disk.raw"
+
+
+def guest(kind):
+    """The image of that kind; builds it in the build directory when it is not there yet."""
+    given = os.environ.get("CORBEL_GUESTS")
+    if given:
+        return Guest(pathlib.Path(given) / kind)
+    data = BUILD / "guests"
+    place = data / "corbel" / "images" / kind
+    if not (place / "image.json").exists():
+        print(f"# building the {kind} image", flush=True)
+        result = subprocess.run([str(BUILD / "corbel"), "image", "build", kind], check=False,
+                                env={**os.environ, "XDG_DATA_HOME": str(data)},
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, text=True)
+        expect(result.returncode == 0, f"the {kind} image was not built:\n{result.stdout}")
+    # The ordinary user of the tests reads kernel and initrd.
+    for directory in (data, data / "corbel", data / "corbel/images", place):
+        directory.chmod(0o755)
+    return Guest(place)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Machine:
+    """One running monitor with its console on our pipes."""
+
+    def __init__(self, place, arguments, container=False, preexec=None):
+        self.console = b""
+        self.changed = threading.Condition()
+        self.ended = False
+        command = place.wrap([place.vmm, *arguments], container)
+        self.command = command
+        self.process = subprocess.Popen(command, cwd=place.home, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                        preexec_fn=preexec,
+                                        env={"PATH": os.environ["PATH"], "HOME": str(place.home),
+                                             **{k: v for k, v in os.environ.items()
+                                                if k.startswith("QEMU_")}})
+        self.stderr = b""
+        self.readers = [threading.Thread(target=self._read_console, daemon=True),
+                        threading.Thread(target=self._read_errors, daemon=True)]
+        for reader in self.readers:
+            reader.start()
+
+    def _read_console(self):
+        for chunk in iter(lambda: self.process.stdout.read1(65536), b""):
+            with self.changed:
+                self.console += chunk
+                self.changed.notify_all()
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all()
+
+    def _read_errors(self):
+        for chunk in iter(lambda: self.process.stderr.read1(65536), b""):
+            self.stderr += chunk
+
+    def mark(self):
+        """A place in the console's output, for wait_text(after=...)."""
+        with self.changed:
+            return len(self.console)
+
+    def wait_text(self, text, after=0):
+        """Waits until the console shows text; fails when the machine ends first."""
+        wanted = text.encode()
+        with self.changed:
+            self.changed.wait_for(lambda: self.ended or wanted in self.console[after:], LIMIT_S)
+            found = self.console.find(wanted, after)
+        if found < 0:
+            why = "the machine ended" if self.ended else f"{LIMIT_S:.0f} seconds passed"
+            raise Failure(f"{why} before the console showed {text!r}\n{self.story()}")
+        return found
+
+    def type(self, text):
+        self.process.stdin.write(text.encode())
+        self.process.stdin.flush()
+
+    def run(self, command):
+        """Runs a command in the busybox guest's shell: its output, after checking its status."""
+        start = self.mark()
+        self.type(f"{command}; echo status=$?.\n")
+        # The shell echoes the line with "$?"; only the answer has digits there.
+        with self.changed:
+            def status():
+                tail = self.console[start:]
+                position = tail.rfind(b"status=")
+                return position >= 0 and tail[position + 7:position + 8].isdigit() and \
+                    b"." in tail[position:]
+            self.changed.wait_for(lambda: self.ended or status(), LIMIT_S)
+            expect(status(), f"no answer to {command!r}\n{self.story()}")
+            output = self.console[start:].decode(errors="replace")
+        expect("status=0." in output, f"{command!r} failed in the guest:\n{output}")
+        return output
+
+    def wait_exit(self):
+        """The exit status of the monitor."""
+        try:
+            status = self.process.wait(LIMIT_S)
+        except subprocess.TimeoutExpired as late:
+            raise Failure(f"the monitor did not end\n{self.story()}") from late
+        for reader in self.readers:
+            reader.join(10)
+        return status
+
+    def story(self):
+        """What a person needs to see when a test failed."""
+        return (f"command: {' '.join(self.command)}\n"
+                f"stderr: {self.stderr.decode(errors='replace')[-2000:]}\n"
+                f"console: {self.console.decode(errors='replace')[-3000:]}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+class Ssh:
+    """Commands in a guest over ssh, with the key of its image."""
+
+    def __init__(self, image, port, machine):
+        self.machine = machine
+        self.directory = tempfile.TemporaryDirectory()
+        key = pathlib.Path(self.directory.name) / "key"
+        shutil.copy(image.dir / "ssh_key", key)
+        key.chmod(0o600)
+        self.base = ["ssh", "-i", str(key), "-o", f"UserKnownHostsFile={image.dir}/known_hosts",
+                     "-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR", "-o", "BatchMode=yes",
+                     "-o", "ConnectTimeout=120", "-o", "ServerAliveInterval=60",
+                     "-p", str(port), "root@127.0.0.1"]
+
+    def start(self, command):
+        """Runs a command whose status does not matter: the guest may be gone before it answers."""
+        return subprocess.run(self.base + [command], check=False, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                              timeout=LIMIT_S)
+
+    def run(self, command):
+        result = self.start(command)
+        expect(result.returncode == 0,
+               f"{command!r} over ssh: status {result.returncode}\n{result.stdout}\n"
+               f"{self.machine.story()}")
+        return result.stdout
+
+
+def run_tests(tests):
+    """Runs (name, function) pairs in order, prints TAP, exits 1 when one failed.
+
+    Words on the command line choose the tests whose names hold one of them.
+    """
+    chosen = [t for t in tests if not sys.argv[1:] or any(w in t[0] for w in sys.argv[1:])]
+    place = Workplace()
+    failed = 0
+    print(f"1..{len(chosen)}", flush=True)
+    try:
+        for number, (name, function) in enumerate(chosen, 1):
+            try:
+                function(place)
+                print(f"ok {number} - {name}", flush=True)
+            except Exception as error:  # a failed test must not hide the ones after it
+                failed += 1
+                text = str(error) if isinstance(error, Failure) else traceback.format_exc()
+                print(f"not ok {number} - {name}", flush=True)
+                print("\n".join("# " + line for line in text.splitlines()), flush=True)
+    finally:
+        place.close()
+    sys.exit(1 if failed else 0)

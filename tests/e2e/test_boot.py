@@ -1,0 +1,85 @@
+#!/usr/bin/python3
+"""Boots the busybox guest and the real Debian as an ordinary user without any capability, plainly
+and under the system call filter of a container, with one and with two vCPUs, and uses them.
+
+usage: test_boot.py [WORD...]     only the tests whose names hold a word
+"""
+
+import os
+
+from harness import Machine, Ssh, expect, free_port, guest, run_tests
+
+ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
+
+
+def arguments(image, cpus, memory, cmdline, *more):
+    return ["--engine", ENGINE, "--cpus", cpus, "--memory", memory, "--kernel", image.kernel,
+            "--initrd", image.initrd, "--cmdline", cmdline, *more]
+
+
+def boot_busybox(place, cpus, container):
+    image = guest("busybox")
+    disk = place.home / "small.raw"
+    with open(disk, "wb") as file:
+        file.truncate(64 << 20)
+    place.own(disk)
+    with Machine(place, arguments(image, cpus, "128M", "console=ttyS0", "--disk", disk,
+                                  "--net", "user"), container) as m:
+        m.wait_text("corbel-busybox: ready")
+        m.wait_text("/ #")
+        expect(f"\r\n{cpus}\r\n" in m.run("nproc"), f"the guest has not {cpus} CPUs\n{m.story()}")
+        m.run("dd if=/dev/urandom of=/tmp/a bs=64k count=64 2>/dev/null")
+        m.run("dd if=/tmp/a of=/dev/vda bs=64k seek=100 conv=fsync 2>/dev/null")
+        m.run("dd if=/dev/vda of=/tmp/b bs=64k skip=100 count=64 iflag=direct 2>/dev/null")
+        m.run("cmp /tmp/a /tmp/b")
+        m.run("ping -c 2 10.0.2.2")
+        m.type("poweroff -f\n")
+        expect(m.wait_exit() == 0, f"powering off gives a non-zero status\n{m.story()}")
+    with open(disk, "rb") as file:
+        file.seek(100 * 65536)
+        expect(any(file.read(65536)), "what the guest wrote is not in the disk file")
+
+
+def use_debian(ssh, cpus):
+    expect("Linux debian" in ssh.run("uname -a"), "uname does not name the guest")
+    expect(ssh.run("nproc").strip() == str(cpus), f"nproc is not {cpus}")
+    state = ssh.start("systemctl is-system-running --wait; systemctl --failed --no-legend")
+    expect(state.stdout.startswith("running"), f"systemd is not content:\n{state.stdout}")
+    ssh.run("dd if=/dev/urandom of=/var/tmp/a bs=1M count=8 conv=fsync status=none && "
+            "sha256sum </var/tmp/a >/var/tmp/sum && echo 3 >/proc/sys/vm/drop_caches && "
+            "test \"$(sha256sum </var/tmp/a)\" = \"$(cat /var/tmp/sum)\"")
+    ssh.run("ping -c 2 10.0.2.2")
+    ssh.run("test \"$(seq 100000 | sort -R | sort -n | sha256sum)\" = \"$(seq 100000 | sha256sum)\"")
+
+
+def boot_debian(place, cpus, container, reboot):
+    image = guest("debian")
+    port = free_port()
+    disk = place.disk(image.disk, "debian.raw")
+    with Machine(place, arguments(image, cpus, "512M", "root=/dev/vda rw console=ttyS0", "--disk",
+                                  disk, "--net", f"user,forward={port}:22"), container) as m:
+        m.wait_text("login:")
+        ssh = Ssh(image, port, m)
+        use_debian(ssh, cpus)
+        if reboot:
+            ssh.run("touch /var/tmp/before")
+            start = m.mark()
+            ssh.start("systemctl reboot")
+            m.wait_text("login:", after=start)
+            ssh.run("test -e /var/tmp/before && sha256sum </var/tmp/a | cmp - /var/tmp/sum")
+        ssh.start("systemctl poweroff")
+        expect(m.wait_exit() == 0, f"powering off gives a non-zero status\n{m.story()}")
+    disk.unlink()
+
+
+TESTS = [
+    ("busybox, 1 vCPU, ordinary user", lambda p: boot_busybox(p, 1, False)),
+    ("busybox, 2 vCPUs, ordinary user", lambda p: boot_busybox(p, 2, False)),
+    ("busybox, 2 vCPUs, container filter", lambda p: boot_busybox(p, 2, True)),
+    ("debian, 1 vCPU, ordinary user, reboot", lambda p: boot_debian(p, 1, False, True)),
+    ("debian, 2 vCPUs, ordinary user", lambda p: boot_debian(p, 2, False, False)),
+    ("debian, 2 vCPUs, container filter", lambda p: boot_debian(p, 2, True, False)),
+]
+
+if __name__ == "__main__":
+    run_tests(TESTS)
