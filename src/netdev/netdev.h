@@ -64,6 +64,7 @@ struct netdev_user_config {
     unsigned forward_count;
     struct netdev_forward forwards[NETDEV_MAX_FORWARDS];
     bool deny_host_loopback; /* the guest cannot reach services on the host's 127.0.0.1 */
+    bool is_isolated;        /* nothing leaves the network but answers to forwards */
 };
 
 /*

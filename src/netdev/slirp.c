@@ -409,6 +409,7 @@ static int start_slirp(struct user_net *user, const struct netdev_user_config *c
 {
     const SlirpConfig slirp_config = {
         .version = 4,
+        .restricted = config->is_isolated,
         .in_enabled = true,
         .vnetwork = address(NETWORK),
         .vnetmask = address(NETMASK),
