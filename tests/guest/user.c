@@ -94,7 +94,7 @@ __asm__(
     "    int $0x80\n"
     "user32_bound:\n"
     "    mov $9, %eax\n"
-    "    bound %eax, bounds\n"
+    "    bound %eax, %ss:bounds\n"
     "    int $0x80\n"
     "    .align 8\n"
     "bounds: .long 1, 8\n"
