@@ -164,12 +164,16 @@ static const struct bus_ops pm_ops = {
     .max_bytes = 4,
 };
 
-void acpi_pm_press_power_button(struct acpi_pm *pm)
+bool acpi_pm_press_power_button(struct acpi_pm *pm)
 {
+    bool is_heard;
+
     mutex_lock(&pm->mutex);
+    is_heard = (pm->enable & STS_POWER_BUTTON) != 0;
     pm->status |= STS_POWER_BUTTON;
     line_update_locked(pm);
     mutex_unlock(&pm->mutex);
+    return is_heard;
 }
 
 void acpi_pm_reset(struct acpi_pm *pm)

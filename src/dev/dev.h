@@ -83,8 +83,8 @@ int acpi_pm_create(const struct dev_env *env, uint16_t base, unsigned gsi,
     MUST_CHECK;
 void acpi_pm_destroy(struct acpi_pm *pm);
 void acpi_pm_reset(struct acpi_pm *pm);
-/* Any thread. */
-void acpi_pm_press_power_button(struct acpi_pm *pm);
+/* True when the guest has enabled the button and so will hear of it. Any thread. */
+bool acpi_pm_press_power_button(struct acpi_pm *pm);
 
 /* One port for test guests: a byte written ends the machine with it as code. */
 struct debug_exit;

@@ -428,8 +428,7 @@ int machine_powerdown(struct machine *machine)
     if (!running) {
         return -EINVAL;
     }
-    acpi_pm_press_power_button(machine->pm);
-    return 0;
+    return acpi_pm_press_power_button(machine->pm) ? 0 : -EAGAIN;
 }
 
 int machine_reset(struct machine *machine)

@@ -191,7 +191,8 @@ int machine_resume(struct machine *machine) MUST_CHECK;
 /* Pulls the plug: ENDED when it returns. No effect when ENDED. Any thread but a vCPU's. */
 void machine_stop(struct machine *machine);
 
-/* Presses the power button; the guest decides. -EINVAL unless RUNNING. Any thread. */
+/* Presses the power button; the guest decides. -EINVAL unless RUNNING, -EAGAIN when
+ * the guest has not enabled the button (yet), so that nobody will act on it. Any thread. */
 int machine_powerdown(struct machine *machine) MUST_CHECK;
 
 /* Presses reset; follows on_reset. Takes effect soon. -EINVAL when ENDED or CREATED. Any thread. */

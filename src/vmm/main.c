@@ -23,6 +23,9 @@
 
 enum status { STATUS_OK = 0, STATUS_FAILED = 1, STATUS_USAGE = 2, STATUS_CRASH = 3 };
 
+/* As long as systemd in the guest gives its own services to stop. */
+#define POWERDOWN_GRACE_NS (90ull * 1000000000ull)
+
 struct vmm {
     struct vmm_config config;
     struct loop *loop;
@@ -33,7 +36,8 @@ struct vmm {
     int signal_fd;
     struct loop_fd *signal_handler;
     struct loop_fd *event_handler;
-    bool is_asked_down; /* the power button was pressed for a SIGTERM */
+    bool is_asked_down;             /* the power button was pressed for a SIGTERM */
+    struct loop_timer *grace_timer; /* ... and for how long the guest may take */
     bool is_crash_told;
     enum status status;
 };
@@ -95,11 +99,22 @@ static void on_machine_event(void *opaque, uint32_t events)
     }
 }
 
-/* The first SIGTERM or SIGHUP presses the power button; all else pulls the plug. */
+static void on_grace_over(void *opaque)
+{
+    log_warn("the guest did not power off within %llu s; ending it",
+             (unsigned long long)(POWERDOWN_GRACE_NS / 1000000000ull));
+    vmm_quit(opaque);
+}
+
+/*
+ * The first SIGTERM or SIGHUP presses the power button, when the guest listens
+ * to it, and gives it some time; all else pulls the plug.
+ */
 static void vmm_terminate(struct vmm *vmm, uint32_t number)
 {
     if (number != SIGINT && !vmm->is_asked_down && machine_powerdown(vmm->machine) == 0) {
         vmm->is_asked_down = true;
+        loop_arm_timer(vmm->grace_timer, clock_monotonic_ns() + POWERDOWN_GRACE_NS);
         log_info("asked the guest to power off; once more ends it at once");
         return;
     }
@@ -140,6 +155,9 @@ static int vmm_open_signals(struct vmm *vmm, struct err *err)
         return err_set_errno(err, -errno, "cannot receive signals");
     }
     rc = loop_add_fd(vmm->loop, vmm->signal_fd, EPOLLIN, on_signal, vmm, &vmm->signal_handler);
+    if (rc == 0) {
+        rc = loop_add_timer(vmm->loop, on_grace_over, vmm, &vmm->grace_timer);
+    }
     return rc < 0 ? err_set_errno(err, rc, "cannot receive signals") : 0;
 }
 
@@ -213,6 +231,7 @@ static void vmm_close(struct vmm *vmm)
     machine_destroy(vmm->machine);
     vmm_console_destroy(vmm->console);
     vmm_listener_close(&vmm->control_listener);
+    loop_remove_timer(vmm->grace_timer);
     loop_remove_fd(vmm->signal_handler);
     if (vmm->signal_fd >= 0) {
         (void)close(vmm->signal_fd);

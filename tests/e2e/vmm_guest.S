@@ -3,11 +3,12 @@
  * does what the first byte of its command line says:
  *   o  power off              h  halt for ever          s  spin for ever
  *   t  triple fault           r  reset once, then off   b  off at the power button
- *   e  echo COM1, off at "q"
+ *   e  echo COM1, off at "q"     i  enable the power button and ignore it
  * Loaded as boot.h says: long mode, RSI = zero page, no interrupts.
  */
 #define COM1 0x3f8
 #define PM_EVENT 0x600
+#define PM_ENABLE 0x602
 #define PM_CONTROL 0x604
 #define PM_RESET 0x60c
 #define POWER_BUTTON 0x0100
@@ -19,6 +20,15 @@
 _start:
     mov 0x228(%rsi), %ebx /* cmd_line_ptr */
     mov (%rbx), %bl
+    cmp $'b', %bl
+    je enable_button
+    cmp $'i', %bl
+    jne say_up
+enable_button:
+    mov $PM_ENABLE, %dx
+    mov $POWER_BUTTON, %ax
+    out %ax, %dx
+say_up:
     lea text_up(%rip), %rsi
 1:  lodsb
     test %al, %al
