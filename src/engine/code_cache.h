@@ -208,7 +208,7 @@ struct unit *code_cache_unit_at(const struct translator *translator, uintptr_t r
 void code_cache_link(struct translator *translator, struct unit_exit *exit, struct unit *target);
 
 /* Drops the units made from [gpa, gpa + len). Engine lock held. */
-void code_cache_invalidate(struct translator *translator, gpa_t gpa, uint64_t len);
+void code_cache_invalidate(struct translator *translator, gpa_t start, uint64_t len);
 
 /* Drops everything. Engine lock held, no vCPU in code. */
 void code_cache_reset(struct translator *translator);

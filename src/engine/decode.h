@@ -73,8 +73,8 @@ enum insn_op {
     INSN_OP_IN, /* opsize_bytes; port from imm8 when imm_bytes == 1, else DX */
     INSN_OP_OUT,
     INSN_OP_XLAT,
-    INSN_OP_MASKMOV, /* MASKMOVQ, (V)MASKMOVDQU: implicit [rDI] */
-    INSN_OP_GATHER,  /* AVX2 VGATHER*, VPGATHER*: many addresses */
+    INSN_OP_MASKMOV,  /* MASKMOVQ, (V)MASKMOVDQU: implicit [rDI] */
+    INSN_OP_GATHER,   /* AVX2 VGATHER*, VPGATHER*: many addresses */
     INSN_OP_VMASKMOV, /* VMASKMOVPS/PD, VPMASKMOVD/Q with memory: masked elements do not fault */
     INSN_OP_SYSCALL,
     INSN_OP_SYSRET,
@@ -156,19 +156,19 @@ enum insn_op {
 struct insn {
     uint8_t bytes[INSN_MAX_BYTES];
     uint8_t len;
-    uint8_t mode; /* enum insn_mode */
-    uint8_t op;   /* enum insn_op */
+    uint8_t mode;  /* enum insn_mode */
+    uint8_t op;    /* enum insn_op */
     uint8_t flags; /* INSN_X87 ... */
 
-    uint8_t map;    /* 0: one-byte, 1: 0F, 2: 0F38, 3: 0F3A */
+    uint8_t map; /* 0: one-byte, 1: 0F, 2: 0F38, 3: 0F3A */
     uint8_t opcode;
-    uint8_t encoding; /* INSN_ENC_* */
-    uint8_t rex;      /* 0x40-0x4f or 0; for VEX the same bits synthesised */
+    uint8_t encoding;  /* INSN_ENC_* */
+    uint8_t rex;       /* 0x40-0x4f or 0; for VEX the same bits synthesised */
     uint8_t mandatory; /* 0, 0x66, 0xf2, 0xf3 when it selects the instruction */
     bool has_66;       /* an operand-size prefix is present (also when mandatory) */
     uint8_t vex_vvvv;  /* register number, VEX only */
     bool vex_l;
-    uint8_t cond;      /* Jcc SETcc CMOVcc: low opcode nibble */
+    uint8_t cond; /* Jcc SETcc CMOVcc: low opcode nibble */
 
     /* Offsets into bytes; 0 when the field is absent (none can be at 0). */
     uint8_t opcode_off; /* of the last opcode byte */
@@ -177,13 +177,13 @@ struct insn {
     uint8_t disp_off;
     uint8_t imm_off;
     uint8_t disp_bytes;
-    uint8_t imm_bytes;  /* all immediates together (ENTER: 3, far pointers: 4 or 6) */
+    uint8_t imm_bytes; /* all immediates together (ENTER: 3, far pointers: 4 or 6) */
 
-    uint8_t opsize_bytes;  /* 1, 2, 4 or 8: operand size of integer forms, element of strings */
+    uint8_t opsize_bytes;   /* 1, 2, 4 or 8: operand size of integer forms, element of strings */
     uint8_t addrsize_bytes; /* 2, 4 or 8 */
 
-    uint8_t reg; /* modrm.reg with REX.R/VEX.R, or the register in the opcode (with REX.B) */
-    uint8_t rm;  /* modrm.rm with REX.B when it is a register, else INSN_REG_NONE */
+    uint8_t reg;     /* modrm.reg with REX.R/VEX.R, or the register in the opcode (with REX.B) */
+    uint8_t rm;      /* modrm.rm with REX.B when it is a register, else INSN_REG_NONE */
     uint8_t reg_seg; /* enum x86_seg for segment forms */
 
     /* The memory operand; mem_bytes is 0 when there is none (LEA, NOP: fields set, mem_bytes 0). */
@@ -193,7 +193,7 @@ struct insn {
     uint8_t scale;     /* 1, 2, 4, 8 */
     uint8_t seg;       /* effective enum x86_seg, override applied */
     uint16_t mem_bytes;
-    int64_t disp;      /* sign-extended; moffs absolute; RIP: relative to the next instruction */
+    int64_t disp; /* sign-extended; moffs absolute; RIP: relative to the next instruction */
 
     uint64_t imm; /* sign- or zero-extended as the instruction uses it; branches: displacement */
 
@@ -216,8 +216,8 @@ struct insn {
  * -ENODATA: more than avail bytes are needed (page end); nothing else is said.
  * -E2BIG: longer than 15 bytes: the guest gets #GP(0).
  */
-int insn_decode(const uint8_t *bytes, unsigned avail, enum insn_mode mode,
-                struct insn *ret_insn) MUST_CHECK;
+int insn_decode(const uint8_t *bytes, unsigned avail, enum insn_mode mode, struct insn *ret_insn)
+    MUST_CHECK;
 
 /* A short text for logs ("COPY 0f af /r"), not an assembler. Returns out. */
 const char *insn_describe(const struct insn *insn, char *out, unsigned out_bytes);

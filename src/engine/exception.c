@@ -50,8 +50,7 @@ int engine_raise(struct engine_vcpu *v, enum x86_vector vector)
 
 int engine_raise_error(struct engine_vcpu *v, enum x86_vector vector, uint32_t error)
 {
-    v->fault = (struct engine_fault){
-        .vector = (uint8_t)vector, .has_error = true, .error = error};
+    v->fault = (struct engine_fault){.vector = (uint8_t)vector, .has_error = true, .error = error};
     return ENGINE_FAULT;
 }
 
@@ -121,8 +120,7 @@ static int read_gate(struct engine_vcpu *v, const struct event *event, struct id
     return 0;
 }
 
-static int check_gate(struct engine_vcpu *v, const struct event *event,
-                      const struct idt_gate *gate)
+static int check_gate(struct engine_vcpu *v, const struct event *event, const struct idt_gate *gate)
 {
     bool known = gate->type == GATE_INT32 || gate->type == GATE_TRAP32 ||
                  (!interp_is_long(v) && (gate->type == GATE_INT16 || gate->type == GATE_TRAP16));
@@ -300,8 +298,7 @@ static bool makes_double_fault(uint8_t first, uint8_t second)
 
 static int shutdown_vcpu(struct engine_vcpu *v)
 {
-    log_guest("vCPU %u: triple fault at rip 0x%llx", v->base.index,
-              (unsigned long long)v->st.rip);
+    log_guest("vCPU %u: triple fault at rip 0x%llx", v->base.index, (unsigned long long)v->st.rip);
     memset(&v->st.events, 0, sizeof(v->st.events));
     v->exit->reason = VMEXIT_SHUTDOWN;
     return ENGINE_EXIT;

@@ -21,11 +21,11 @@ enum insn_desc_op {
 
 enum insn_imm {
     IMM_NONE,
-    IMM_UB,   /* byte, zero-extended */
-    IMM_SB,   /* byte, sign-extended */
-    IMM_UW,   /* word, zero-extended */
-    IMM_Z,    /* as wide as the operand, at most 4; sign-extended */
-    IMM_V,    /* as wide as the operand, MOV r, imm */
+    IMM_UB, /* byte, zero-extended */
+    IMM_SB, /* byte, sign-extended */
+    IMM_UW, /* word, zero-extended */
+    IMM_Z,  /* as wide as the operand, at most 4; sign-extended */
+    IMM_V,  /* as wide as the operand, MOV r, imm */
     IMM_ENTER,
     IMM_FAR,
     IMM_MOFFS
@@ -56,18 +56,18 @@ enum insn_mem {
     MEM_32,
     MEM_512,
     MEM_XSAVE,
-    MEM_OP,   /* opsize */
-    MEM_2OP,  /* two of them: BOUND, CMPXCHG8B */
-    MEM_FAR,  /* offset of opsize and selector */
-    MEM_DT,   /* limit and base of a descriptor table */
-    MEM_VL,   /* vector length: 16 or 32 */
-    MEM_VL2,  /* half, quarter, eighth of it */
+    MEM_OP,  /* opsize */
+    MEM_2OP, /* two of them: BOUND, CMPXCHG8B */
+    MEM_FAR, /* offset of opsize and selector */
+    MEM_DT,  /* limit and base of a descriptor table */
+    MEM_VL,  /* vector length: 16 or 32 */
+    MEM_VL2, /* half, quarter, eighth of it */
     MEM_VL4,
     MEM_VL8,
-    MEM_DUP,  /* VMOVDDUP: 8 or 32 */
-    MEM_VW,   /* 4, or 8 with VEX.W */
-    MEM_ENV,  /* x87 environment: 14 or 28 */
-    MEM_SAVE  /* x87 state: 94 or 108 */
+    MEM_DUP, /* VMOVDDUP: 8 or 32 */
+    MEM_VW,  /* 4, or 8 with VEX.W */
+    MEM_ENV, /* x87 environment: 14 or 28 */
+    MEM_SAVE /* x87 state: 94 or 108 */
 };
 
 /* insn_desc.access: two bits (read, write) for each place. */
@@ -107,10 +107,10 @@ enum insn_implicit {
     IMPL_AD_RW_BC_R, /* CMPXCHG8B */
     IMPL_CPUID,
     IMPL_AD_W,
-    IMPL_ADC_W,  /* RDTSCP */
+    IMPL_ADC_W,    /* RDTSCP */
     IMPL_C_R_AD_W, /* RDMSR, RDPMC, XGETBV */
-    IMPL_CAD_R,  /* WRMSR, XSETBV */
-    IMPL_AD_R,   /* XSAVE, PCMPESTRM */
+    IMPL_CAD_R,    /* WRMSR, XSETBV */
+    IMPL_AD_R,     /* XSAVE, PCMPESTRM */
     IMPL_AD_R_C_W,
     IMPL_C_W,
     IMPL_D_R,
@@ -124,7 +124,7 @@ enum insn_implicit {
 
 enum insn_flag_set {
     FL_NONE,
-    FL_ALU,   /* all written */
+    FL_ALU, /* all written */
     FL_ADC,
     FL_LOGIC, /* AF undefined */
     FL_INC,
@@ -242,17 +242,20 @@ static inline bool desc_is_empty(const struct insn_desc *desc)
 }
 
 /* A row: operation, operand size, memory size, accesses, flags, attributes, more members. */
-#define ROW(op_, size_, mem_, access_, flags_, attr_, ...)                                   \
-    {                                                                                        \
-        .op = INSN_OP_##op_, .extra = 1, .size = SZ_##size_, .mem = MEM_##mem_,              \
-        .access = (access_), .flags = FL_##flags_, .attr = (attr_), __VA_ARGS__              \
+#define ROW(op_, size_, mem_, access_, flags_, attr_, ...)                      \
+    {                                                                           \
+        .op = INSN_OP_##op_, .extra = 1, .size = SZ_##size_, .mem = MEM_##mem_, \
+        .access = (access_), .flags = FL_##flags_, .attr = (attr_), __VA_ARGS__ \
     }
-#define GROUP(group_, attr_, ...)                                                                 \
-    {                                                                                        \
-        .op = DESC_GROUP, .extra = 1 + GRP_##group_, .attr = ATTR_MODRM | (attr_), __VA_ARGS__\
+#define GROUP(group_, attr_, ...)                                                              \
+    {                                                                                          \
+        .op = DESC_GROUP, .extra = 1 + GRP_##group_, .attr = ATTR_MODRM | (attr_), __VA_ARGS__ \
     }
 /* The same whatever the SSE prefix; or without and with 66. */
-#define ALL4(...) {__VA_ARGS__, __VA_ARGS__, __VA_ARGS__, __VA_ARGS__}
+#define ALL4(...)                                          \
+    {                                                      \
+        __VA_ARGS__, __VA_ARGS__, __VA_ARGS__, __VA_ARGS__ \
+    }
 /* modrm.rm as memory or GPR. */
 #define E_R (ACC_MEM(ACC_R) | ACC_RM(ACC_R))
 #define E_W (ACC_MEM(ACC_W) | ACC_RM(ACC_W))
@@ -266,7 +269,7 @@ static inline bool desc_is_empty(const struct insn_desc *desc)
 #define RM ATTR_MODRM
 
 extern const struct insn_desc insn_map_base[256];
-extern const struct insn_desc insn_movsxd; /* 63 in 64-bit mode */
+extern const struct insn_desc insn_movsxd;     /* 63 in 64-bit mode */
 extern const struct insn_desc insn_les_lds[2]; /* C4, C5 that are not VEX */
 extern const struct insn_desc insn_map_0f[256][PP_COUNT];
 extern const struct insn_desc insn_map_0f38[256][PP_COUNT];

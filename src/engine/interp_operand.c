@@ -193,8 +193,7 @@ void interp_stack_init(const struct engine_vcpu *v, struct interp_stack *ret_sta
     ret_stack->base = ss->base;
     ret_stack->limit = ss->limit;
     ret_stack->checked = true;
-    ret_stack->expand_down =
-        (ss->access_rights & (X86_AR_S | 0xc)) == (X86_AR_S | 0x4);
+    ret_stack->expand_down = (ss->access_rights & (X86_AR_S | 0xc)) == (X86_AR_S | 0x4);
 }
 
 static int stack_linear(struct engine_vcpu *v, const struct interp_stack *stack, uint64_t sp,

@@ -228,8 +228,7 @@ static int write_piece(struct engine_vcpu *v, uint64_t va, const void *buf, unsi
     return 0;
 }
 
-int mmu_write(struct engine_vcpu *v, uint64_t va, const void *buf, unsigned len,
-              enum mmu_mode mode)
+int mmu_write(struct engine_vcpu *v, uint64_t va, const void *buf, unsigned len, enum mmu_mode mode)
 {
     const struct mmu_tlb_entry *entry = &v->tlb[mode].write[(va >> 12) & (MMU_TLB_SETS - 1)];
     struct mmu_page page;

@@ -186,8 +186,8 @@ int msr_op_read(struct engine_vcpu *v, const struct insn *in)
             return r;
         }
     } else if (row != NULL && row->kind != MSR_COMMAND) {
-        value = row->kind == MSR_FIXED || row->kind == MSR_IGNORED ? row->value
-                                                                   : *row_field(v, row);
+        value =
+            row->kind == MSR_FIXED || row->kind == MSR_IGNORED ? row->value : *row_field(v, row);
     } else if (row != NULL || read_special(v, index, &value) != 0) {
         log_guest("vCPU %u: RDMSR of unknown 0x%x", v->base.index, (unsigned)index);
         return engine_raise_error(v, X86_VEC_GP, 0);

@@ -219,8 +219,7 @@ int segment_load(struct engine_vcpu *v, unsigned seg, uint16_t selector)
     bool is_code = (desc.type & TYPE_CODE) != 0;
     bool is_conforming = is_code && (desc.type & TYPE_CONFORMING) != 0;
 
-    if ((desc.seg.access_rights & X86_AR_S) == 0 ||
-        (is_code && (desc.type & TYPE_WRITABLE) == 0) ||
+    if ((desc.seg.access_rights & X86_AR_S) == 0 || (is_code && (desc.type & TYPE_WRITABLE) == 0) ||
         (!is_conforming && (rpl > desc.dpl || cpl > desc.dpl))) {
         return raise_selector(v, X86_VEC_GP, selector, 0);
     }
@@ -384,8 +383,8 @@ static int system_selector(struct engine_vcpu *v, const struct insn *in, uint16_
     return r;
 }
 
-static int read_system(struct engine_vcpu *v, uint16_t selector, unsigned type,
-                       unsigned other_type, struct segment_descriptor *desc)
+static int read_system(struct engine_vcpu *v, uint16_t selector, unsigned type, unsigned other_type,
+                       struct segment_descriptor *desc)
 {
     int r;
 
@@ -492,8 +491,8 @@ static int probe(struct engine_vcpu *v, const struct insn *in, struct segment_de
     }
     is_conforming = (desc->seg.access_rights & X86_AR_S) != 0 &&
                     (desc->type & (TYPE_CODE | TYPE_CONFORMING)) == (TYPE_CODE | TYPE_CONFORMING);
-    *ret_valid = is_conforming || (vcpu_state_cpl(&v->st) <= desc->dpl &&
-                                   (unsigned)(selector & 3) <= desc->dpl);
+    *ret_valid = is_conforming ||
+                 (vcpu_state_cpl(&v->st) <= desc->dpl && (unsigned)(selector & 3) <= desc->dpl);
     return r;
 }
 
@@ -557,8 +556,7 @@ int segment_op_lar_lsl(struct engine_vcpu *v, const struct insn *in)
     }
     value = desc.seg.limit;
     if (is_lar) {
-        value = ((desc.seg.access_rights & 0xff) << 8) |
-                ((desc.seg.access_rights & 0xf000u) << 8);
+        value = ((desc.seg.access_rights & 0xff) << 8) | ((desc.seg.access_rights & 0xf000u) << 8);
     }
     interp_set_reg(v, in, in->reg, in->opsize_bytes, value);
     return 0;

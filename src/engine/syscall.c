@@ -27,8 +27,7 @@ int fast_syscall(struct engine_vcpu *v, const struct insn *in)
     uint16_t cs = (uint16_t)(v->st.star >> 32) & 0xfffc;
 
     (void)in;
-    if ((v->st.efer & X86_EFER_SCE) == 0 || !interp_is_long(v) ||
-        (!from_64 && !v->vendor_amd)) {
+    if ((v->st.efer & X86_EFER_SCE) == 0 || !interp_is_long(v) || (!from_64 && !v->vendor_amd)) {
         return engine_raise(v, X86_VEC_UD);
     }
     v->st.gpr[X86_RCX] = v->next_rip;

@@ -8,10 +8,10 @@
 
 #include <string.h>
 
-#define CR4_FLUSHES                                                                        \
+#define CR4_FLUSHES \
     (X86_CR4_PGE | X86_CR4_PAE | X86_CR4_PSE | X86_CR4_PCIDE | X86_CR4_SMEP | X86_CR4_SMAP)
-#define CR4_KNOWN                                                                          \
-    (X86_CR4_VME | X86_CR4_PVI | X86_CR4_TSD | X86_CR4_DE | X86_CR4_PSE | X86_CR4_PAE |    \
+#define CR4_KNOWN                                                                       \
+    (X86_CR4_VME | X86_CR4_PVI | X86_CR4_TSD | X86_CR4_DE | X86_CR4_PSE | X86_CR4_PAE | \
      X86_CR4_MCE | X86_CR4_PGE | X86_CR4_PCE | X86_CR4_OSFXSR | X86_CR4_OSXMMEXCPT)
 
 #define DR6_FIXED 0xffff0ff0ull
@@ -119,8 +119,7 @@ int sysop_mov_from_cr(struct engine_vcpu *v, const struct insn *in)
 
 static bool feature(const struct engine_vcpu *v, uint32_t leaf, unsigned reg, unsigned bit)
 {
-    return v->env != NULL && v->env->cpuid != NULL &&
-           cpuid_has(v->env->cpuid, leaf, 0, reg, bit);
+    return v->env != NULL && v->env->cpuid != NULL && cpuid_has(v->env->cpuid, leaf, 0, reg, bit);
 }
 
 /* The PDPTEs that PAE paging outside IA-32e mode would load (SDM 3A 4.4.1). */
@@ -158,9 +157,9 @@ static int write_cr0(struct engine_vcpu *v, uint64_t value)
         (disables && (interp_is_64(v) || (v->st.cr4 & X86_CR4_PCIDE) != 0))) {
         return refuse(v);
     }
-    if (to_long && ((v->st.cr4 & X86_CR4_PAE) == 0 ||
-                    (v->st.seg[X86_CS].access_rights & X86_AR_L) != 0 ||
-                    (v->st.seg[X86_TR].access_rights & X86_AR_TYPE) < 8)) {
+    if (to_long &&
+        ((v->st.cr4 & X86_CR4_PAE) == 0 || (v->st.seg[X86_CS].access_rights & X86_AR_L) != 0 ||
+         (v->st.seg[X86_TR].access_rights & X86_AR_TYPE) < 8)) {
         return refuse(v);
     }
     value = (value & known) | X86_CR0_ET;
@@ -225,8 +224,7 @@ static int write_cr4(struct engine_vcpu *v, uint64_t value)
     bool enables_pcid = (value & ~old & X86_CR4_PCIDE) != 0;
     int r;
 
-    if ((value & ~cr4_allowed(v)) != 0 ||
-        (interp_is_long(v) && (value & X86_CR4_PAE) == 0) ||
+    if ((value & ~cr4_allowed(v)) != 0 || (interp_is_long(v) && (value & X86_CR4_PAE) == 0) ||
         (enables_pcid && (!interp_is_long(v) || (v->st.cr3 & 0xfff) != 0))) {
         return refuse(v);
     }
@@ -382,8 +380,7 @@ int sysop_load_table(struct engine_vcpu *v, const struct insn *in)
 
 static int check_umip(struct engine_vcpu *v)
 {
-    if ((v->st.cr4 & X86_CR4_UMIP) != 0 && interp_is_protected(v) &&
-        vcpu_state_cpl(&v->st) != 0) {
+    if ((v->st.cr4 & X86_CR4_UMIP) != 0 && interp_is_protected(v) && vcpu_state_cpl(&v->st) != 0) {
         return refuse(v);
     }
     return 0;
@@ -400,8 +397,7 @@ int sysop_store_table(struct engine_vcpu *v, const struct insn *in)
     }
     store_le16(bytes, table->limit);
     store_le64(&bytes[2], table->base);
-    return interp_write(v, in->seg, interp_ea(v, in), bytes,
-                        in->mode == INSN_MODE_64 ? 10 : 6);
+    return interp_write(v, in->seg, interp_ea(v, in), bytes, in->mode == INSN_MODE_64 ? 10 : 6);
 }
 
 int sysop_lmsw(struct engine_vcpu *v, const struct insn *in)
@@ -457,8 +453,8 @@ int sysop_invpcid(struct engine_vcpu *v, const struct insn *in)
     if (r != 0) {
         return r;
     }
-    if (type > 3 || (type < 2 && ((descriptor[0] >> 12) != 0 ||
-                                  (!pcid_on && (descriptor[0] & 0xfff) != 0)))) {
+    if (type > 3 ||
+        (type < 2 && ((descriptor[0] >> 12) != 0 || (!pcid_on && (descriptor[0] & 0xfff) != 0)))) {
         return refuse(v);
     }
     if (type == 0) {
@@ -545,11 +541,9 @@ int sysop_xsetbv(struct engine_vcpu *v, const struct insn *in)
     if ((v->st.cr4 & X86_CR4_OSXSAVE) == 0) {
         return engine_raise(v, X86_VEC_UD);
     }
-    if (require_cpl0(v) != 0 || (uint32_t)v->st.gpr[X86_RCX] != 0 ||
-        (value & X86_XCR0_X87) == 0 ||
+    if (require_cpl0(v) != 0 || (uint32_t)v->st.gpr[X86_RCX] != 0 || (value & X86_XCR0_X87) == 0 ||
         (value & ~(uint64_t)(X86_XCR0_X87 | X86_XCR0_SSE | X86_XCR0_AVX)) != 0 ||
-        ((value & X86_XCR0_AVX) != 0 &&
-         ((value & X86_XCR0_SSE) == 0 || !feature(v, 1, 2, 28)))) {
+        ((value & X86_XCR0_AVX) != 0 && ((value & X86_XCR0_SSE) == 0 || !feature(v, 1, 2, 28)))) {
         return refuse(v);
     }
     v->st.xcr0 = value;
@@ -558,8 +552,7 @@ int sysop_xsetbv(struct engine_vcpu *v, const struct insn *in)
 
 int sysop_smap(struct engine_vcpu *v, const struct insn *in)
 {
-    if ((v->st.cr4 & X86_CR4_SMAP) == 0 || !interp_is_protected(v) ||
-        vcpu_state_cpl(&v->st) != 0) {
+    if ((v->st.cr4 & X86_CR4_SMAP) == 0 || !interp_is_protected(v) || vcpu_state_cpl(&v->st) != 0) {
         return engine_raise(v, X86_VEC_UD);
     }
     if (in->op == INSN_OP_STAC) {

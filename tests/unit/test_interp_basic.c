@@ -19,8 +19,9 @@ static void test_call_ret_loop_and_stack(void **state)
     struct rig *rig = *state;
 
     /* mov ecx,10; l: call f; loop l; hlt; f: push rcx; pop rbx; add rax,rbx; ret 0 */
-    RIG_CODE_AT(rig, RIG_CODE,
-                "\xb9\x0a\x00\x00\x00\xe8\x03\x00\x00\x00\xe2\xf9\xf4\x51\x5b\x48\x01\xd8\xc2\x00\x00");
+    RIG_CODE_AT(
+        rig, RIG_CODE,
+        "\xb9\x0a\x00\x00\x00\xe8\x03\x00\x00\x00\xe2\xf9\xf4\x51\x5b\x48\x01\xd8\xc2\x00\x00");
     rig_run(rig);
     assert_int_equal(rig->exit.reason, VMEXIT_HLT);
     assert_int_equal(rig->st.gpr[X86_RAX], 55);
@@ -82,8 +83,9 @@ static void test_sse_state_survives_between_instructions(void **state)
     rig->st.gpr[X86_RAX] = 3;
     rig->st.gpr[X86_RBX] = 4;
     /* cvtsi2sd xmm9,rax; cvtsi2sd xmm1,rbx; mulsd xmm9,xmm1; cvttsd2si rcx,xmm9; hlt */
-    RIG_CODE_AT(rig, RIG_CODE,
-                "\xf2\x4c\x0f\x2a\xc8\xf2\x48\x0f\x2a\xcb\xf2\x44\x0f\x59\xc9\xf2\x49\x0f\x2c\xc9\xf4");
+    RIG_CODE_AT(
+        rig, RIG_CODE,
+        "\xf2\x4c\x0f\x2a\xc8\xf2\x48\x0f\x2a\xcb\xf2\x44\x0f\x59\xc9\xf2\x49\x0f\x2c\xc9\xf4");
     rig_run(rig);
     assert_int_equal(rig->exit.reason, VMEXIT_HLT);
     assert_int_equal(rig->st.gpr[X86_RCX], 12);
@@ -238,8 +240,9 @@ static void test_masked_load_skips_unmapped_elements(void **state)
     rig->st.gpr[X86_RAX] = ~0ull;
     rig->st.gpr[X86_RBX] = 0x50ff8;
     /* vmovq xmm1,rax; vmaskmovps xmm2,xmm1,[rbx]; vmovq rcx,xmm2; vmaskmovps [rbx],xmm1,xmm1; hlt */
-    RIG_CODE_AT(rig, RIG_CODE,
-                "\xc4\xe1\xf9\x6e\xc8\xc4\xe2\x71\x2c\x13\xc4\xe1\xf9\x7e\xd1\xc4\xe2\x71\x2e\x0b\xf4");
+    RIG_CODE_AT(
+        rig, RIG_CODE,
+        "\xc4\xe1\xf9\x6e\xc8\xc4\xe2\x71\x2c\x13\xc4\xe1\xf9\x7e\xd1\xc4\xe2\x71\x2e\x0b\xf4");
     rig_run(rig);
     assert_int_equal(rig->exit.reason, VMEXIT_HLT);
     assert_int_equal(rig->st.rip, RIG_CODE + 21);
@@ -262,8 +265,7 @@ static void test_gather_keeps_elements_before_a_fault(void **state)
     rig->st.gpr[X86_RAX] = 1ull << 32; /* indices 0, 1 */
     rig->st.gpr[X86_RDX] = ~0ull;
     /* vmovq xmm3,rax; vpcmpeqd xmm1,xmm1,xmm1; vpgatherdq xmm2,[rbx+xmm3*8],xmm1; hlt */
-    RIG_CODE_AT(rig, RIG_CODE,
-                "\xc4\xe1\xf9\x6e\xd8\xc5\xf1\x76\xc9\xc4\xe2\xf1\x90\x14\xdb\xf4");
+    RIG_CODE_AT(rig, RIG_CODE, "\xc4\xe1\xf9\x6e\xd8\xc5\xf1\x76\xc9\xc4\xe2\xf1\x90\x14\xdb\xf4");
     rig_run(rig);
     rig_expect_vector(rig, X86_VEC_PF);
     assert_int_equal(rig->st.cr2, 0x51000);
@@ -282,8 +284,9 @@ static void test_xsave_xrstor_round_trip_and_header_rules(void **state)
     rig->st.gpr[X86_RCX] = 0x1122334455667788;
     rig->st.gpr[X86_RAX] = 7;
     /* movq xmm5,rcx; xsave [rbx]; pxor xmm5,xmm5; xrstor [rbx]; movq rsi,xmm5; hlt */
-    RIG_CODE_AT(rig, RIG_CODE,
-                "\x66\x48\x0f\x6e\xe9\x0f\xae\x23\x66\x0f\xef\xed\x0f\xae\x2b\x66\x48\x0f\x7e\xee\xf4");
+    RIG_CODE_AT(
+        rig, RIG_CODE,
+        "\x66\x48\x0f\x6e\xe9\x0f\xae\x23\x66\x0f\xef\xed\x0f\xae\x2b\x66\x48\x0f\x7e\xee\xf4");
     rig_run(rig);
     assert_int_equal(rig->exit.reason, VMEXIT_HLT);
     assert_int_equal(rig->st.rip, RIG_CODE + 21);
