@@ -189,13 +189,8 @@ static int open_stdio(struct vmm_console *console, struct err *err)
     int ends[2];
 
     chardev->kind = MACHINE_CHARDEV_FDS;
-    chardev->out_fd = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3);
-    if (chardev->out_fd < 0) {
-        return err_set_errno(err, -errno, "--serial: cannot use standard output");
-    }
-    if (fcntl(STDIN_FILENO, F_GETFD) < 0) {
-        return 0; /* standard input is closed: a console without a keyboard */
-    }
+    chardev->keep_fds = true; /* standard output is shared: the machine opens it anew */
+    chardev->out_fd = STDOUT_FILENO;
     if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0) {
         return err_set_errno(err, -errno, "--serial: cannot make a pipe");
     }
@@ -283,7 +278,9 @@ void vmm_console_destroy(struct vmm_console *console)
     }
     vmm_terminal_restore();
     pump_end(console);
-    if (!console->is_started) {
+    if (console->chardev.keep_fds) {
+        close_fd(&console->chardev.in_fd); /* the pipe's end; standard output stays open */
+    } else if (!console->is_started) {
         close_fd(&console->chardev.in_fd);
         close_fd(&console->chardev.out_fd);
         close_fd(&console->chardev.listen_fd);

@@ -26,7 +26,8 @@ int vmm_console_create(const struct vmm_config *config, struct loop *loop, vmm_q
 /* Restores the terminal, removes the socket, and a file that no machine ever wrote. Accepts NULL. */
 void vmm_console_destroy(struct vmm_console *console);
 
-/* What the machine gets; its descriptors stay the console's until vmm_console_start(). */
+/* What the machine gets; its descriptors stay the console's until vmm_console_start(), or for
+ * ever with keep_fds. */
 const struct machine_chardev *vmm_console_chardev(const struct vmm_console *console);
 
 /* The machine was created and owns the descriptors now: raw mode, and input flows. 0, or -errno. */

@@ -16,6 +16,7 @@
 #include "vmm/terminal.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/epoll.h>
@@ -258,6 +259,21 @@ static enum status vmm_run(struct vmm *vmm)
     return vmm->status;
 }
 
+/* Descriptors 0 to 2 are open from here on, so that no other file is taken for a standard one. */
+static int vmm_open_standard(void)
+{
+    int fd;
+
+    do {
+        fd = open("/dev/null", O_RDWR);
+    } while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd < 0) {
+        return -errno;
+    }
+    (void)close(fd);
+    return 0;
+}
+
 int main(int argc, char *argv[])
 {
     struct vmm vmm = {.control_listener = VMM_LISTENER_NONE, .signal_fd = -1};
@@ -266,6 +282,9 @@ int main(int argc, char *argv[])
     struct err err = {0};
     int rc;
 
+    if (vmm_open_standard() < 0) {
+        return STATUS_FAILED;
+    }
     log_set_program("corbel-vmm");
     vmm_config_init(&vmm.config);
     rc = vmm_config_parse_args(&vmm.config, argc, argv, &err, &action);

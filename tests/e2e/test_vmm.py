@@ -234,6 +234,35 @@ def test_stdio_passes_bytes_both_ways_and_survives_end_of_input(_):
         expect(result.stdout == "up\n" + "x" * 3000, f"{len(result.stdout)} bytes")
 
 
+def test_stdio_shared_with_others_stays_blocking(_):
+    reader, writer = os.pipe()
+    with subprocess.Popen(flags("e"), stdin=subprocess.PIPE, stdout=writer) as process:
+        wait_for(reader, b"up")
+        expect(os.get_blocking(writer), "standard output became non-blocking for everybody")
+        process.communicate(b"q", LIMIT_S)
+        expect(process.returncode == 0, "status")
+    os.close(reader)
+    os.close(writer)
+
+
+def test_closed_standard_descriptors_are_no_trap(_):
+    for closed in ("<&-", "<&- >&-", "<&- >&- 2>&-"):
+        result = run("sh", "-c", f'"$@" {closed}', "sh", *flags("o"))
+        expect(result.returncode == 0, f"{closed}: {result}")
+
+
+def test_reader_that_goes_away_ends_nothing(directory):
+    control = directory / "control"
+    with started(*flags("e", "--control", str(control)), stdin=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.write(b"x" * 100)
+        process.stdin.flush()
+        client = Control(control)
+        client.expect_ok("status")
+        client.expect_ok("stop")
+        expect(end_of(process) == 0, "status")
+
+
 def test_serial_file_and_socket(directory):
     result = run(*flags("o", "--serial", f"file:{directory}/out"))
     expect(result.returncode == 0 and result.stdout == "", f"{result}")
