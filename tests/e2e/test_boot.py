@@ -9,6 +9,7 @@ import os
 
 from harness import Machine, Ssh, expect, free_port, guest, run_tests
 
+DEBIAN_CMDLINE = "root=/dev/vda rw console=ttyS0 systemd.log_color=0"
 ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
 
 
@@ -40,6 +41,12 @@ def boot_busybox(place, cpus, container):
         expect(any(file.read(65536)), "what the guest wrote is not in the disk file")
 
 
+def wait_debian(m, after=0):
+    """Until the login prompt and the ssh server are there, in whatever order."""
+    m.wait_text("login:", after)
+    m.wait_text("Started ssh.service", after)
+
+
 def use_debian(ssh, cpus):
     expect("Linux debian" in ssh.run("uname -a"), "uname does not name the guest")
     expect(ssh.run("nproc").strip() == str(cpus), f"nproc is not {cpus}")
@@ -56,16 +63,16 @@ def boot_debian(place, cpus, container, reboot):
     image = guest("debian")
     port = free_port()
     disk = place.disk(image.disk, "debian.raw")
-    with Machine(place, arguments(image, cpus, "512M", "root=/dev/vda rw console=ttyS0", "--disk",
-                                  disk, "--net", f"user,forward={port}:22"), container) as m:
-        m.wait_text("login:")
+    with Machine(place, arguments(image, cpus, "512M", DEBIAN_CMDLINE, "--disk", disk,
+                                  "--net", f"user,forward={port}:22"), container) as m:
+        wait_debian(m)
         ssh = Ssh(image, port, m)
         use_debian(ssh, cpus)
         if reboot:
             ssh.run("touch /var/tmp/before")
             start = m.mark()
             ssh.start("systemctl reboot")
-            m.wait_text("login:", after=start)
+            wait_debian(m, start)
             ssh.run("test -e /var/tmp/before && sha256sum </var/tmp/a | cmp - /var/tmp/sum")
         ssh.start("systemctl poweroff")
         expect(m.wait_exit() == 0, f"powering off gives a non-zero status\n{m.story()}")

@@ -4,7 +4,7 @@
 import os
 
 from harness import Machine, Ssh, expect, free_port, guest, run_tests
-from test_boot import arguments
+from test_boot import DEBIAN_CMDLINE, arguments, wait_debian
 
 BOOTS = int(os.environ.get("CORBEL_BOOTS", "20"))
 
@@ -13,9 +13,9 @@ def boot_once(place, cpus, container):
     image = guest("debian")
     port = free_port()
     disk = place.disk(image.disk, "debian.raw")
-    with Machine(place, arguments(image, cpus, "512M", "root=/dev/vda rw console=ttyS0", "--disk",
-                                  disk, "--net", f"user,forward={port}:22"), container) as m:
-        m.wait_text("login:")
+    with Machine(place, arguments(image, cpus, "512M", DEBIAN_CMDLINE, "--disk", disk,
+                                  "--net", f"user,forward={port}:22"), container) as m:
+        wait_debian(m)
         ssh = Ssh(image, port, m)
         expect(ssh.run("nproc").strip() == str(cpus), f"nproc is not {cpus}")
         ssh.start("systemctl poweroff")

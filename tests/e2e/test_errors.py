@@ -122,21 +122,33 @@ def full_host_disk(place):
     """The host has no room for what the guest writes: the guest sees an I/O error and goes on."""
     disk = place.home / "full.raw"
     with open(disk, "wb") as file:
-        file.truncate(64 << 20)
+        file.truncate(256 << 20)
     place.own(disk)
 
     def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 20, 16 << 20))
+        # Guest memory is a file too, and must fit.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (160 << 20, 160 << 20))
         # As a shell leaves it; the monitor must not die of it.
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 
     with Machine(place, command(guest("busybox"), disk=disk), preexec=limit) as m:
         m.wait_text("/ #")
-        m.run("! dd if=/dev/zero of=/dev/vda bs=64k seek=512 count=4 conv=fsync")
+        m.run("! dd if=/dev/zero of=/dev/vda bs=64k seek=3200 count=4 conv=fsync")
         m.run("dd if=/dev/zero of=/dev/vda bs=64k count=4 conv=fsync")
         m.type("poweroff -f\n")
         expect(m.wait_exit() == 0, m.story())
     disk.unlink()
+
+
+def refuse_full_host(place):
+    """Guest memory that the host's limits do not allow."""
+    result = subprocess.run(place.wrap([place.vmm, *command(guest("busybox"), memory="512M")]),
+                            check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                            timeout=120, preexec_fn=lambda: resource.setrlimit(
+                                resource.RLIMIT_FSIZE, (64 << 20, 64 << 20)))
+    expect(result.returncode == 1, f"status {result.returncode}\n{result.stderr}")
+    expect(len(result.stderr.strip().splitlines()) == 1 and "memory" in result.stderr,
+           f"not one sentence about memory:\n{result.stderr}")
 
 
 def triple_fault(place, setting, cmdline="console=ttyS0 reboot=triple"):
@@ -192,6 +204,7 @@ TESTS = [
     ("wrong flags are refused", refuse_flags),
     ("a taken port is refused", refuse_taken_port),
     ("a second start on one disk is refused", refuse_second_start),
+    ("guest memory that the host refuses", refuse_full_host),
     ("a full host disk is an I/O error for the guest", full_host_disk),
     ("a triple fault ends the machine", triple_fault_exits),
     ("a triple fault restarts the machine", triple_fault_restarts),
