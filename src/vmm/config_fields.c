@@ -18,39 +18,43 @@ static int refuse(const struct vmm_setting *setting, const char *mend)
                    log_escape(shown, sizeof(shown), setting->value, strlen(setting->value)), mend);
 }
 
-/* Copies text into the configuration's keeping. */
-static int keep(const struct vmm_setting *setting, const char *text, char **ret_copy)
+/* Copies text into the configuration's keeping. NULL, and a sentence, when it has no room. */
+static char *keep(const struct vmm_setting *setting, const char *text)
 {
     struct vmm_config *config = setting->config;
     char *copy;
 
     if (config->string_count == VMM_CONFIG_MAX_STRINGS) {
-        return err_set(setting->err, -EINVAL, "%s: too many settings; give each setting once",
-                       setting->place);
+        (void)err_set(setting->err, -EINVAL, "%s: too many settings; give each setting once",
+                      setting->place);
+        return NULL;
     }
     copy = strdup(text);
     if (copy == NULL) {
-        return err_set(setting->err, -ENOMEM, "out of memory");
+        (void)err_set(setting->err, -ENOMEM, "out of memory");
+        return NULL;
     }
     config->strings[config->string_count++] = copy;
-    *ret_copy = copy;
+    return copy;
+}
+
+/* Copies a value into a field of the configuration. */
+static int keep_text(const struct vmm_setting *setting, const char *text, const char **ret_text)
+{
+    char *copy = keep(setting, text);
+
+    if (copy == NULL) {
+        return setting->err->code;
+    }
+    *ret_text = copy;
     return 0;
 }
 
 /* Copies a value that names a file. */
 static int keep_path(const struct vmm_setting *setting, const char *text, const char **ret_path)
 {
-    char *copy;
-    int rc;
-
-    if (*text == '\0') {
-        return refuse(setting, "the name of a file");
-    }
-    rc = keep(setting, text, &copy);
-    if (rc == 0) {
-        *ret_path = copy;
-    }
-    return rc;
+    return *text == '\0' ? refuse(setting, "the name of a file")
+                         : keep_text(setting, text, ret_path);
 }
 
 static bool is_yes(const struct vmm_setting *setting)
@@ -118,13 +122,7 @@ static int set_initrd(const struct vmm_setting *setting)
 
 static int set_cmdline(const struct vmm_setting *setting)
 {
-    char *copy;
-    int rc = keep(setting, setting->value, &copy);
-
-    if (rc == 0) {
-        setting->config->machine.cmdline = copy;
-    }
-    return rc;
+    return keep_text(setting, setting->value, &setting->config->machine.cmdline);
 }
 
 static int set_disk(const struct vmm_setting *setting)
@@ -133,15 +131,14 @@ static int set_disk(const struct vmm_setting *setting)
     struct machine_disk disk = {.fd = -1};
     size_t len = strlen(setting->value);
     char *path;
-    int rc;
 
     if (machine->disk_count == MACHINE_MAX_DISKS) {
         return err_set(setting->err, -EINVAL, "%s: more than %d disks; leave some out",
                        setting->place, MACHINE_MAX_DISKS);
     }
-    rc = keep(setting, setting->value, &path);
-    if (rc < 0) {
-        return rc;
+    path = keep(setting, setting->value);
+    if (path == NULL) {
+        return setting->err->code;
     }
     if (len >= 3 && strcmp(path + len - 3, ",ro") == 0) {
         disk.read_only = true;
@@ -250,8 +247,6 @@ static int set_gdb(const struct vmm_setting *setting)
     struct machine_config *machine = &setting->config->machine;
     char listen[24];
     uint64_t port;
-    char *copy;
-    int rc;
 
     if (strncmp(setting->value, "unix:", 5) == 0 && setting->value[5] != '\0') {
         return keep_path(setting, setting->value, &machine->gdb_listen);
@@ -260,11 +255,7 @@ static int set_gdb(const struct vmm_setting *setting)
         return refuse(setting, "a port from 1 to 65535, or unix:FILE");
     }
     (void)snprintf(listen, sizeof(listen), "127.0.0.1:%u", (unsigned)port);
-    rc = keep(setting, listen, &copy);
-    if (rc == 0) {
-        machine->gdb_listen = copy;
-    }
-    return rc;
+    return keep_text(setting, listen, &machine->gdb_listen);
 }
 
 static int set_gdb_wait(const struct vmm_setting *setting)
@@ -282,12 +273,12 @@ static int set_debug_exit(const struct vmm_setting *setting)
 static int set_vsock(const struct vmm_setting *setting)
 {
     struct machine_config *machine = &setting->config->machine;
+    char *text = keep(setting, setting->value);
     uint64_t cid;
-    char *text, *path;
-    int rc = keep(setting, setting->value, &text);
+    char *path;
 
-    if (rc < 0) {
-        return rc;
+    if (text == NULL) {
+        return setting->err->code;
     }
     path = parse_split(text, ',');
     if (path == NULL || *path == '\0' || !parse_number(text, 3, UINT32_MAX - 1, &cid)) {
