@@ -13,7 +13,8 @@
 #define STS_TIMER 0x0001u
 #define STS_GLOBAL 0x0020u
 #define STS_POWER_BUTTON 0x0100u
-#define STS_ALL (STS_TIMER | STS_GLOBAL | STS_POWER_BUTTON)
+#define STS_RTC 0x0400u /* can be enabled, as Linux does; the clock raises its own line */
+#define STS_ALL (STS_TIMER | STS_GLOBAL | STS_POWER_BUTTON | STS_RTC)
 #define CNT_SCI_ENABLE 0x0001u
 #define CNT_WRITABLE 0x1c02u /* SLP_TYP, BM_RLD */
 #define CNT_SLP_TYP_SHIFT 10
