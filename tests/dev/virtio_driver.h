@@ -42,6 +42,7 @@ struct test_machine {
     unsigned msi_count[TEST_VECTORS]; /* by message data */
     unsigned line_raised;             /* rising edges of any INTx line */
     bool line;
+    bool is_hostile; /* messages to anywhere are no failure */
 };
 
 struct test_seg {

@@ -222,6 +222,7 @@ static void step(struct fuzz *fuzz, struct fuzz_input *input)
 void fuzz_run(struct fuzz *fuzz, struct fuzz_input *input)
 {
     log_set_level(LOG_LEVEL_ERROR);
+    fuzz->machine.is_hostile = true;
     test_driver_probe(&fuzz->machine, SLOT, &fuzz->driver);
     restart(fuzz, ~0ull, 0, true);
     for (unsigned i = 0; i < MAX_STEPS && input->len > 0; i++) {
