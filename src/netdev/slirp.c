@@ -19,9 +19,12 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-/* libslirp's limit. Guest and slirp end on the same wire, so a frame may be as long as an IP
- * packet can be: it saves most of the work per byte. */
-#define USER_MTU 65520u
+/*
+ * Guest and slirp end on the same wire, so frames may be long, which saves most
+ * of the work per byte. Without window scaling (libslirp has none) four of this
+ * size fill a window: fewer would wait for delayed acknowledgements.
+ */
+#define USER_MTU 16384u
 #define MAX_FDS 65536u
 #define EVENT_BATCH 64
 
