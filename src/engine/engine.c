@@ -326,7 +326,12 @@ static int run_translated(struct engine_vcpu *v)
         if (r != 0) {
             return r;
         }
-        if (is_mid_event(v) || translate_run(v) == TRANSLATE_INTERP) {
+        enum translate_result result = is_mid_event(v) ? TRANSLATE_INTERP : translate_run(v);
+
+        if (result == TRANSLATE_EXIT) {
+            return ENGINE_EXIT;
+        }
+        if (result == TRANSLATE_INTERP) {
             r = interp_step(v);
             if (unlikely(v->debug.single_step) && r == 0) {
                 return debug_exit(v, 0x4000);

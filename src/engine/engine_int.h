@@ -75,7 +75,7 @@ struct engine_vcpu {
 
     /* The translator's jump cache is dropped through this on every flush. NULL in
      * reference mode. Runs with guest vector registers live: general registers only. */
-    void (*flush_hook)(struct engine_vcpu *v);
+    void (*flush_hook)(struct engine_vcpu *v, enum mmu_flush what, uint64_t va);
     struct mmu_tlb_index tlb_index[MMU_MODE_COUNT];
     struct mmu_fetch_entry fetch[MMU_FETCH_SETS];
     uint64_t paging_reserved; /* bits of a paging entry at and above MAXPHYADDR, below 52 */

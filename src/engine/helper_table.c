@@ -1,9 +1,47 @@
-/* Which instructions a C function does while vector registers are live. */
+/* Which instructions the interpreter does while vector registers are live. */
 #include "engine/translate_int.h"
 
+/*
+ * Those whose handlers are built for general registers only and call nothing
+ * that is not: no FPU state, no CPUID tables, no clocks, no logs.
+ */
 enum translate_helper translate_helper_for(const struct insn *insn, unsigned mode)
 {
-    (void)insn;
     (void)mode;
-    return HELPER_NONE;
+    if (!LIGHT_INTERP) {
+        return HELPER_NONE;
+    }
+    switch (insn->op) {
+    case INSN_OP_MOVS:
+    case INSN_OP_CMPS:
+    case INSN_OP_STOS:
+    case INSN_OP_LODS:
+    case INSN_OP_SCAS:
+    case INSN_OP_SYSCALL:
+    case INSN_OP_SYSRET:
+    case INSN_OP_IRET:
+    case INSN_OP_CLI:
+    case INSN_OP_STI:
+    case INSN_OP_PUSHF:
+    case INSN_OP_POPF:
+    case INSN_OP_POP:
+    case INSN_OP_PUSH_SEG:
+    case INSN_OP_POP_SEG:
+    case INSN_OP_MOV_FROM_SEG:
+    case INSN_OP_MOV_TO_SEG:
+    case INSN_OP_MOV_FROM_CR:
+    case INSN_OP_INVLPG:
+    case INSN_OP_INT:
+    case INSN_OP_INT3:
+    case INSN_OP_UD:
+    case INSN_OP_WRFSBASE:
+    case INSN_OP_VERW:
+    case INSN_OP_LSL:
+    case INSN_OP_XLAT:
+        return HELPER_INTERP;
+    case INSN_OP_MOV_TO_CR:
+        return insn->reg == 2 || insn->reg == 3 ? HELPER_INTERP : HELPER_NONE;
+    default:
+        return HELPER_NONE;
+    }
 }

@@ -5,6 +5,8 @@
  */
 #include "engine/translate_int.h"
 
+#define LIGHT_XSAVE_MASK (X86_XCR0_X87 | X86_XCR0_SSE | X86_XCR0_AVX)
+#define LIGHT_XSAVE_BYTES 1024u
 #define PAGE_MASK ((uint64_t)GMEM_PAGE_BYTES - 1)
 
 static unsigned fpu_mode(const struct vcpu_state *st)
@@ -55,13 +57,105 @@ int light_unit_mode(const struct engine_vcpu *v)
     return (int)mode;
 }
 
-void light_flush_jump_cache(struct engine_vcpu *v)
+void light_init_jump_cache(struct engine_vcpu *v)
 {
     for (unsigned mode = 0; mode < JUMP_CACHE_MODES; mode++) {
+        v->hot.jump_count[mode] = 0;
+        v->hot.jump_local[mode] = false;
         for (unsigned set = 0; set < JUMP_CACHE_SETS; set++) {
             v->hot.jump[mode][set].rip = JUMP_CACHE_EMPTY;
         }
     }
+}
+
+static unsigned page_bit(uint64_t va)
+{
+    return (unsigned)(va >> GMEM_PAGE_SHIFT) & (JUMP_PAGE_BITS - 1);
+}
+
+static void flush_mode(struct engine_vcpu *v, unsigned mode)
+{
+    for (uint32_t i = 0; i < v->hot.jump_count[mode]; i++) {
+        v->hot.jump[mode][v->hot.jump_used[mode][i]].rip = JUMP_CACHE_EMPTY;
+    }
+    v->hot.jump_count[mode] = 0;
+    v->hot.jump_local[mode] = false;
+}
+
+/* A unit that crosses into the page begins in the one before it. */
+static void flush_page(struct engine_vcpu *v, unsigned mode, uint64_t va)
+{
+    uint64_t page = va >> GMEM_PAGE_SHIFT;
+
+    for (uint32_t i = 0; i < v->hot.jump_count[mode]; i++) {
+        struct jump_entry *entry = &v->hot.jump[mode][v->hot.jump_used[mode][i]];
+
+        if (page - (entry->rip >> GMEM_PAGE_SHIFT) <= 1) {
+            entry->rip = JUMP_CACHE_EMPTY;
+            v->hot.jump_used[mode][i] = v->hot.jump_used[mode][--v->hot.jump_count[mode]];
+            i--;
+        }
+    }
+}
+
+void light_flush_jump_cache(struct engine_vcpu *v)
+{
+    for (unsigned i = 0; i < JUMP_PAGE_BITS / 64; i++) {
+        v->hot.jump_pages[i] = 0;
+    }
+    for (unsigned mode = 0; mode < JUMP_CACHE_MODES; mode++) {
+        flush_mode(v, mode);
+    }
+}
+
+static bool may_have_entries(const struct engine_vcpu *v, uint64_t va)
+{
+    return (v->hot.jump_pages[page_bit(va) / 64] >> (page_bit(va) % 64) & 1) != 0;
+}
+
+void light_on_mmu_flush(struct engine_vcpu *v, enum mmu_flush what, uint64_t va)
+{
+    if (what == MMU_FLUSH_PAGE && !may_have_entries(v, va) &&
+        !may_have_entries(v, va - GMEM_PAGE_BYTES)) {
+        return;
+    }
+    for (unsigned mode = 0; mode < JUMP_CACHE_MODES; mode++) {
+        if (what == MMU_FLUSH_PAGE) {
+            flush_page(v, mode, va);
+        } else if (what == MMU_FLUSH_ALL || v->hot.jump_local[mode]) {
+            flush_mode(v, mode);
+        }
+    }
+}
+
+void light_give_flags(struct engine_vcpu *v)
+{
+    uint64_t flags = v->hot.flags;
+
+    v->st.rflags = (v->st.rflags & ~(uint64_t)X86_FLAGS_ARITH) |
+                   ((flags >> 8) & (X86_FLAGS_ARITH & 0xff)) |
+                   ((flags & 1) != 0 ? X86_FLAG_OF : 0);
+}
+
+void light_take_flags(struct engine_vcpu *v)
+{
+    v->hot.flags = (v->st.rflags & 0xff) << 8 | ((v->st.rflags & X86_FLAG_OF) != 0 ? 1u : 0u);
+    v->st.rflags &= ~(uint64_t)(X86_FLAGS_ARITH | X86_FLAG_RF);
+}
+
+void light_undo_access(struct engine_vcpu *v)
+{
+    const struct translator *t = v->vm->translator;
+    uint32_t code = v->hot.site & SITE_CODE_MASK;
+    const struct unit *unit = code_cache_unit_at(t, code_rx(t, code));
+    const struct unit_insn *at = unit_insn_at(unit, code);
+
+    for (unsigned r = 0; r < X86_GPR_COUNT; r++) {
+        if ((at->spilled & REG_BIT(r)) != 0) {
+            v->st.gpr[r] = v->hot.spill[r];
+        }
+    }
+    v->st.rip = v->hot.page + at->page_offset;
 }
 
 struct unit *light_find(struct engine_vcpu *v, unsigned mode)
@@ -82,36 +176,34 @@ struct unit *light_find(struct engine_vcpu *v, unsigned mode)
 
 void light_remember(struct engine_vcpu *v, const struct unit *unit)
 {
-    struct jump_entry *entry;
+    unsigned mode = unit->mode & UNIT_MODE_MMU;
+    uint32_t offset = jump_cache_offset(v->st.rip);
+    struct jump_entry *entry = &v->hot.jump[mode][offset / sizeof(struct jump_entry)];
 
     if ((unit->mode & UNIT_MODE_REST) != v->hot.jump_mode) {
         light_flush_jump_cache(v);
         v->hot.jump_mode = unit->mode & UNIT_MODE_REST;
     }
-    entry =
-        (void *)((uint8_t *)v->hot.jump[unit->mode & UNIT_MODE_MMU] + jump_cache_offset(v->st.rip));
+    if (entry->rip == JUMP_CACHE_EMPTY) {
+        v->hot.jump_used[mode][v->hot.jump_count[mode]++] =
+            (uint16_t)(offset / sizeof(struct jump_entry));
+    }
+    v->hot.jump_pages[page_bit(v->st.rip) / 64] |= 1ull << (page_bit(v->st.rip) % 64);
+    if (unit->guest_next != 0 || !mmu_fetch_is_global(v, v->st.rip)) {
+        v->hot.jump_local[mode] = true;
+    }
     entry->rip = v->st.rip;
     entry->host = code_rx(v->vm->translator, unit->indirect);
 }
 
-uint64_t light_access(void *vcpu)
+/* Things that run() looks at before the next instruction. */
+static bool must_look_around(const struct engine_vcpu *v)
 {
-    struct engine_vcpu *v = vcpu;
-    uint64_t va = v->hot.va;
-    uint32_t site = v->hot.site;
-    enum mmu_access access = (site & SITE_WRITE) != 0 ? MMU_WRITE : MMU_READ;
-    enum mmu_mode mode = (enum mmu_mode)(site >> SITE_MODE_SHIFT);
-    const struct mmu_tlb *tlb = &v->tlb[mode];
-    const struct mmu_tlb_entry *table = access == MMU_WRITE ? tlb->write : tlb->read;
-    struct mmu_page page;
+    const struct x86_events *e = &v->st.events;
 
-    v->hot.leave = LEAVE_ACCESS;
-    if ((va & PAGE_MASK) + v->hot.site_size > GMEM_PAGE_BYTES ||
-        mmu_fill(v, va, access, mode, &page) != 0 || page.host == NULL ||
-        table[(va >> GMEM_PAGE_SHIFT) & (MMU_TLB_SETS - 1)].tag != (va & ~PAGE_MASK)) {
-        return 0;
-    }
-    return code_rx(v->vm->translator, site & SITE_CODE_MASK);
+    return e->exception_pending || e->interrupt_pending || e->nmi_pending || e->sti_shadow ||
+           e->mov_ss_shadow || v->st.mp_state != X86_MP_RUNNABLE ||
+           (v->intr_check && (v->st.rflags & X86_FLAG_IF) != 0);
 }
 
 /* On to st.rip. */
@@ -129,6 +221,54 @@ static uint64_t dispatch(struct engine_vcpu *v)
     return code_rx(v->vm->translator, unit->entry);
 }
 
+/* After the interpreter's code ran with the vector registers live: r is what it gave. */
+static uint64_t go_on(struct engine_vcpu *v, int r)
+{
+    light_take_flags(v);
+    if (r != 0) {
+        v->hot.leave = LEAVE_EXIT;
+        return 0;
+    }
+    if (must_look_around(v)) {
+        v->hot.leave = LEAVE_KICK;
+        return 0;
+    }
+    return dispatch(v);
+}
+
+uint64_t light_access(void *vcpu)
+{
+    struct engine_vcpu *v = vcpu;
+    uint64_t va = v->hot.va;
+    uint32_t site = v->hot.site;
+    enum mmu_access access = (site & SITE_WRITE) != 0 ? MMU_WRITE : MMU_READ;
+    enum mmu_mode mode = (enum mmu_mode)(site >> SITE_MODE_SHIFT);
+    const struct mmu_tlb *tlb = &v->tlb[mode];
+    const struct mmu_tlb_entry *table = access == MMU_WRITE ? tlb->write : tlb->read;
+    struct mmu_page page;
+
+    v->hot.stat_accesses++;
+    v->hot.leave = LEAVE_ACCESS;
+    if ((va & PAGE_MASK) + v->hot.site_size > GMEM_PAGE_BYTES) {
+        return 0;
+    }
+    if (mmu_fill(v, va, access, mode, &page) != 0) {
+        struct engine_fault fault = v->fault;
+
+        if (!LIGHT_INTERP) {
+            return 0;
+        }
+        light_undo_access(v);
+        light_give_flags(v);
+        return go_on(v, exception_deliver(v, &fault));
+    }
+    if (page.host == NULL ||
+        table[(va >> GMEM_PAGE_SHIFT) & (MMU_TLB_SETS - 1)].tag != (va & ~PAGE_MASK)) {
+        return 0;
+    }
+    return code_rx(v->vm->translator, site & SITE_CODE_MASK);
+}
+
 uint64_t light_exit(void *vcpu)
 {
     struct engine_vcpu *v = vcpu;
@@ -139,7 +279,23 @@ uint64_t light_exit(void *vcpu)
         return dispatch(v);
     }
     exit = &v->vm->translator->exits[v->hot.exit];
+    if (exit->kind == EXIT_HELPER) {
+        v->st.rip = v->hot.page + (uint64_t)(int64_t)exit->insn_offset;
+        light_give_flags(v);
+        return go_on(v, interp_step(v));
+    }
     v->st.rip = v->hot.page + (uint64_t)(int64_t)exit->target_offset;
     v->hot.leave = exit->kind == EXIT_CHAIN ? LEAVE_CHAIN : LEAVE_INTERP;
     return 0;
+}
+
+/* Stores of the interpreter end here, and it may run with the guest's vector
+ * registers live: they are kept around the work, which knows no such limit. */
+void engine_invalidate_code(struct engine_vm *vm, gpa_t start, uint64_t len)
+{
+    uint8_t area[LIGHT_XSAVE_BYTES] ALIGNED(64) = {0};
+
+    __asm__ volatile("xsave64 %0" : "+m"(area) : "a"(LIGHT_XSAVE_MASK), "d"(0));
+    translate_invalidate(vm, start, len);
+    __asm__ volatile("xrstor64 %0" : : "m"(area), "a"(LIGHT_XSAVE_MASK), "d"(0));
 }

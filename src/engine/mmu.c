@@ -487,22 +487,30 @@ int mmu_fetch_host(struct engine_vcpu *v, uint64_t va, const uint8_t **ret_host)
     if (page.host != NULL) {
         entry->tag = tag;
         entry->host = page.host - (va & (GMEM_PAGE_BYTES - 1));
+        entry->global = page.global;
     }
     return 0;
 }
 
-static void fetch_flush(struct engine_vcpu *v)
+bool mmu_fetch_is_global(const struct engine_vcpu *v, uint64_t va)
+{
+    return v->fetch[(va >> 12) & (MMU_FETCH_SETS - 1)].global;
+}
+
+static void fetch_flush(struct engine_vcpu *v, bool keep_global)
 {
     for (unsigned i = 0; i < MMU_FETCH_SETS; i++) {
-        v->fetch[i].tag = 0;
+        if (!keep_global || !v->fetch[i].global) {
+            v->fetch[i].tag = 0;
+        }
     }
 }
 
-static void flush_done(struct engine_vcpu *v)
+static void flush_done(struct engine_vcpu *v, enum mmu_flush what, uint64_t va)
 {
     v->stat_tlb_flushes++;
     if (v->flush_hook != NULL) {
-        v->flush_hook(v);
+        v->flush_hook(v, what, va);
     }
 }
 
@@ -521,7 +529,7 @@ void mmu_init(struct engine_vcpu *v)
             }
         }
     }
-    fetch_flush(v);
+    fetch_flush(v, false);
 }
 
 /* Clears the entries whose bit is set in which (and the bit in used) of one table. */
@@ -548,8 +556,8 @@ void mmu_flush_all(struct engine_vcpu *v)
         flush_marked(v, mode, 0, v->tlb_index[mode].used[0]);
         flush_marked(v, mode, 1, v->tlb_index[mode].used[1]);
     }
-    fetch_flush(v);
-    flush_done(v);
+    fetch_flush(v, false);
+    flush_done(v, MMU_FLUSH_ALL, 0);
 }
 
 void mmu_flush_non_global(struct engine_vcpu *v)
@@ -558,8 +566,8 @@ void mmu_flush_non_global(struct engine_vcpu *v)
         flush_marked(v, mode, 0, v->tlb_index[mode].non_global[0]);
         flush_marked(v, mode, 1, v->tlb_index[mode].non_global[1]);
     }
-    fetch_flush(v);
-    flush_done(v);
+    fetch_flush(v, true);
+    flush_done(v, MMU_FLUSH_NON_GLOBAL, 0);
 }
 
 void mmu_flush_writes(struct engine_vcpu *v)
@@ -592,8 +600,8 @@ void mmu_flush_page(struct engine_vcpu *v, uint64_t va)
         flush_large(v, mode, 0, va);
         flush_large(v, mode, 1, va);
     }
-    fetch_flush(v);
-    flush_done(v);
+    fetch_flush(v, false);
+    flush_done(v, MMU_FLUSH_PAGE, va);
 }
 
 /* Removes from the write tables of one vCPU whatever leads to the host page. */

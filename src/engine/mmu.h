@@ -74,7 +74,11 @@ struct mmu_tlb_index {
 struct mmu_fetch_entry {
     uint64_t tag;  /* page of va; bit 0: user; bit 1: valid */
     uint8_t *host; /* start of the page */
+    bool global;   /* survives mmu_flush_non_global() */
 };
+
+/* What a flush drops, for engine_vcpu.flush_hook. */
+enum mmu_flush { MMU_FLUSH_ALL, MMU_FLUSH_NON_GLOBAL, MMU_FLUSH_PAGE };
 
 /* What a walk found. */
 struct mmu_page {
@@ -129,6 +133,9 @@ int mmu_read_begin(struct engine_vcpu *v, uint64_t va, unsigned len, enum mmu_mo
 /* The host address of the code byte at va when its page is RAM and executable,
  * NULL in *ret_host when it is not RAM; ENGINE_FAULT. Cached per page. */
 int mmu_fetch_host(struct engine_vcpu *v, uint64_t va, const uint8_t **ret_host) MUST_CHECK;
+
+/* After mmu_fetch_host(v, va): is that translation kept by mmu_flush_non_global()? */
+bool mmu_fetch_is_global(const struct engine_vcpu *v, uint64_t va);
 
 /* Instruction bytes at va, at most 15 and at most to where fetching faults:
  * count in *ret_len (at least 1), or ENGINE_FAULT for the first byte. */

@@ -28,7 +28,8 @@ enum translate_leave {
     LEAVE_CHAIN,      /* exit hot.exit wants its target: find or make it, and link */
     LEAVE_INTERP,     /* the interpreter does the instruction at st.rip */
     LEAVE_ACCESS,     /* the same, but registers are as the site of an access left them */
-    LEAVE_KICK,       /* kicked; state is complete */
+    LEAVE_EXIT,       /* *v->exit was filled */
+    LEAVE_KICK,       /* kicked, or something waits; state is complete */
     LEAVE_KICK_ACCESS /* kicked; registers as with LEAVE_ACCESS */
 };
 

@@ -57,8 +57,8 @@ int translate_vcpu_init(struct engine_vcpu *v, struct err *err)
     v->hot.self = v;
     v->hot.fn_access = light_access;
     v->hot.fn_exit = light_exit;
-    v->flush_hook = light_flush_jump_cache;
-    light_flush_jump_cache(v);
+    v->flush_hook = light_on_mmu_flush;
+    light_init_jump_cache(v);
     return 0;
 }
 
@@ -202,50 +202,19 @@ static struct unit *find_and_link(struct engine_vcpu *v, unsigned mode)
     return unit;
 }
 
-static void set_arith_flags(struct engine_vcpu *v)
-{
-    uint64_t flags = v->hot.flags;
-
-    v->st.rflags = (v->st.rflags & ~(uint64_t)X86_FLAGS_ARITH) |
-                   ((flags >> 8) & (X86_FLAGS_ARITH & 0xff)) | ((flags & 1) != 0 ? X86_FLAG_OF : 0);
-}
-
-/* The arithmetic bits of st.rflags stay 0 meanwhile: PUSHF only has to add the real ones. */
-static void get_arith_flags(struct engine_vcpu *v)
-{
-    v->hot.flags = (v->st.rflags & 0xff) << 8 | ((v->st.rflags & X86_FLAG_OF) != 0 ? 1u : 0u);
-    v->st.rflags &= ~(uint64_t)(X86_FLAGS_ARITH | X86_FLAG_RF);
-}
-
-/* The registers as they were at the start of the instruction whose access missed. */
-static void undo_access(struct engine_vcpu *v)
-{
-    const struct translator *t = v->vm->translator;
-    uint32_t code = v->hot.site & SITE_CODE_MASK;
-    const struct unit *unit = code_cache_unit_at(t, code_rx(t, code));
-    const struct unit_insn *at = unit_insn_at(unit, code);
-
-    for (unsigned r = 0; r < X86_GPR_COUNT; r++) {
-        if ((at->spilled & REG_BIT(r)) != 0) {
-            v->st.gpr[r] = v->hot.spill[r];
-        }
-    }
-    v->st.rip = v->hot.page + at->page_offset;
-}
-
 /* Runs from the unit's entry until translated code leaves. */
 static void enter(struct engine_vcpu *v, const struct unit *unit)
 {
     light_remember(v, unit);
-    get_arith_flags(v);
+    light_take_flags(v);
     v->hot.page = v->st.rip & ~PAGE_MASK;
     v->hot.resume = code_rx(v->vm->translator, unit->entry);
     set_gs_base(v);
     thunk_enter(v);
     if (v->hot.leave == LEAVE_ACCESS || v->hot.leave == LEAVE_KICK_ACCESS) {
-        undo_access(v);
+        light_undo_access(v);
     }
-    set_arith_flags(v);
+    light_give_flags(v);
     atomic_fetch_add(&v->sync_epoch, 1);
     atomic_store(&v->hot.in_code, false);
 }
@@ -310,19 +279,28 @@ enum translate_result translate_run(struct engine_vcpu *v)
             continue;
         }
         link = v->hot.leave == LEAVE_CHAIN;
-        if (v->hot.leave == LEAVE_INTERP || v->hot.leave == LEAVE_ACCESS) {
+        switch ((enum translate_leave)v->hot.leave) {
+        case LEAVE_INTERP:
+        case LEAVE_ACCESS:
             return TRANSLATE_INTERP;
+        case LEAVE_EXIT:
+            return TRANSLATE_EXIT;
+        case LEAVE_KICK:
+        case LEAVE_KICK_ACCESS:
+            return TRANSLATE_KICKED;
+        default:
+            break;
         }
     }
 }
 
-void engine_invalidate_code(struct engine_vm *vm, gpa_t gpa_, uint64_t len)
+void translate_invalidate(struct engine_vm *vm, gpa_t start, uint64_t len)
 {
     if (vm->translator == NULL) {
         return;
     }
     mutex_lock(&vm->lock);
-    code_cache_invalidate(vm->translator, gpa_, len);
+    code_cache_invalidate(vm->translator, start, len);
     mutex_unlock(&vm->lock);
 }
 
@@ -337,6 +315,8 @@ unsigned translate_stats(struct engine_vm *vm, struct accel_stat *ret_stats, uns
         {"translator_flushes", t->stat_flushes},
         {"translator_invalidated", t->stat_invalidated},
         {"translator_ns", t->stat_translate_ns},
+        {"translator_exits", 0},
+        {"translator_misses", 0},
     };
 
     for (unsigned i = 0; i < ARRAY_LEN(stats) && i < max; i++) {

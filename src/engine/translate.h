@@ -28,7 +28,8 @@ void translate_vcpu_done(struct engine_vcpu *v);
 
 enum translate_result {
     TRANSLATE_INTERP, /* interp_step() is to do the instruction at st.rip */
-    TRANSLATE_KICKED  /* v->kick is set: look for interrupts, or leave run() */
+    TRANSLATE_EXIT,   /* *v->exit was filled */
+    TRANSLATE_KICKED  /* look for kicks, interrupts and pending events */
 };
 
 /* Runs guest code from st.rip; nothing is pending in st.events. The vCPU's thread. */

@@ -16,6 +16,7 @@
 #define JUMP_CACHE_SETS 4096u
 #define JUMP_CACHE_MODES 3                     /* as enum mmu_mode */
 #define JUMP_CACHE_EMPTY 0x0000800000000000ull /* no canonical address */
+#define JUMP_PAGE_BITS 4096u
 #define JUMP_CACHE_HASH 0x9e3779b1u
 
 /* Byte offset of an entry in its cache: translated code computes the same. */
@@ -52,7 +53,13 @@ struct translate_hot {
     _Atomic bool in_code;
     uint8_t jump_mode;   /* UNIT_MODE_* beside the MMU mode that the jump cache is for */
     uint64_t generation; /* of the code cache that the jump cache is for */
-    uint64_t stat_exits;
+    uint64_t stat_exits;    /* from units to C */
+    uint64_t stat_accesses; /* that missed */
+    /* Which entries were filled, so that a flush touches only those. */
+    uint16_t jump_used[JUMP_CACHE_MODES][JUMP_CACHE_SETS];
+    uint32_t jump_count[JUMP_CACHE_MODES];
+    uint64_t jump_pages[JUMP_PAGE_BITS / 64]; /* pages, hashed, that may have entries */
+    bool jump_local[JUMP_CACHE_MODES]; /* holds one of a page that is not global */
     struct jump_entry jump[JUMP_CACHE_MODES][JUMP_CACHE_SETS];
 };
 

@@ -12,7 +12,7 @@
 #include "engine/trace.h"
 
 /* What a C function does for translated code, vector registers live (light*.c). */
-enum translate_helper { HELPER_NONE, HELPER_COUNT };
+enum translate_helper { HELPER_NONE, HELPER_INTERP };
 
 enum translate_helper translate_helper_for(const struct insn *insn, unsigned mode);
 
@@ -134,16 +134,33 @@ void xlate_system(struct xlate *x);
 struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr_t guest,
                         uintptr_t guest_next, unsigned mode);
 
-/* light.c: reached from the thunks, general registers only. */
+/*
+ * light.c: reached from the thunks, general registers only. LIGHT_INTERP says
+ * that the interpreter is built so, too, and may be called from there (not in
+ * sanitizer builds, whose run-time library knows no such limit).
+ */
+#ifndef LIGHT_INTERP
+#define LIGHT_INTERP 1
+#endif
+/* Arithmetic flags between hot.flags and st.rflags, whose own are 0 while in code. */
+void light_give_flags(struct engine_vcpu *v);
+void light_take_flags(struct engine_vcpu *v);
+/* The registers as they were at the start of the instruction whose access missed. */
+void light_undo_access(struct engine_vcpu *v);
 uint64_t light_access(void *vcpu);
 uint64_t light_exit(void *vcpu);
+void light_init_jump_cache(struct engine_vcpu *v);
 void light_flush_jump_cache(struct engine_vcpu *v);
+void light_on_mmu_flush(struct engine_vcpu *v, enum mmu_flush what, uint64_t va);
 /* Mode for code at the current state, or -1 when it is not for the translator. */
 int light_unit_mode(const struct engine_vcpu *v);
 /* The unit for st.rip, or NULL (none, or no plain fetch). */
 struct unit *light_find(struct engine_vcpu *v, unsigned mode);
 /* Notes in the jump cache that st.rip is unit. */
 void light_remember(struct engine_vcpu *v, const struct unit *unit);
+
+/* engine_invalidate_code() where vector registers are free. */
+void translate_invalidate(struct engine_vm *vm, gpa_t start, uint64_t len);
 
 /* code_cache_find.c: the guest's state at a host address within a unit. */
 const struct unit_insn *unit_insn_at(const struct unit *unit, uint32_t code);

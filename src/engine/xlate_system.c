@@ -182,7 +182,7 @@ static void emit_xsave(struct xlate *x)
 
     xlate_flags_release(x, x->ti->live);
     xlate_mark(x);
-    op = mem_check(x, &ea, XSAVE_AREA_BYTES, true, s0, s1);
+    op = mem_check(x, &ea, XSAVE_AREA_BYTES, insn->op == INSN_OP_XSAVE, s0, s1);
     emit_mem(e, true, EMIT_LEA, s0, op.base, op.index, 1, op.disp);
     xlate_spill(x, REG_BIT(X86_RAX) | REG_BIT(X86_RDX));
     xlate_mark(x);

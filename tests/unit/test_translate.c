@@ -416,7 +416,7 @@ static void check_kicks(const uint8_t *code, const uint8_t *end)
     vm_start(&m, false, 0, code, (size_t)(end - code), CODE);
     k.m = &m;
     assert_int_equal(pthread_create(&thread, NULL, kick_thread, &k), 0);
-    for (unsigned i = 0; i < 300; i++) {
+    for (unsigned i = 0; i < 40; i++) {
         assert_int_equal(engine_accel_ops.run(m.vcpu, &exit), 0);
         assert_int_equal(exit.reason, VMEXIT_INTR);
         assert_int_equal(engine_accel_ops.get_state(m.vcpu, st), 0);
