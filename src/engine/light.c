@@ -133,8 +133,7 @@ void light_give_flags(struct engine_vcpu *v)
     uint64_t flags = v->hot.flags;
 
     v->st.rflags = (v->st.rflags & ~(uint64_t)X86_FLAGS_ARITH) |
-                   ((flags >> 8) & (X86_FLAGS_ARITH & 0xff)) |
-                   ((flags & 1) != 0 ? X86_FLAG_OF : 0);
+                   ((flags >> 8) & (X86_FLAGS_ARITH & 0xff)) | ((flags & 1) != 0 ? X86_FLAG_OF : 0);
 }
 
 void light_take_flags(struct engine_vcpu *v)
@@ -217,6 +216,7 @@ static uint64_t dispatch(struct engine_vcpu *v)
         return 0;
     }
     light_remember(v, unit);
+    v->hot.leave = LEAVE_KICK; /* should there be one */
     v->hot.page = v->st.rip & ~PAGE_MASK;
     return code_rx(v->vm->translator, unit->entry);
 }
@@ -266,6 +266,7 @@ uint64_t light_access(void *vcpu)
         table[(va >> GMEM_PAGE_SHIFT) & (MMU_TLB_SETS - 1)].tag != (va & ~PAGE_MASK)) {
         return 0;
     }
+    v->hot.leave = LEAVE_KICK_ACCESS; /* should there be one */
     return code_rx(v->vm->translator, site & SITE_CODE_MASK);
 }
 

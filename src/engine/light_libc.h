@@ -30,7 +30,7 @@ static inline int light_memcmp(const void *a, const void *b, size_t count)
 }
 
 /* Constant sizes are a few moves, which the compiler knows best. */
-#define memcpy(dst, src, count)                                            \
+#define memcpy(dst, src, count)                                                       \
     (__builtin_constant_p(count) && (count) <= 32 ? __builtin_memcpy(dst, src, count) \
                                                   : light_memcpy(dst, src, count))
 #define memcmp(a, b, count) light_memcmp(a, b, count)

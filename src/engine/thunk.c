@@ -131,19 +131,11 @@ void thunk_emit_all(struct translator *t)
     t->leave = here(t, &e);
     emit_leave(t, &e, __builtin_cpu_supports("avx") != 0, has_xsaveopt);
 
-    const uint8_t *kicked = here(t, &e);
-    emit_gs_store_imm32(&e, GS_HOT(leave), LEAVE_KICK);
-    emit_jmp_to(&e, rw_of(t, t->leave));
-
-    const uint8_t *kicked_access = here(t, &e);
-    emit_gs_store_imm32(&e, GS_HOT(leave), LEAVE_KICK_ACCESS);
-    emit_jmp_to(&e, rw_of(t, t->leave));
-
     t->enter = here(t, &e);
     emit_enter(&e);
     const uint8_t *resume = here(t, &e);
     emit_kick_test(&e);
-    emit_jcc_to(&e, EMIT_CC_NE, rw_of(t, kicked));
+    emit_jcc_to(&e, EMIT_CC_NE, rw_of(t, t->leave));
     emit_gs_load(&e, X86_RAX, GS_HOT(flags));
     emit_bytes(&e, "\x04\x7f\x9e", 3); /* add al, 0x7f; sahf */
     emit_load_gprs(&e);
@@ -154,10 +146,7 @@ void thunk_emit_all(struct translator *t)
     emit_call(t, &e, GS_HOT(fn_access));
     emit_jcc_to(&e, EMIT_CC_E, rw_of(t, t->leave));
     emit_gs_store(&e, X86_RAX, GS_HOT(resume));
-    emit_kick_test(&e);
-    emit_jcc_to(&e, EMIT_CC_NE, rw_of(t, kicked_access));
-    emit_load_gprs(&e);
-    emit_resume_jump(&e);
+    emit_jmp_to(&e, rw_of(t, resume));
 
     t->exit_host = here(t, &e);
     emit_gs_store(&e, X86_RAX, GS_SPILL(X86_RAX));

@@ -5,7 +5,8 @@
  * A unit reaches C by a jump, never a call, for RSP is the guest's. The thunk
  * stores the sixteen registers in st.gpr, takes the stack that run() left and
  * calls; the answer is the RX address where translated code goes on, or 0 to
- * leave run(). Vector state stays in the registers across such calls, so what
+ * leave run(). When the vCPU was kicked meanwhile the thunk leaves anyway, for
+ * the reason that C put into hot.leave. Vector state stays in the registers across such calls, so what
  * they call is compiled for general registers only.
  */
 #ifndef CORBEL_ENGINE_THUNK_H

@@ -209,6 +209,7 @@ static void enter(struct engine_vcpu *v, const struct unit *unit)
     light_take_flags(v);
     v->hot.page = v->st.rip & ~PAGE_MASK;
     v->hot.resume = code_rx(v->vm->translator, unit->entry);
+    v->hot.leave = LEAVE_KICK; /* should there be one */
     set_gs_base(v);
     thunk_enter(v);
     if (v->hot.leave == LEAVE_ACCESS || v->hot.leave == LEAVE_KICK_ACCESS) {

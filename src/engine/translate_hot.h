@@ -51,15 +51,15 @@ struct translate_hot {
     bool intr_wanted; /* an interrupt waits for IF: STI and POPF must look */
     bool stepping;    /* the kick handler single-steps to an instruction boundary */
     _Atomic bool in_code;
-    uint8_t jump_mode;   /* UNIT_MODE_* beside the MMU mode that the jump cache is for */
-    uint64_t generation; /* of the code cache that the jump cache is for */
+    uint8_t jump_mode;      /* UNIT_MODE_* beside the MMU mode that the jump cache is for */
+    uint64_t generation;    /* of the code cache that the jump cache is for */
     uint64_t stat_exits;    /* from units to C */
     uint64_t stat_accesses; /* that missed */
     /* Which entries were filled, so that a flush touches only those. */
     uint16_t jump_used[JUMP_CACHE_MODES][JUMP_CACHE_SETS];
     uint32_t jump_count[JUMP_CACHE_MODES];
     uint64_t jump_pages[JUMP_PAGE_BITS / 64]; /* pages, hashed, that may have entries */
-    bool jump_local[JUMP_CACHE_MODES]; /* holds one of a page that is not global */
+    bool jump_local[JUMP_CACHE_MODES];        /* holds one of a page that is not global */
     struct jump_entry jump[JUMP_CACHE_MODES][JUMP_CACHE_SETS];
 };
 
