@@ -845,7 +845,8 @@ static int decode_fields(struct decoder *d, struct insn *insn)
     if (d->pos > d->limit) {
         return too_short(d);
     }
-    if (!finish_special(d, insn)) {
+    /* The CPU has fetched the whole instruction before it refuses it. */
+    if (!is_allowed(d, insn) || !finish_special(d, insn)) {
         return finish_ud(d, insn);
     }
     insn->len = (uint8_t)d->pos;
@@ -889,9 +890,6 @@ int insn_decode(const uint8_t *bytes, unsigned avail, enum insn_mode mode, struc
         return finish_ud(&d, ret_insn);
     }
     ret_insn->op = d.desc.op;
-    if (!is_allowed(&d, ret_insn)) {
-        return finish_ud(&d, ret_insn);
-    }
     return decode_fields(&d, ret_insn);
 }
 

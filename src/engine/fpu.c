@@ -45,7 +45,11 @@ void fpu_normalize(struct vcpu_state *st)
     if ((in_use & X86_XCR0_AVX) == 0) {
         memset(&st->xsave[OFF_YMM_HIGH], 0, 256);
     }
-    /* FOP, FIP, FDP */
+}
+
+/* FOP, FIP, FDP */
+static void hide_pointers(struct vcpu_state *st)
+{
     memset(&st->xsave[6], 0, OFF_MXCSR - 6);
 }
 
@@ -59,10 +63,14 @@ static unsigned vector_bytes(const struct engine_vcpu *v)
     return interp_is_64(v) ? 256 : 128;
 }
 
-static uint32_t mxcsr_mask(const struct engine_vcpu *v)
+/* The host's, since its CPU computes (SDM 1 11.6.6). */
+static uint32_t mxcsr_mask(void)
 {
-    uint32_t mask = load_le32(&v->st.xsave[OFF_MXCSR_MASK]);
+    uint8_t area[512] ALIGNED(16) = {0};
+    uint32_t mask;
 
+    __asm__ volatile("fxsave64 %0" : "=m"(area));
+    mask = load_le32(&area[OFF_MXCSR_MASK]);
     return mask != 0 ? mask : MXCSR_MASK_DEFAULT;
 }
 
@@ -153,6 +161,8 @@ int fpu_op_xsave(struct engine_vcpu *v, const struct insn *in)
         return r;
     }
     fpu_normalize(&v->st);
+    hide_pointers(&v->st);
+    store_le32(&v->st.xsave[OFF_MXCSR_MASK], mxcsr_mask());
     in_use = load_le64(&v->st.xsave[OFF_XSTATE_BV]);
     if (compacts && load_le32(&v->st.xsave[OFF_MXCSR]) != MXCSR_INIT) {
         in_use |= X86_XCR0_SSE;
@@ -239,7 +249,7 @@ int fpu_op_xrstor(struct engine_vcpu *v, const struct insn *in)
     loads_mxcsr = compacted ? (mask & state_bv & X86_XCR0_SSE) != 0
                             : (mask & (X86_XCR0_SSE | X86_XCR0_AVX)) != 0;
     if (!header_is_valid(v, &area[OFF_XSTATE_BV]) ||
-        (loads_mxcsr && (load_le32(&area[OFF_MXCSR]) & ~mxcsr_mask(v)) != 0)) {
+        (loads_mxcsr && (load_le32(&area[OFF_MXCSR]) & ~mxcsr_mask()) != 0)) {
         return engine_raise_error(v, X86_VEC_GP, 0);
     }
     set_components(v, area, mask, state_bv);
@@ -272,6 +282,8 @@ int fpu_op_fxsave(struct engine_vcpu *v, const struct insn *in)
         return r;
     }
     fpu_normalize(&v->st);
+    hide_pointers(&v->st);
+    store_le32(&v->st.xsave[OFF_MXCSR_MASK], mxcsr_mask());
     r = save_range(v, va, 0, OFF_XMM);
     if (r == 0 && with_sse) {
         r = save_range(v, va, OFF_XMM, vector_bytes(v));
@@ -293,7 +305,7 @@ int fpu_op_fxrstor(struct engine_vcpu *v, const struct insn *in)
     if (r == 0) {
         r = mmu_read(v, va, area, 512, mmu_current_mode(v));
     }
-    if (r == 0 && with_sse && (load_le32(&area[OFF_MXCSR]) & ~mxcsr_mask(v)) != 0) {
+    if (r == 0 && with_sse && (load_le32(&area[OFF_MXCSR]) & ~mxcsr_mask()) != 0) {
         r = engine_raise_error(v, X86_VEC_GP, 0);
     }
     if (r == 0) {
@@ -334,6 +346,20 @@ static uint16_t full_tag_word(const uint8_t *xsave)
 }
 
 /* FNSTENV and FNSAVE: environment, then for FNSAVE the registers and FNINIT. */
+/* FNINIT leaves the contents of the registers; the image has them by distance from TOP. */
+static void fninit(struct vcpu_state *st)
+{
+    const unsigned top = (load_le16(&st->xsave[OFF_FSW]) >> 11) & 7;
+    uint8_t old[8 * 16];
+
+    memcpy(old, &st->xsave[OFF_ST], sizeof(old));
+    for (unsigned i = 0; i < 8; i++) {
+        memcpy(&st->xsave[OFF_ST + 16 * i], old + 16 * ((i - top) & 7), 16);
+    }
+    memset(st->xsave, 0, OFF_MXCSR);
+    store_le16(&st->xsave[OFF_FCW], FCW_INIT);
+}
+
 int fpu_op_fnstenv(struct engine_vcpu *v, const struct insn *in)
 {
     bool is_save = in->opcode == 0xdd;
@@ -347,6 +373,7 @@ int fpu_op_fnstenv(struct engine_vcpu *v, const struct insn *in)
         return r;
     }
     fpu_normalize(&v->st);
+    hide_pointers(&v->st);
     head[0] = load_le16(&xsave[OFF_FCW]);
     head[1] = load_le16(&xsave[OFF_FSW]);
     head[2] = full_tag_word(xsave);
@@ -368,12 +395,10 @@ int fpu_op_fnstenv(struct engine_vcpu *v, const struct insn *in)
         return r;
     }
     if (is_save) {
-        store_le64(&xsave[OFF_XSTATE_BV],
-                   load_le64(&xsave[OFF_XSTATE_BV]) & ~(uint64_t)X86_XCR0_X87);
-        fpu_normalize(&v->st);
+        fninit(&v->st);
     } else {
         store_le16(&xsave[OFF_FCW], head[0] | 0x3f);
-        fpu_mark_in_use(&v->st, X86_XCR0_X87);
     }
+    fpu_mark_in_use(&v->st, X86_XCR0_X87);
     return 0;
 }

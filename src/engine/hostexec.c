@@ -273,11 +273,13 @@ static bool run_vzero(const struct insn *insn, struct vcpu_state *state)
     return true;
 }
 
-static uint64_t effective_offset(const struct insn *insn, const uint64_t *gpr)
+static uint64_t effective_offset(const struct insn *insn, const uint64_t *gpr, uint64_t rip)
 {
     uint64_t offset = (uint64_t)insn->disp;
 
-    if (insn->base < X86_GPR_COUNT) {
+    if (insn->base == INSN_REG_RIP) {
+        offset += rip + insn->len;
+    } else if (insn->base < X86_GPR_COUNT) {
         offset += gpr[insn->base];
     }
     if (insn->index < X86_GPR_COUNT) {
@@ -307,10 +309,7 @@ static void fix_x87_pointers(const struct hostexec *exec, const struct insn *ins
     if (mem != NULL && fdp == (uint64_t)(uintptr_t)mem) {
         uint16_t fop = (uint16_t)((insn->opcode & 7) << 8 | insn->bytes[insn->modrm_off]);
 
-        fdp = effective_offset(insn, gpr);
-        if (insn->base == INSN_REG_RIP) {
-            fdp += state->rip + insn->len;
-        }
+        fdp = effective_offset(insn, gpr, state->rip);
         memcpy(state->xsave + XSAVE_FDP, &fdp, sizeof(fdp));
         memcpy(state->xsave + XSAVE_FOP, &fop, sizeof(fop));
     }

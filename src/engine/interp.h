@@ -248,7 +248,7 @@ int msr_op_read(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
 int msr_op_write(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
 uint64_t msr_guest_tsc(const struct engine_vcpu *v);
 
-/* fpu.c: fills in the initial values of components that are not in use; FIP and FDP to 0. */
+/* fpu.c: fills in the initial values of components that are not in use. */
 void fpu_normalize(struct vcpu_state *st);
 void fpu_mark_in_use(struct vcpu_state *st, uint64_t components);
 int fpu_op_xsave(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;

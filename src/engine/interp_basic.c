@@ -70,6 +70,7 @@ static int op_bit_mem(struct engine_vcpu *v, const struct insn *in)
     unsigned bit = (unsigned)offset & (bytes * 8 - 1);
     uint64_t ea = interp_ea(v, in) + (uint64_t)((offset >> 3) & ~(int64_t)(bytes - 1));
     bool is_write = in->opcode != 0xa3;
+    struct mmu_page page;
     uint64_t va = 0;
     uint64_t word = 0;
     int r;
@@ -84,6 +85,10 @@ static int op_bit_mem(struct engine_vcpu *v, const struct insn *in)
             set_carry(v, bit_locked(in->opcode, host, bytes, bit));
             mmu_rmw_end(v, host, bytes);
             return 0;
+        }
+        if (r == 0) {
+            /* A page that is read-only faults before one behind it that is not there. */
+            r = mmu_fill(v, va, MMU_WRITE, mmu_current_mode(v), &page);
         }
     }
     if (r == 0) {
@@ -247,6 +252,8 @@ static int op_enter(struct engine_vcpu *v, const struct insn *in)
     unsigned level = in->bytes[in->imm_off + 2] & 31;
     uint64_t frame;
     uint64_t bp = v->st.gpr[X86_RBP];
+    struct mmu_page page;
+    uint64_t va = 0;
     int r;
 
     interp_stack_init(v, &stack);
@@ -269,6 +276,14 @@ static int op_enter(struct engine_vcpu *v, const struct insn *in)
     }
     stack.sp = (stack.sp & ~stack.mask) |
                ((stack.sp - load_le16(&in->bytes[in->imm_off])) & stack.mask);
+    /* The new top must be writable (SDM 2A ENTER). */
+    r = interp_linear(v, X86_SS, stack.sp & stack.mask, bytes, MMU_WRITE, &va);
+    if (r == 0) {
+        r = mmu_fill(v, va, MMU_WRITE, stack.mode, &page);
+    }
+    if (r != 0) {
+        return r;
+    }
     interp_stack_commit(v, &stack);
     interp_set_reg(v, in, X86_RBP, bytes, frame);
     return 0;
@@ -377,9 +392,10 @@ static int call(struct engine_vcpu *v, uint64_t target, unsigned bytes)
     int r;
 
     interp_stack_init(v, &stack);
-    r = interp_branch(v, target, bytes);
+    /* The return address is written before the target is looked at. */
+    r = interp_push(v, &stack, bytes, return_rip);
     if (r == 0) {
-        r = interp_push(v, &stack, bytes, return_rip);
+        r = interp_branch(v, target, bytes);
     }
     if (r == 0) {
         interp_stack_commit(v, &stack);

@@ -6,12 +6,19 @@
 #include "engine/hostexec.h"
 #include "engine/interp.h"
 
+#include "base/wire.h"
+
 #include <string.h>
 
 /* Larger than any operand of a copied instruction (FRSTOR: 108). */
 #define BOUNCE_BYTES 512u
 /* A copy keeps the guest's address modulo this, so that alignment faults agree. */
 #define BOUNCE_ALIGN 64u
+/* x87, SSE and AVX state in the XSAVE image. */
+#define FPU_BYTES 832u
+#define OFF_FSW 2u
+#define FSW_ES 0x80u
+#define UNTOUCHED 0xa5
 
 static int raise_host_fault(struct engine_vcpu *v, const struct hostexec_fault *fault)
 {
@@ -32,6 +39,28 @@ static int run(struct engine_vcpu *v, const struct insn *in, void *mem)
     return 0;
 }
 
+/*
+ * An x87 store with an unmasked exception does not store (SDM 1 8.5); the bytes
+ * tell. One that happens to store exactly these is taken for it only when the
+ * exception is there.
+ */
+static bool is_untouched_bytes(const uint8_t *mem, unsigned bytes)
+{
+    for (unsigned i = 0; i < bytes; i++) {
+        if (mem[i] != UNTOUCHED) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool is_unstored(const struct engine_vcpu *v, const struct insn *in, const uint8_t *mem)
+{
+    return in->mem_flags == INSN_MEM_WRITE && (in->flags & INSN_X87) != 0 &&
+           (load_le16(&v->st.xsave[OFF_FSW]) & FSW_ES) != 0 &&
+           is_untouched_bytes(mem, in->mem_bytes);
+}
+
 /* The operand crosses a page or is a device's: read, run on a copy, write. */
 static int run_bounced(struct engine_vcpu *v, const struct insn *in, uint64_t va)
 {
@@ -43,7 +72,7 @@ static int run_bounced(struct engine_vcpu *v, const struct insn *in, uint64_t va
     if (in->mem_bytes > BOUNCE_BYTES) {
         return engine_raise(v, X86_VEC_UD);
     }
-    memset(mem, 0, in->mem_bytes);
+    memset(mem, UNTOUCHED, in->mem_bytes);
     if ((in->mem_flags & INSN_MEM_READ) != 0) {
         r = mmu_read(v, va, mem, in->mem_bytes, mode);
     }
@@ -60,6 +89,9 @@ static int run_bounced(struct engine_vcpu *v, const struct insn *in, uint64_t va
 
     memcpy(gpr, v->st.gpr, sizeof(gpr));
     r = run(v, in, mem);
+    if (r == 0 && is_unstored(v, in, mem)) {
+        return 0; /* an unmasked exception: nothing was stored */
+    }
     if (r == 0) {
         r = mmu_write(v, va, mem, in->mem_bytes, mode);
     }
@@ -87,7 +119,7 @@ static int check_writable(struct engine_vcpu *v, const struct insn *in, uint64_t
 /* A device's answer to an x87 store comes after the copy ran once: keep its state apart. */
 static int run_bounced_fpu(struct engine_vcpu *v, const struct insn *in, uint64_t va)
 {
-    uint8_t saved[1024];
+    uint8_t saved[FPU_BYTES];
 
     memcpy(saved, v->st.xsave, sizeof(saved));
 
@@ -145,6 +177,61 @@ static int run_in_place(struct engine_vcpu *v, const struct insn *in, uint64_t v
     return run_bounced(v, in, va);
 }
 
+/*
+ * A fault of the operand's address comes after what the CPU checks first: a pending x87 exception
+ * (SDM 3A 6.9) and, for vector operands, alignment. The copy on memory of ours
+ * at the same alignment says whether there is one of these.
+ */
+static int raise_earlier_fault(struct engine_vcpu *v, const struct insn *in, uint64_t va)
+{
+    uint8_t room[BOUNCE_BYTES + BOUNCE_ALIGN] ALIGNED(BOUNCE_ALIGN);
+    uint8_t *mem = room + (va & (BOUNCE_ALIGN - 1));
+    const struct engine_fault operand_fault = v->fault;
+    struct hostexec_fault fault = {0};
+    uint8_t xsave[FPU_BYTES];
+    uint64_t gpr[X86_GPR_COUNT];
+    uint64_t rflags = v->st.rflags;
+    const bool is_store = in->mem_flags == INSN_MEM_WRITE;
+    int r;
+
+    memset(mem, is_store ? UNTOUCHED : 0, in->mem_bytes);
+    memcpy(xsave, v->st.xsave, sizeof(xsave));
+    memcpy(gpr, v->st.gpr, sizeof(gpr));
+    r = hostexec_run(v->hostexec, in, &v->st, mem, &fault);
+    if (r != 0 && is_store && fault.vector == X86_VEC_XM) {
+        return raise_host_fault(v, &fault); /* VCVTPS2PH: it leaves its flags in MXCSR */
+    }
+    if (r == 0 && is_unstored(v, in, mem)) {
+        return 0; /* an unmasked exception: nothing was stored, #MF comes with the next one */
+    }
+    memcpy(v->st.xsave, xsave, sizeof(xsave));
+    memcpy(v->st.gpr, gpr, sizeof(gpr));
+    v->st.rflags = rflags;
+    if (r != 0 && (fault.vector == X86_VEC_GP || fault.vector == X86_VEC_MF)) {
+        return raise_host_fault(v, &fault);
+    }
+    v->fault = operand_fault;
+    return ENGINE_FAULT;
+}
+
+/* Did finding the operand raise it, not executing? */
+static bool is_operand_fault(const struct engine_vcpu *v)
+{
+    const uint8_t vector = v->fault.vector;
+
+    return vector == X86_VEC_PF || vector == X86_VEC_GP || vector == X86_VEC_SS;
+}
+
+static bool may_fault_earlier(const struct insn *in, uint64_t va)
+{
+    if ((in->flags & (INSN_X87 | INSN_MMX)) != 0) {
+        return true;
+    }
+    /* Some compute before they store. */
+    return in->mem_bytes >= 16 ? (va & (in->mem_bytes - 1u)) != 0 || in->mem_flags == INSN_MEM_WRITE
+                               : in->mem_flags == INSN_MEM_WRITE && (in->flags & INSN_AVX) != 0;
+}
+
 int interp_copy(struct engine_vcpu *v, const struct insn *in)
 {
     uint64_t va = 0;
@@ -158,5 +245,14 @@ int interp_copy(struct engine_vcpu *v, const struct insn *in)
     }
     r = interp_linear(v, in->seg, interp_ea(v, in), in->mem_bytes,
                       (in->mem_flags & INSN_MEM_WRITE) != 0 ? MMU_WRITE : MMU_READ, &va);
-    return r != 0 ? r : run_in_place(v, in, va);
+    if (r == 0) {
+        r = run_in_place(v, in, va);
+    }
+    if (r == ENGINE_FAULT && interp_is_64(v)) {
+        va = interp_ea(v, in) + (in->seg >= X86_FS ? v->st.seg[in->seg].base : 0);
+    }
+    if (r == ENGINE_FAULT && is_operand_fault(v) && may_fault_earlier(in, va)) {
+        r = raise_earlier_fault(v, in, va);
+    }
+    return r;
 }

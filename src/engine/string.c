@@ -156,10 +156,15 @@ static int op_movs(struct engine_vcpu *v, const struct insn *in, struct string_c
     int r = run_linear(v, c, in->seg, reg_address(v, c, X86_RSI), MMU_READ, &run, &src);
 
     if (r == 0) {
-        r = run_linear(v, c, X86_ES, reg_address(v, c, X86_RDI), MMU_WRITE, &run, &dst);
+        r = mmu_read_begin(v, src, c->bytes, c->mode, &from);
+    }
+    if (r == 0 && from == NULL) {
+        /* Its faults come before those of the destination. */
+        r = mmu_read(v, src, &value, c->bytes, c->mode);
+        v->io.cursor = 0;
     }
     if (r == 0) {
-        r = mmu_read_begin(v, src, c->bytes, c->mode, &from);
+        r = run_linear(v, c, X86_ES, reg_address(v, c, X86_RDI), MMU_WRITE, &run, &dst);
     }
     if (r == 0) {
         r = mmu_rmw_begin(v, dst, c->bytes, c->mode, &to);
@@ -252,19 +257,18 @@ static int op_compare(struct engine_vcpu *v, const struct insn *in, struct strin
     bool is_cmps = in->op == INSN_OP_CMPS;
     bool until_equal = (in->flags & INSN_REPNE) != 0;
     uint64_t limit = c->count < 64 ? c->count : 64;
+    const uint64_t rflags = v->st.rflags;
 
     for (uint64_t i = 0; i < limit; i++) {
         uint64_t a = v->st.gpr[X86_RAX];
         uint64_t b = 0;
-        int r = 0;
+        int r = interp_load(v, X86_ES, reg_address(v, c, X86_RDI), c->bytes, &b);
 
-        if (is_cmps) {
+        if (r == 0 && is_cmps) {
             r = interp_load(v, in->seg, reg_address(v, c, X86_RSI), c->bytes, &a);
         }
-        if (r == 0) {
-            r = interp_load(v, X86_ES, reg_address(v, c, X86_RDI), c->bytes, &b);
-        }
         if (r != 0) {
+            v->st.rflags = rflags; /* a fault restores the flags (SDM 2B REP) */
             return r;
         }
         interp_set_arith(v, compare_flags(a, b, c->bytes));
@@ -300,23 +304,50 @@ static bool begin(struct engine_vcpu *v, const struct insn *in, struct string_ct
     return c->count != 0;
 }
 
+/* 32-bit registers are written even when nothing was done: Intel CPUs clear the upper halves of
+ * RCX and, for MOVS and STOS, of the addresses. */
+static void finish_empty(struct engine_vcpu *v, const struct insn *in, const struct string_ctx *c)
+{
+    if (c->addr_bytes != 4) {
+        return;
+    }
+    interp_set_reg(v, in, X86_RCX, 4, v->st.gpr[X86_RCX]);
+    if (in->op == INSN_OP_MOVS || in->op == INSN_OP_STOS) {
+        interp_set_reg(v, in, X86_RDI, 4, v->st.gpr[X86_RDI]);
+    }
+    if (in->op == INSN_OP_MOVS) {
+        interp_set_reg(v, in, X86_RSI, 4, v->st.gpr[X86_RSI]);
+    }
+}
+
+static int string_ops(struct engine_vcpu *v, const struct insn *in, struct string_ctx *c)
+{
+    switch (in->op) {
+    case INSN_OP_MOVS:
+        return op_movs(v, in, c);
+    case INSN_OP_STOS:
+        return op_stos(v, in, c);
+    case INSN_OP_LODS:
+        return op_lods(v, in, c);
+    default:
+        return op_compare(v, in, c);
+    }
+}
+
 int string_op(struct engine_vcpu *v, const struct insn *in)
 {
     struct string_ctx c = {0};
+    int r;
 
     if (!begin(v, in, &c)) {
+        finish_empty(v, in, &c);
         return 0;
     }
-    switch (in->op) {
-    case INSN_OP_MOVS:
-        return op_movs(v, in, &c);
-    case INSN_OP_STOS:
-        return op_stos(v, in, &c);
-    case INSN_OP_LODS:
-        return op_lods(v, in, &c);
-    default:
-        return op_compare(v, in, &c);
+    r = string_ops(v, in, &c);
+    if (r == ENGINE_FAULT && c.rep) {
+        finish_empty(v, in, &c);
     }
+    return r;
 }
 
 static int op_ins(struct engine_vcpu *v, const struct insn *in, const struct string_ctx *c)
@@ -359,15 +390,13 @@ static int op_outs(struct engine_vcpu *v, const struct insn *in, const struct st
 int string_op_io(struct engine_vcpu *v, const struct insn *in)
 {
     struct string_ctx c = {0};
-    int r;
+    bool is_empty = !begin(v, in, &c);
+    int r = interp_check_port(v, (uint16_t)v->st.gpr[X86_RDX], c.bytes);
 
-    if (!begin(v, in, &c)) {
-        return 0;
+    if (is_empty || r != 0) {
+        return r;
     }
-    r = interp_check_port(v, (uint16_t)v->st.gpr[X86_RDX], c.bytes);
-    if (r == 0) {
-        r = in->op == INSN_OP_INS ? op_ins(v, in, &c) : op_outs(v, in, &c);
-    }
+    r = in->op == INSN_OP_INS ? op_ins(v, in, &c) : op_outs(v, in, &c);
     if (r == 0) {
         done(v, in, &c, 1);
     }

@@ -10,6 +10,7 @@
 
 #define OFF_FSW 2u
 #define OFF_FTW 4u
+#define FSW_ES 0x80u
 #define OFF_ST 32u
 #define OFF_XMM 160u
 #define OFF_YMM_HIGH 576u
@@ -84,6 +85,9 @@ int vector_op_maskmov(struct engine_vcpu *v, const struct insn *in)
         return r;
     }
     fpu_normalize(&v->st);
+    if (is_mmx && (load_le16(&v->st.xsave[OFF_FSW]) & FSW_ES) != 0) {
+        return engine_raise(v, X86_VEC_MF);
+    }
     if (is_mmx) {
         unsigned top = (load_le16(&v->st.xsave[OFF_FSW]) >> 11) & 7;
 
@@ -148,6 +152,7 @@ int vector_op_gather(struct engine_vcpu *v, const struct insn *in)
     uint8_t result[YMM_BYTES];
     uint8_t mask[YMM_BYTES];
     uint8_t index[YMM_BYTES];
+    bool any = false;
     uint64_t base = (uint64_t)in->disp + (in->base != INSN_REG_NONE ? v->st.gpr[in->base & 15] : 0);
     int r = interp_check_fpu(v, in);
 
@@ -161,6 +166,10 @@ int vector_op_gather(struct engine_vcpu *v, const struct insn *in)
     read_vector(v, in->reg & 15, result);
     read_vector(v, in->vex_vvvv & 15, mask);
     read_vector(v, index_reg, index);
+    /* The sign of each element becomes its mask before anything is read. */
+    for (unsigned i = 0; i < YMM_BYTES / bytes; i++) {
+        memset(mask + i * bytes, mask_bit(mask, i, bytes) ? 0xff : 0, bytes);
+    }
     for (unsigned i = 0; i < count && r == 0; i++) {
         uint64_t offset = 0;
 
@@ -174,11 +183,17 @@ int vector_op_gather(struct engine_vcpu *v, const struct insn *in)
         if (r == 0) {
             memset(mask + i * bytes, 0, bytes);
             interp_io_clear(v);
+            any = true;
         }
     }
     if (r == 0) {
         memset(mask, 0, sizeof(mask));
         memset(result + count * bytes, 0, sizeof(result) - count * bytes);
+    } else if (!in->vex_l) {
+        memset(mask + 16, 0, 16);
+        if (any) {
+            memset(result + 16, 0, 16);
+        }
     }
     write_vector(v, in->reg & 15, result);
     write_vector(v, in->vex_vvvv & 15, mask);

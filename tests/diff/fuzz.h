@@ -100,6 +100,9 @@ struct fuzz_cell *fuzz_gen_cell(struct fuzz_gen *gen, unsigned index);
 void fuzz_gen_case(struct fuzz_gen *gen, uint64_t seed, uint64_t index, struct fuzz_case *ret_case,
                    struct fuzz_cell **ret_cell);
 
+/* Where the memory operand lies. */
+uint64_t fuzz_linear_address(const struct fuzz_case *c);
+
 /* fuzz_state.c: random contents of registers and memory. */
 uint64_t fuzz_integer(struct fuzz_rng *rng);
 void fuzz_fill_vector(struct fuzz_rng *rng, uint8_t *out, unsigned bytes);
