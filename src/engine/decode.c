@@ -118,7 +118,8 @@ static const struct {
     [FL_LOGIC] = {0, ALL, AF},
     [FL_INC] = {0, ALL & ~CF, 0},
     [FL_MUL] = {0, ALL, SF | ZF | AF | PF},
-    [FL_DIV] = {0, ALL, ALL},
+    /* Undefined says the SDM; CPUs leave them as they were, and code may look (PUSHF). */
+    [FL_DIV] = {ALL, 0, 0},
     [FL_BT] = {0, ALL & ~ZF, ALL & ~(ZF | CF)},
     [FL_BSF] = {0, ALL, ALL & ~ZF},
     [FL_LZCNT] = {0, ALL, OF | SF | PF | AF},
@@ -438,6 +439,8 @@ static uint16_t memory_size(const struct decoder *d, const struct insn *insn)
         return vl / 8;
     case MEM_DUP:
         return insn->vex_l ? 32 : 8;
+    case MEM_SXD:
+        return insn->opsize_bytes == 2 ? 2 : 4;
     case MEM_VW:
         return d->vex_w ? 8 : 4;
     case MEM_ENV:

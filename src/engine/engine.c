@@ -407,6 +407,9 @@ static int engine_get_state(struct accel_vcpu *vcpu, struct vcpu_state *ret_stat
 
     finish_write(v);
     *ret_state = v->st;
+    if (v->vm->translator != NULL) {
+        fpu_hide_pointers(ret_state);
+    }
     return 0;
 }
 

@@ -12,6 +12,8 @@
 #define OFF_FCW 0u
 #define OFF_FSW 2u
 #define OFF_FTW 4u
+#define FSW_ES 0x0080u
+#define FSW_B 0x8000u
 #define OFF_MXCSR 24u
 #define OFF_MXCSR_MASK 28u
 #define OFF_ST 32u
@@ -47,8 +49,7 @@ void fpu_normalize(struct vcpu_state *st)
     }
 }
 
-/* FOP, FIP, FDP */
-static void hide_pointers(struct vcpu_state *st)
+void fpu_hide_pointers(struct vcpu_state *st)
 {
     memset(&st->xsave[6], 0, OFF_MXCSR - 6);
 }
@@ -161,7 +162,7 @@ int fpu_op_xsave(struct engine_vcpu *v, const struct insn *in)
         return r;
     }
     fpu_normalize(&v->st);
-    hide_pointers(&v->st);
+    fpu_hide_pointers(&v->st);
     store_le32(&v->st.xsave[OFF_MXCSR_MASK], mxcsr_mask());
     in_use = load_le64(&v->st.xsave[OFF_XSTATE_BV]);
     if (compacts && load_le32(&v->st.xsave[OFF_MXCSR]) != MXCSR_INIT) {
@@ -282,7 +283,7 @@ int fpu_op_fxsave(struct engine_vcpu *v, const struct insn *in)
         return r;
     }
     fpu_normalize(&v->st);
-    hide_pointers(&v->st);
+    fpu_hide_pointers(&v->st);
     store_le32(&v->st.xsave[OFF_MXCSR_MASK], mxcsr_mask());
     r = save_range(v, va, 0, OFF_XMM);
     if (r == 0 && with_sse) {
@@ -373,7 +374,7 @@ int fpu_op_fnstenv(struct engine_vcpu *v, const struct insn *in)
         return r;
     }
     fpu_normalize(&v->st);
-    hide_pointers(&v->st);
+    fpu_hide_pointers(&v->st);
     head[0] = load_le16(&xsave[OFF_FCW]);
     head[1] = load_le16(&xsave[OFF_FSW]);
     head[2] = full_tag_word(xsave);
@@ -397,7 +398,9 @@ int fpu_op_fnstenv(struct engine_vcpu *v, const struct insn *in)
     if (is_save) {
         fninit(&v->st);
     } else {
+        /* All masked: no exception is pending any more. */
         store_le16(&xsave[OFF_FCW], head[0] | 0x3f);
+        store_le16(&xsave[OFF_FSW], (uint16_t)(head[1] & ~(FSW_ES | FSW_B)));
     }
     fpu_mark_in_use(&v->st, X86_XCR0_X87);
     return 0;

@@ -65,6 +65,7 @@ enum insn_mem {
     MEM_VL4,
     MEM_VL8,
     MEM_DUP, /* VMOVDDUP: 8 or 32 */
+    MEM_SXD, /* 2 or 4: MOVSXD */
     MEM_VW,  /* 4, or 8 with VEX.W */
     MEM_ENV, /* x87 environment: 14 or 28 */
     MEM_SAVE /* x87 state: 94 or 108 */

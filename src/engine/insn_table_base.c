@@ -143,7 +143,7 @@ const struct insn_desc insn_map_base[256] = {
     [0xff] = GROUP(5, 0),
 };
 
-const struct insn_desc insn_movsxd = ROW(COPY, V, 4, E_R | G_W, NONE, RM);
+const struct insn_desc insn_movsxd = ROW(COPY, V, SXD, E_R | G_W, NONE, RM);
 const struct insn_desc insn_les_lds[2] = {
     ROW(LOAD_FAR_PTR, V, FAR, M_R | G_W, NONE, RM | ATTR_NO64 | ATTR_MEM | ATTR_SEG(X86_ES)),
     ROW(LOAD_FAR_PTR, V, FAR, M_R | G_W, NONE, RM | ATTR_NO64 | ATTR_MEM | ATTR_SEG(X86_DS)),

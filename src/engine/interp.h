@@ -250,6 +250,8 @@ uint64_t msr_guest_tsc(const struct engine_vcpu *v);
 
 /* fpu.c: fills in the initial values of components that are not in use. */
 void fpu_normalize(struct vcpu_state *st);
+/* FOP, FIP and FDP to 0: after translated code they are those of our copies. */
+void fpu_hide_pointers(struct vcpu_state *st);
 void fpu_mark_in_use(struct vcpu_state *st, uint64_t components);
 int fpu_op_xsave(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
 int fpu_op_xrstor(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;

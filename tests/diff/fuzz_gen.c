@@ -355,7 +355,7 @@ static uint64_t choose_target(struct fuzz_rng *rng, const struct fuzz_case *c, u
     if (kind < 97) {
         return 0x0000800000000000ull + (fuzz_random(rng) >> 17) - fuzz_below(rng, 2) * bytes;
     }
-    if (kind < 98 && c->insn.op != INSN_OP_VMASKMOV) {
+    if (kind < 98 && c->insn.op != INSN_OP_VMASKMOV && c->insn.op != INSN_OP_BIT_MEM) {
         return 0x00007fffffffffffull - fuzz_below(rng, 64); /* the last bytes of the lower half */
     }
     return fuzz_below(rng, 4096);
