@@ -24,7 +24,7 @@ static uint64_t run_matmul(void)
             b[i][j] = i * 0.25 - j;
         }
     }
-    for (int pass = 0; pass < 8; pass++) {
+    for (int pass = 0; pass < 4; pass++) {
         for (int i = 0; i < N; i++) {
             for (int j = 0; j < N; j++) {
                 double s = pass;

@@ -188,7 +188,7 @@ __attribute__((target("avx2,fma"))) static uint64_t run_avx2_fma(void)
     for (int i = 0; i < 4096; i++) {
         x[i] = (float)(i & 255) * 0.001f;
     }
-    for (int pass = 0; pass < 25000; pass++) {
+    for (int pass = 0; pass < 1200; pass++) {
         for (int i = 0; i < 4096; i += 32) {
             for (int k = 0; k < 4; k++) {
                 __m256 v = _mm256_loadu_ps(x + i + 8 * k);
