@@ -150,7 +150,9 @@ static int vmm_open_signals(struct vmm *vmm, struct err *err)
     (void)sigaddset(&set, SIGHUP);
     (void)sigaddset(&set, SIGCONT);
     (void)sigprocmask(SIG_BLOCK, &set, NULL);
-    (void)signal(SIGPIPE, SIG_IGN); /* NOLINT(cert-err33-c): cannot fail for this signal */
+    /* A peer that left and a file size limit are errors of one call, not of the process. */
+    (void)signal(SIGPIPE, SIG_IGN); /* NOLINT(cert-err33-c): cannot fail for these signals */
+    (void)signal(SIGXFSZ, SIG_IGN); /* NOLINT(cert-err33-c) */
     (void)signal(SIGXFSZ, SIG_IGN); /* NOLINT(cert-err33-c): a full disk is an error, not an end */
     vmm->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     if (vmm->signal_fd < 0) {

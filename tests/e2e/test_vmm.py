@@ -144,6 +144,11 @@ def test_memory_beyond_the_host(_):
     expect_refused(run(VMM, "--memory", "255G", "--kernel", GUEST), 1, "memory", "host")
 
 
+def test_host_limits_are_told(_):
+    for limit in ("ulimit -f 1000", "ulimit -v 60000"):
+        expect_refused(run("sh", "-c", f'{limit}; exec "$@"', "sh", *flags("o")), 1, "memory")
+
+
 def test_configuration_file(directory):
     path = directory / "vm.json"
     path.write_text(json.dumps({"kernel": GUEST, "cmdline": "o", "memory": "32M",
