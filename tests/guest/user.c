@@ -93,6 +93,8 @@ __asm__(
     "    into\n"
     "    int $0x80\n"
     "user32_bound:\n"
+    "    mov $0x2b, %eax\n"       /* IRET to CPL 3 has emptied DS */
+    "    mov %eax, %ds\n"
     "    mov $9, %eax\n"
     "    bound %eax, %ss:bounds\n"
     "    int $0x80\n"
