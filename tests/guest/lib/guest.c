@@ -162,7 +162,7 @@ void lib_init(void)
     }
     gate_set(3, (uintptr_t)entries + 16 * 3, 3, 0xe, 0);
     gate_set(4, (uintptr_t)entries + 16 * 4, 3, 0xe, 0);
-    gate_set(0x80, (uintptr_t)user_return, 3, 0xe, 0);
+    gate_set(0x80, (uintptr_t)entries + 16 * 0x80, 3, 0xe, 0);
     const uint64_t ist1 = (uintptr_t)(fault_stack + sizeof(fault_stack));
     memcpy(&tss0[36], &ist1, sizeof(ist1));
     gate_set(8, (uintptr_t)entries + 16 * 8, 0, 0xe, 1);
@@ -180,10 +180,25 @@ void on_vector(uint8_t vector, vector_fn fn)
     vector_fns[vector] = fn;
 }
 
+/* UD1 at CPL 3 is how user code comes back. */
+static bool is_user_return(const struct frame *frame)
+{
+    const uint8_t *code = (const uint8_t *)(uintptr_t)frame->rip;
+
+    return frame->vector == 6 && (frame->cs & 3) == 3 && code[0] == 0x0f && code[1] == 0xb9;
+}
+
 void entry_handle(struct frame *frame)
 {
     const uint8_t vector = (uint8_t)frame->vector;
 
+    if (is_user_return(frame)) {
+        frame->rip = (uintptr_t)user_return;
+        frame->cs = KERNEL_CS;
+        frame->ss = KERNEL_DS;
+        frame->rflags = 2;
+        return;
+    }
     if (vector_fns[vector] != NULL) {
         vector_fns[vector](frame);
         return;

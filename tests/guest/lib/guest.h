@@ -88,7 +88,8 @@ void on_vector(uint8_t vector, vector_fn fn);
 /* One IDT entry. type 0xe interrupt gate, 0xf trap gate; ist 0 none. */
 void gate_set(uint8_t vector, uint64_t offset, uint8_t dpl, uint8_t type, uint8_t ist);
 
-/* User mode. The stack is given by its top; the code returns by INT 0x80. */
+#define USER_RETURN "ud1 %eax, %eax"
+/* User mode. The stack is given by its top; the code returns by USER_RETURN. */
 uint64_t user_enter(uint64_t rip, uint64_t rsp, uint64_t cs, uint64_t ss, uint64_t rflags);
 extern uint8_t user_stack[4096];
 #define USER_STACK_TOP ((uint64_t)(uintptr_t)(user_stack + sizeof(user_stack)))

@@ -199,7 +199,7 @@ entry_common:
 
 /*
  * user_enter(rip, rsp, cs, ss, rflags) runs code at CPL 3 until it comes back
- * by INT 0x80; returns its RAX. Callee-saved registers survive.
+ * by UD1; returns its RAX. Callee-saved registers survive.
  */
     .global user_enter
 user_enter:
@@ -219,7 +219,7 @@ user_enter:
     iretq
 
     .global user_return
-user_return:                    /* jumped to by the INT 0x80 gate */
+user_return:                    /* where the handler of UD1 goes */
     mov user_saved_rsp(%rip), %rsp
     mov $KERNEL_DS, %ecx
     mov %ecx, %ds
