@@ -1,6 +1,7 @@
 /* Registers as GDB numbers them, and the target description that says so. */
 #include "machine/gdb_session.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -217,7 +218,7 @@ static void component_begin(struct vcpu_state *state, uint8_t bit)
         state->xsave[0] = 0x7f;
         state->xsave[1] = 0x03;
     } else {
-        memset(&state->xsave[XSAVE_XMM0], 0, 16 * 16);
+        memset(&state->xsave[XSAVE_XMM0], 0, 256);
     }
     state->xsave[XSAVE_BV] |= bit;
 }
@@ -254,26 +255,40 @@ void gdb_reg_set(struct vcpu_state *state, unsigned n, const uint8_t *bytes)
     memcpy(to, bytes, reg->state_bytes);
 }
 
+struct text {
+    char *out;
+    size_t size;
+    size_t len;
+};
+
+static void text_add(struct text *text, const char *fmt, ...) PRINTF_LIKE(2, 3);
+
+static void text_add(struct text *text, const char *fmt, ...)
+{
+    va_list args;
+
+    va_start(args, fmt);
+    const int n = vsnprintf(text->out + text->len, text->size - text->len, fmt, args);
+    va_end(args);
+    if (n > 0 && (size_t)n < text->size - text->len) {
+        text->len += (size_t)n;
+    }
+}
+
 size_t gdb_target_xml(char *out, size_t size)
 {
-    size_t len = 0;
+    struct text text = {.out = out, .size = size};
 
-#define APPEND(...)                                                  \
-    do {                                                             \
-        const int n_ = snprintf(out + len, size - len, __VA_ARGS__); \
-        len += n_ < 0 || (size_t)n_ >= size - len ? 0 : (size_t)n_;  \
-    } while (0)
-    APPEND("<?xml version=\"1.0\"?><!DOCTYPE target SYSTEM \"gdb-target.dtd\">"
-           "<target><architecture>i386:x86-64</architecture>");
+    text_add(&text, "<?xml version=\"1.0\"?><!DOCTYPE target SYSTEM \"gdb-target.dtd\">"
+                    "<target><architecture>i386:x86-64</architecture>");
     for (size_t f = 0; f < ARRAY_LEN(features); f++) {
-        APPEND("<feature name=\"%s\">", features[f].name);
+        text_add(&text, "<feature name=\"%s\">", features[f].name);
         for (unsigned i = features[f].first; i < features[f].end; i++) {
-            APPEND("<reg name=\"%s\" bitsize=\"%u\" type=\"%s\" regnum=\"%u\"/>", regs[i].name,
-                   8u * regs[i].bytes, regs[i].type, i);
+            text_add(&text, "<reg name=\"%s\" bitsize=\"%u\" type=\"%s\" regnum=\"%u\"/>",
+                     regs[i].name, 8u * regs[i].bytes, regs[i].type, i);
         }
-        APPEND("</feature>");
+        text_add(&text, "</feature>");
     }
-    APPEND("</target>");
-#undef APPEND
-    return len;
+    text_add(&text, "</target>");
+    return text.len;
 }

@@ -180,8 +180,8 @@ static int state_get(const struct gdb_session *session, struct vcpu_state **ret_
 
 static void command_read_registers(struct gdb_session *session)
 {
-    char text[GDB_PACKET_MAX];
-    uint8_t bytes[GDB_REG_MAX_BYTES];
+    char text[GDB_PACKET_MAX] = "";
+    uint8_t bytes[GDB_REG_MAX_BYTES] = {0};
     struct vcpu_state *state = NULL;
     char *p = text;
 
@@ -200,7 +200,7 @@ static void command_read_registers(struct gdb_session *session)
 
 static int write_registers(struct gdb_session *session, const char *text)
 {
-    uint8_t bytes[GDB_REG_MAX_BYTES];
+    uint8_t bytes[GDB_REG_MAX_BYTES] = {0};
     struct vcpu_state *state = NULL;
 
     int rc = state_get(session, &state);
@@ -220,8 +220,8 @@ static int write_registers(struct gdb_session *session, const char *text)
 
 static void command_read_register(struct gdb_session *session, const char *text)
 {
-    char answer[2 * GDB_REG_MAX_BYTES + 1];
-    uint8_t bytes[GDB_REG_MAX_BYTES];
+    char answer[2 * GDB_REG_MAX_BYTES + 1] = "";
+    uint8_t bytes[GDB_REG_MAX_BYTES] = {0};
     struct vcpu_state *state = NULL;
     uint64_t n = 0;
 
@@ -242,7 +242,7 @@ static void command_read_register(struct gdb_session *session, const char *text)
 
 static int write_register(struct gdb_session *session, const char *text)
 {
-    uint8_t bytes[GDB_REG_MAX_BYTES];
+    uint8_t bytes[GDB_REG_MAX_BYTES] = {0};
     struct vcpu_state *state = NULL;
     uint64_t n = 0;
 
@@ -285,8 +285,8 @@ static int memory_access(const struct gdb_session *session, uint64_t va, uint8_t
 
 static void command_read_memory(struct gdb_session *session, const char *text)
 {
-    uint8_t bytes[MEMORY_MAX];
-    char answer[2 * MEMORY_MAX + 1];
+    uint8_t bytes[MEMORY_MAX] = {0};
+    char answer[2 * MEMORY_MAX + 1] = "";
     uint64_t va = 0;
     uint64_t len = 0;
 
@@ -306,7 +306,7 @@ static void command_read_memory(struct gdb_session *session, const char *text)
 
 static int write_memory(struct gdb_session *session, const char *text)
 {
-    uint8_t bytes[MEMORY_MAX];
+    uint8_t bytes[MEMORY_MAX] = {0};
     uint64_t va = 0;
     uint64_t len = 0;
 
@@ -439,7 +439,7 @@ static enum gdb_want command_vcont(struct gdb_session *session, const char *text
 
 static void query_threads(struct gdb_session *session)
 {
-    char text[8 * MACHINE_MAX_CPUS];
+    char text[8 * MACHINE_MAX_CPUS] = "";
     size_t len = 0;
 
     for (unsigned i = 0; i < machine_cpu_count(session->machine); i++) {
@@ -452,7 +452,7 @@ static void query_threads(struct gdb_session *session)
 static void query_thread_name(struct gdb_session *session, const char *text)
 {
     char name[32];
-    char hex[2 * sizeof(name) + 1];
+    char hex[2 * sizeof(name) + 1] = "";
     unsigned cpu = 0;
 
     if (!take_thread(session, &text, &cpu)) {
