@@ -3,7 +3,7 @@ BUILD ?= build
 PREFIX ?= /usr/local
 NINJA = ninja -C $(BUILD)
 
-.PHONY: all setup run test test-kvm test-boot20 bench install clean
+.PHONY: all setup run test test-kvm test-boot20 test-diff bench install clean
 
 all: $(BUILD)/build.ninja
 	@$(NINJA)
@@ -20,6 +20,16 @@ run: all
 
 test: all
 	@scripts/test $(BUILD)
+
+# Ten million random instructions, from a fresh seed that is printed.
+test-diff: all
+	@seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \
+	for engine in reference soft; do \
+		$(BUILD)/tests/diff/insn_fuzz --engine $$engine --seed $$seed --count 5000000 \
+			--progress && \
+		$(BUILD)/tests/diff/insn_fuzz --engine $$engine --seed $$seed --count 5000000 --mode 32 \
+			--progress || exit 1; \
+	done
 
 test-kvm: all
 	@meson test -C $(BUILD) --no-rebuild --suite kvm-boot --print-errorlogs

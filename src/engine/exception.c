@@ -429,11 +429,15 @@ int exception_op_bound(struct engine_vcpu *v, const struct insn *in)
     int64_t index = (int64_t)interp_sign_extend(v->st.gpr[in->reg & 15], bytes);
     int r = interp_load(v, in->seg, ea, bytes, &low);
 
-    if (r == 0) {
-        r = interp_load(v, in->seg, (ea + bytes) & interp_mask(in->addrsize_bytes), bytes, &high);
+    if (r != 0) {
+        return r;
     }
-    if (r == 0 && (index < (int64_t)interp_sign_extend(low, bytes) ||
-                   index > (int64_t)interp_sign_extend(high, bytes))) {
+    /* The upper bound is read only when the lower one holds. */
+    if (index < (int64_t)interp_sign_extend(low, bytes)) {
+        return engine_raise(v, X86_VEC_BR);
+    }
+    r = interp_load(v, in->seg, (ea + bytes) & interp_mask(in->addrsize_bytes), bytes, &high);
+    if (r == 0 && index > (int64_t)interp_sign_extend(high, bytes)) {
         r = engine_raise(v, X86_VEC_BR);
     }
     return r;

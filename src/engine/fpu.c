@@ -221,6 +221,14 @@ static void set_components(struct engine_vcpu *v, const uint8_t *area, uint64_t 
     if ((mask & state_bv & X86_XCR0_AVX) != 0) {
         memcpy(&st->xsave[OFF_YMM_HIGH], area + OFF_YMM_HIGH, vector_bytes(v));
     }
+    if (!interp_is_64(v)) {
+        /* Initialising leaves the upper eight registers there (SDM 1 13.8.1): it is a load of 0. */
+        const uint64_t cleared = mask & ~state_bv & (X86_XCR0_SSE | X86_XCR0_AVX);
+
+        memset(&st->xsave[OFF_XMM], 0, (cleared & X86_XCR0_SSE) != 0 ? vector_bytes(v) : 0);
+        memset(&st->xsave[OFF_YMM_HIGH], 0, (cleared & X86_XCR0_AVX) != 0 ? vector_bytes(v) : 0);
+        state_bv |= cleared;
+    }
     store_le64(&st->xsave[OFF_XSTATE_BV], (old & ~mask) | (state_bv & mask));
     fpu_normalize(st);
 }

@@ -129,7 +129,7 @@ const struct insn_desc insn_vex_0f38[256][PP_COUNT] = {
 };
 
 #define STR_CMP(implicit_) \
-    P66(ROW(COPY, NONE, 16, M_R, ALU, RM | INSN_AVX | ATTR_NV | ATTR_L0, UB, .implicit = IMPL_##implicit_))
+    P66(ROW(COPY, Y, 16, M_R, ALU, RM | INSN_AVX | ATTR_NV | ATTR_L0, UB, .implicit = IMPL_##implicit_))
 
 const struct insn_desc insn_vex_0f3a[256][PP_COUNT] = {
     [0x00 ... 0x01] = P66(V1(VL, M_R, ATTR_W1 | ATTR_L1, UB)),

@@ -69,7 +69,8 @@ static bool within_limit(const struct x86_segment *s, uint64_t ea, unsigned len)
 
         return ea > s->limit && last <= top;
     }
-    return last <= s->limit;
+    /* A flat segment of 4 GiB has no limit: what crosses its end goes on at 0. */
+    return last <= s->limit || s->limit == 0xffffffffu;
 }
 
 static bool rights_allow(const struct engine_vcpu *v, const struct x86_segment *s,

@@ -320,8 +320,15 @@ int segment_op_push(struct engine_vcpu *v, const struct insn *in)
     struct interp_stack stack;
     int r;
 
+    unsigned bytes = in->opsize_bytes;
+
     interp_stack_init(v, &stack);
-    r = interp_push(v, &stack, in->opsize_bytes, v->st.seg[in->reg_seg].selector);
+    if (bytes == 4) {
+        /* Room for four bytes, of which CPUs write two (SDM 2B PUSH). */
+        stack.sp = (stack.sp & ~stack.mask) | ((stack.sp - 2) & stack.mask);
+        bytes = 2;
+    }
+    r = interp_push(v, &stack, bytes, v->st.seg[in->reg_seg].selector);
     if (r == 0) {
         interp_stack_commit(v, &stack);
     }

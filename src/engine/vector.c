@@ -172,15 +172,17 @@ int vector_op_gather(struct engine_vcpu *v, const struct insn *in)
     }
     for (unsigned i = 0; i < count && r == 0; i++) {
         uint64_t offset = 0;
+        uint64_t value = 0;
 
         if (!mask_bit(mask, i, bytes)) {
             continue;
         }
         memcpy(&offset, index + i * index_bytes, index_bytes);
         offset = interp_sign_extend(offset, index_bytes) * in->scale;
-        r = interp_read(v, in->seg, (base + offset) & interp_mask(in->addrsize_bytes),
-                        result + i * bytes, bytes);
+        r = interp_load(v, in->seg, (base + offset) & interp_mask(in->addrsize_bytes), bytes,
+                        &value);
         if (r == 0) {
+            memcpy(result + i * bytes, &value, bytes);
             memset(mask + i * bytes, 0, bytes);
             interp_io_clear(v);
             any = true;

@@ -480,7 +480,8 @@ static void patch_operand(struct fuzz_rng *rng, struct fuzz_case *c, uint64_t ta
         fuzz_fill_xsave(rng, contents);
         count = sizeof(c->patch);
         if (fuzz_chance(rng, 20)) {
-            contents[512 + fuzz_below(rng, 24)] ^= (uint8_t)(1u << fuzz_below(rng, 8));
+            /* Not the low half of XSTATE_BV: the host may have those components. */
+            contents[516 + fuzz_below(rng, 20)] ^= (uint8_t)(1u << fuzz_below(rng, 8));
         }
         contents[512] &= (uint8_t)fuzz_random(rng);
         break;
@@ -706,6 +707,9 @@ void fuzz_gen_case(struct fuzz_gen *gen, uint64_t seed, uint64_t index, struct f
         if (c->insn.op != INSN_OP_POP || c->patch_bytes == 0) {
             patch_operand(&rng, c, target);
         }
+    }
+    for (unsigned i = 0; i < X86_GPR_COUNT && gen->mode != INSN_MODE_64; i++) {
+        c->before.gpr[i] &= i < 8 ? 0xffffffffu : 0;
     }
     c->is_nondeterministic = c->insn.op == INSN_OP_COPY && c->insn.map == 1 &&
                              c->insn.opcode == 0xc7 && c->insn.rm != INSN_REG_NONE;
