@@ -4,6 +4,7 @@
 #include "engine/engine.h"
 
 #include "base/log.h"
+#include "engine/check.h"
 #include "engine/engine_int.h"
 #include "engine/hostexec.h"
 #include "engine/hostsig.h"
@@ -85,6 +86,9 @@ static int engine_vm_create(const struct accel_vm_config *config, struct err *er
         return err_set(err, -EINVAL, "the software engine runs at most %zu vCPUs",
                        ARRAY_LEN(vm->vcpus));
     }
+    if (config->check && (config->vcpu_count != 1 || config->reference_only)) {
+        return err_set(err, -EINVAL, "lock step compares the translator of one vCPU; use one vCPU");
+    }
     if (vm == NULL) {
         return err_set(err, -ENOMEM, "not enough memory for the virtual machine");
     }
@@ -164,6 +168,7 @@ static int vcpu_init(struct engine_vcpu *v, struct engine_vm *vm, unsigned index
 
 static void vcpu_done(struct engine_vcpu *v)
 {
+    check_destroy(v->check);
     hostexec_destroy(v->hostexec);
     free(v->icache);
 }
@@ -187,6 +192,10 @@ static int engine_vcpu_create(struct accel_vm *accel_vm, unsigned index, const s
     v->thread = pthread_self();
     if (r == 0 && vm->translator != NULL) {
         r = translate_vcpu_init(v, err);
+    }
+    if (r == 0 && vm->check) {
+        v->check = check_create();
+        r = v->check == NULL ? err_set(err, -ENOMEM, "not enough memory for lock step") : 0;
     }
     if (r != 0) {
         vcpu_done(v);
@@ -317,6 +326,22 @@ static bool is_mid_event(const struct engine_vcpu *v)
            e->mov_ss_shadow || v->io.done != 0;
 }
 
+/* With the translator: in lock step with the interpreter when asked for. */
+static int run_next(struct engine_vcpu *v)
+{
+    if (v->check != NULL) {
+        return check_step(v);
+    }
+    switch (translate_run(v)) {
+    case TRANSLATE_INTERP:
+        return 1;
+    case TRANSLATE_EXIT:
+        return ENGINE_EXIT;
+    default:
+        return 0;
+    }
+}
+
 static int run_translated(struct engine_vcpu *v)
 {
     int r = 0;
@@ -326,12 +351,8 @@ static int run_translated(struct engine_vcpu *v)
         if (r != 0) {
             return r;
         }
-        enum translate_result result = is_mid_event(v) ? TRANSLATE_INTERP : translate_run(v);
-
-        if (result == TRANSLATE_EXIT) {
-            return ENGINE_EXIT;
-        }
-        if (result == TRANSLATE_INTERP) {
+        r = is_mid_event(v) ? 1 : run_next(v);
+        if (r == 1) {
             r = interp_step(v);
             if (unlikely(v->debug.single_step) && r == 0) {
                 return debug_exit(v, 0x4000);

@@ -21,6 +21,7 @@
 #include <stdint.h>
 
 struct engine_vm;
+struct engine_check;
 struct hostexec;
 struct translator;      /* per VM: code cache, blocks by physical page (code_cache.h) */
 struct interp_cache;    /* interp.c */
@@ -87,6 +88,7 @@ struct engine_vcpu {
     bool leave;               /* the instruction in hand is done, and *exit was filled by it */
     uint64_t next_rip;        /* where the instruction in hand ends; branches change it */
     struct interp_cache *icache; /* decoded instructions */
+    struct engine_check *check;  /* lock step of translator and interpreter, else NULL */
 };
 
 /* One piece of RAM, so that the page walk needs no call out of the engine. */
@@ -121,6 +123,11 @@ struct engine_vm {
 int interp_step(struct engine_vcpu *v) MUST_CHECK;
 
 struct interp_cache *interp_cache_create(void); /* freed with free(); NULL: no memory */
+
+/* Executes the instruction at st.rip when may_run agrees, without delivering what it raises:
+ * 0, with a copy of it in ret_insn; ENGINE_FAULT or ENGINE_EXIT when it was not completed. */
+int interp_try(struct engine_vcpu *v, bool (*may_run)(const struct insn *insn),
+               struct insn *ret_insn) MUST_CHECK;
 
 /* The machine answered (or has done) the access of exit: the log gets it. */
 void interp_io_answer(struct engine_vcpu *v, const struct vmexit *exit);

@@ -427,6 +427,21 @@ static int execute(struct engine_vcpu *v, const struct icache_entry *entry)
     return r;
 }
 
+int interp_try(struct engine_vcpu *v, bool (*may_run)(const struct insn *insn),
+               struct insn *ret_insn)
+{
+    struct icache_entry *entry = NULL;
+    int r;
+
+    v->pending_dr6 = 0;
+    r = fetch_decode(v, &entry);
+    if (r != 0) {
+        return r;
+    }
+    *ret_insn = entry->insn;
+    return may_run(&entry->insn) ? execute(v, entry) : ENGINE_EXIT;
+}
+
 int interp_step(struct engine_vcpu *v)
 {
     struct icache_entry *entry = NULL;

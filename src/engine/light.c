@@ -276,8 +276,12 @@ uint64_t light_exit(void *vcpu)
     const struct unit_exit *exit;
 
     v->hot.stat_exits++;
-    if (v->hot.exit == 0) {
+    if (v->hot.exit == 0 && v->check == NULL) {
         return dispatch(v);
+    }
+    if (v->hot.exit == 0) {
+        v->hot.leave = LEAVE_LOOKUP; /* lock step looks at each unit */
+        return 0;
     }
     exit = &v->vm->translator->exits[v->hot.exit];
     if (exit->kind == EXIT_HELPER) {

@@ -2,6 +2,7 @@
  * Linear-address accesses of the interpreter: RAM through the software TLB,
  * devices as exits with replay.
  */
+#include "engine/check.h"
 #include "engine/engine_int.h"
 #include "engine/mmu.h"
 
@@ -53,6 +54,14 @@ static void watch(struct engine_vcpu *v, uint64_t va, unsigned len, bool is_writ
     }
 }
 
+/* For lock step, which undoes what the interpreter wrote. */
+static void note_write(struct engine_vcpu *v, uint8_t *host, unsigned len)
+{
+    if (unlikely(v->check != NULL) && host != NULL) {
+        check_note_write(v->check, host, len);
+    }
+}
+
 static unsigned page_left(uint64_t va)
 {
     return GMEM_PAGE_BYTES - ((unsigned)va & (GMEM_PAGE_BYTES - 1));
@@ -92,6 +101,7 @@ int mmu_rmw_begin(struct engine_vcpu *v, uint64_t va, unsigned len, enum mmu_mod
 
     if (likely((va ^ entry->tag) <= GMEM_PAGE_BYTES - len)) {
         *ret_host = (uint8_t *)(uintptr_t)(va + entry->addend);
+        note_write(v, *ret_host, len);
         return 0;
     }
     if (len > page_left(va)) {
@@ -106,6 +116,7 @@ int mmu_rmw_begin(struct engine_vcpu *v, uint64_t va, unsigned len, enum mmu_mod
             watch(v, va, len, true);
         }
         *ret_host = page.host;
+        note_write(v, page.host, len);
     }
     return r;
 }
@@ -223,6 +234,7 @@ static int write_piece(struct engine_vcpu *v, uint64_t va, const void *buf, unsi
         memcpy(copy, buf, len);
         return mmio_access(v, page->gpa, copy, len, true);
     }
+    note_write(v, page->host, len);
     copy_bytes(page->host, buf, len);
     mmu_rmw_end(v, page->host, len);
     return 0;
@@ -238,6 +250,7 @@ int mmu_write(struct engine_vcpu *v, uint64_t va, const void *buf, unsigned len,
     if (likely((va ^ entry->tag) <= GMEM_PAGE_BYTES - len)) {
         uint8_t *host = (uint8_t *)(uintptr_t)(va + entry->addend);
 
+        note_write(v, host, len);
         copy_bytes(host, buf, len);
         mmu_rmw_end(v, host, len);
         return 0;

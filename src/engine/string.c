@@ -11,10 +11,10 @@
 #define RUN_MAX 4096u
 
 struct string_ctx {
-    unsigned bytes;      /* of an element */
+    unsigned bytes; /* of an element */
     unsigned addr_bytes;
     bool rep;
-    uint64_t count;      /* elements still to do, at least 1 */
+    uint64_t count; /* elements still to do, at least 1 */
     int64_t step;
     enum mmu_mode mode;
 };
@@ -27,8 +27,7 @@ static uint64_t reg_address(const struct engine_vcpu *v, const struct string_ctx
 static void advance(struct engine_vcpu *v, const struct insn *in, const struct string_ctx *c,
                     unsigned reg, uint64_t elements)
 {
-    interp_set_reg(v, in, reg, c->addr_bytes,
-                   v->st.gpr[reg] + (uint64_t)c->step * elements);
+    interp_set_reg(v, in, reg, c->addr_bytes, v->st.gpr[reg] + (uint64_t)c->step * elements);
 }
 
 /* Elements from va in the direction of DF that stay within its page. */
@@ -48,8 +47,8 @@ static uint64_t run_length(const struct string_ctx *c, uint64_t va)
 }
 
 /* How many elements may be done as one run at ea of seg; checks the segment for them all. */
-static int run_linear(struct engine_vcpu *v, const struct string_ctx *c, unsigned seg,
-                      uint64_t ea, enum mmu_access access, uint64_t *run, uint64_t *ret_va)
+static int run_linear(struct engine_vcpu *v, const struct string_ctx *c, unsigned seg, uint64_t ea,
+                      enum mmu_access access, uint64_t *run, uint64_t *ret_va)
 {
     int r = interp_linear(v, seg, ea, c->bytes, access, ret_va);
     uint64_t fit;
@@ -139,10 +138,21 @@ static void host_stos(const struct string_ctx *c, uint8_t *dst, uint64_t value, 
     }
 }
 
-/* The lowest address of n elements that start at host and go in the direction of DF. */
-static const uint8_t *run_start(const struct string_ctx *c, const uint8_t *host, uint64_t n)
+/* Bytes that a run of n elements reaches below its first one. */
+static uint64_t run_back(const struct string_ctx *c, uint64_t n)
 {
-    return c->step > 0 ? host : host - (n - 1) * c->bytes;
+    return c->step > 0 ? 0 : (n - 1) * c->bytes;
+}
+
+/* The host address of the first element of a run to be written at va, within one page. */
+static int write_begin(struct engine_vcpu *v, const struct string_ctx *c, uint64_t va, uint64_t run,
+                       uint8_t **ret_host)
+{
+    uint8_t *host = NULL;
+    int r = mmu_rmw_begin(v, va - run_back(c, run), (unsigned)(run * c->bytes), c->mode, &host);
+
+    *ret_host = host == NULL ? NULL : host + run_back(c, run);
+    return r;
 }
 
 static int op_movs(struct engine_vcpu *v, const struct insn *in, struct string_ctx *c)
@@ -167,14 +177,14 @@ static int op_movs(struct engine_vcpu *v, const struct insn *in, struct string_c
         r = run_linear(v, c, X86_ES, reg_address(v, c, X86_RDI), MMU_WRITE, &run, &dst);
     }
     if (r == 0) {
-        r = mmu_rmw_begin(v, dst, c->bytes, c->mode, &to);
+        r = write_begin(v, c, dst, run, &to);
     }
     if (r != 0) {
         return r;
     }
     if (from != NULL && to != NULL && !v->data_breakpoints) {
         host_movs(c, to, from, run);
-        mmu_rmw_end(v, run_start(c, to, run), (unsigned)(run * c->bytes));
+        mmu_rmw_end(v, to - run_back(c, run), (unsigned)(run * c->bytes));
     } else {
         run = 1;
         r = mmu_read(v, src, &value, c->bytes, c->mode);
@@ -198,14 +208,14 @@ static int op_stos(struct engine_vcpu *v, const struct insn *in, struct string_c
     int r = run_linear(v, c, X86_ES, reg_address(v, c, X86_RDI), MMU_WRITE, &run, &dst);
 
     if (r == 0) {
-        r = mmu_rmw_begin(v, dst, c->bytes, c->mode, &to);
+        r = write_begin(v, c, dst, run, &to);
     }
     if (r != 0) {
         return r;
     }
     if (to != NULL && !v->data_breakpoints) {
         host_stos(c, to, v->st.gpr[X86_RAX], run);
-        mmu_rmw_end(v, run_start(c, to, run), (unsigned)(run * c->bytes));
+        mmu_rmw_end(v, to - run_back(c, run), (unsigned)(run * c->bytes));
     } else {
         run = 1;
         r = mmu_write(v, dst, &v->st.gpr[X86_RAX], c->bytes, c->mode);

@@ -205,7 +205,9 @@ static struct unit *find_and_link(struct engine_vcpu *v, unsigned mode)
 /* Runs from the unit's entry until translated code leaves. */
 static void enter(struct engine_vcpu *v, const struct unit *unit)
 {
-    light_remember(v, unit);
+    if (v->check == NULL) {
+        light_remember(v, unit);
+    }
     light_take_flags(v);
     v->hot.page = v->st.rip & ~PAGE_MASK;
     v->hot.resume = code_rx(v->vm->translator, unit->entry);
@@ -293,6 +295,23 @@ enum translate_result translate_run(struct engine_vcpu *v)
             break;
         }
     }
+}
+
+bool translate_can_run(const struct engine_vcpu *v)
+{
+    return light_unit_mode(v) >= 0;
+}
+
+enum translate_result translate_run_one(struct engine_vcpu *v)
+{
+    int mode = light_unit_mode(v);
+    bool fetched;
+
+    if (mode < 0 || !run_unit(v, (unsigned)mode, false, &fetched)) {
+        return TRANSLATE_INTERP;
+    }
+    return v->hot.leave == LEAVE_INTERP || v->hot.leave == LEAVE_ACCESS ? TRANSLATE_INTERP
+                                                                        : TRANSLATE_KICKED;
 }
 
 void translate_invalidate(struct engine_vm *vm, gpa_t start, uint64_t len)

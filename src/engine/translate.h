@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "cpu/vcpu.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct engine_vcpu;
@@ -34,6 +35,11 @@ enum translate_result {
 
 /* Runs guest code from st.rip; nothing is pending in st.events. The vCPU's thread. */
 enum translate_result translate_run(struct engine_vcpu *v);
+
+/* For lock step: can translated code run at the current state? */
+bool translate_can_run(const struct engine_vcpu *v);
+/* Runs one unit without going on to the next; TRANSLATE_INTERP also when there is none. */
+enum translate_result translate_run_one(struct engine_vcpu *v);
 
 /* Waits until no vCPU but v runs an instruction that it had begun before. Engine lock held. */
 void translate_sync_vcpu(struct engine_vcpu *other);
