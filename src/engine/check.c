@@ -187,7 +187,7 @@ static bool is_untellable(const struct insn *in)
 }
 
 /* The interpreter's way, up to what cannot be done twice. */
-static void record(struct engine_vcpu *v)
+static void record(struct engine_vcpu *v, unsigned limit)
 {
     struct engine_check *c = v->check;
 
@@ -199,7 +199,7 @@ static void record(struct engine_vcpu *v)
     c->captured = 0;
     c->bytes_used = 0;
     take_point(c, &v->st, &c->points[0], true, 0);
-    while (c->steps < STEPS_MAX && !c->overflow) {
+    while (c->steps < limit && !c->overflow) {
         unsigned writes = c->write_count;
 
         c->insn_rip[c->steps] = v->st.rip;
@@ -409,11 +409,13 @@ int check_step(struct engine_vcpu *v)
     struct engine_check *c = v->check;
     struct vmexit exit = *v->exit;
 
-    if (!translate_can_run(v)) {
+    unsigned limit = translate_unit_length(v);
+
+    if (limit == 0) {
         return 1;
     }
     c->start = v->st;
-    record(v);
+    record(v, limit < STEPS_MAX ? limit : STEPS_MAX);
     undo(v);
     *v->exit = exit;
     if (c->overflow || c->stopped_untellable || c->steps == 0) {

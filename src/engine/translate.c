@@ -297,9 +297,12 @@ enum translate_result translate_run(struct engine_vcpu *v)
     }
 }
 
-bool translate_can_run(const struct engine_vcpu *v)
+unsigned translate_unit_length(struct engine_vcpu *v)
 {
-    return light_unit_mode(v) >= 0;
+    int mode = light_unit_mode(v);
+    const struct unit *unit = mode < 0 ? NULL : find_or_translate(v, (unsigned)mode);
+
+    return unit == NULL ? 0 : unit->insn_count;
 }
 
 enum translate_result translate_run_one(struct engine_vcpu *v)

@@ -13,7 +13,6 @@
 #include "base/error.h"
 #include "cpu/vcpu.h"
 
-#include <stdbool.h>
 #include <stdint.h>
 
 struct engine_vcpu;
@@ -36,8 +35,9 @@ enum translate_result {
 /* Runs guest code from st.rip; nothing is pending in st.events. The vCPU's thread. */
 enum translate_result translate_run(struct engine_vcpu *v);
 
-/* For lock step: can translated code run at the current state? */
-bool translate_can_run(const struct engine_vcpu *v);
+/* For lock step: makes the unit for st.rip and returns how many instructions it has at most; 0
+ * when translated code cannot run at the current state. */
+unsigned translate_unit_length(struct engine_vcpu *v);
 /* Runs one unit without going on to the next; TRANSLATE_INTERP also when there is none. */
 enum translate_result translate_run_one(struct engine_vcpu *v);
 
