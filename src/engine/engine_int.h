@@ -23,8 +23,8 @@
 struct engine_vm;
 struct engine_check;
 struct hostexec;
-struct translator;      /* per VM: code cache, blocks by physical page (code_cache.h) */
-struct interp_cache;    /* interp.c */
+struct translator;   /* per VM: code cache, blocks by physical page (code_cache.h) */
+struct interp_cache; /* interp.c */
 
 /* The exception that the current instruction raises. */
 struct engine_fault {
@@ -52,7 +52,7 @@ struct engine_io_log {
 struct engine_vcpu {
     struct accel_vcpu base; /* first: ops, vm, index */
     struct engine_vm *vm;
-    _Atomic uint32_t kick;      /* leave run() soon, or look for interrupts */
+    _Atomic uint32_t kick; /* leave run() soon, or look for interrupts */
 
     struct vcpu_state st ALIGNED(64);
     struct mmu_tlb tlb[MMU_MODE_COUNT];
@@ -60,12 +60,12 @@ struct engine_vcpu {
 
     const struct vcpu_env *env;
     struct engine_fault fault;
-    struct vmexit *exit; /* of the run() in progress */
+    struct vmexit *exit;  /* of the run() in progress */
     bool exit_unanswered; /* a read or write exit was returned; io.data[io.done] waits */
     struct engine_io_log io;
     struct hostexec *hostexec;
     struct accel_debug debug;
-    pthread_t thread; /* that created it and runs it */
+    pthread_t thread;          /* that created it and runs it */
     uint64_t stat_interpreted; /* instructions */
     uint64_t stat_exits;
     uint64_t stat_exceptions;
@@ -79,14 +79,14 @@ struct engine_vcpu {
     void (*flush_hook)(struct engine_vcpu *v, enum mmu_flush what, uint64_t va);
     struct mmu_tlb_index tlb_index[MMU_MODE_COUNT];
     struct mmu_fetch_entry fetch[MMU_FETCH_SETS];
-    uint64_t paging_reserved; /* bits of a paging entry at and above MAXPHYADDR, below 52 */
-    bool vendor_amd;          /* CPUID says so: SYSCALL outside 64-bit mode exists */
-    bool intr_check;          /* env->intr may have something: ask when the guest can take it */
-    bool data_breakpoints;    /* DR7 enables at least one data breakpoint */
-    uint64_t pending_dr6;     /* data breakpoints that the instruction in hand has met */
-    struct vmexit last_exit;  /* as run() returned it */
-    bool leave;               /* the instruction in hand is done, and *exit was filled by it */
-    uint64_t next_rip;        /* where the instruction in hand ends; branches change it */
+    uint64_t paging_reserved;    /* bits of a paging entry at and above MAXPHYADDR, below 52 */
+    bool vendor_amd;             /* CPUID says so: SYSCALL outside 64-bit mode exists */
+    bool intr_check;             /* env->intr may have something: ask when the guest can take it */
+    bool data_breakpoints;       /* DR7 enables at least one data breakpoint */
+    uint64_t pending_dr6;        /* data breakpoints that the instruction in hand has met */
+    struct vmexit last_exit;     /* as run() returned it */
+    bool leave;                  /* the instruction in hand is done, and *exit was filled by it */
+    uint64_t next_rip;           /* where the instruction in hand ends; branches change it */
     struct interp_cache *icache; /* decoded instructions */
     struct engine_check *check;  /* lock step of translator and interpreter, else NULL */
 };
@@ -104,7 +104,7 @@ struct engine_vm {
     struct gmem *gmem;
     bool reference_only;
     bool check;
-    struct mutex lock; /* LOCK_RANK_ENGINE: translator tables, code page marks */
+    struct mutex lock;      /* LOCK_RANK_ENGINE: translator tables, code page marks */
     atomic_flag split_lock; /* held while a LOCKed operand across a page is worked on */
     struct translator *translator;
     struct engine_ram ram[GMEM_MAX_REGIONS];

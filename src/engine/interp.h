@@ -69,21 +69,21 @@ int interp_linear(struct engine_vcpu *v, unsigned seg, uint64_t ea, unsigned len
                   enum mmu_access access, uint64_t *ret_va) MUST_CHECK;
 
 /* Through a segment, with the rights of the current level. At most 4096 bytes. */
-int interp_read(struct engine_vcpu *v, unsigned seg, uint64_t ea, void *buf,
-                unsigned len) MUST_CHECK;
-int interp_write(struct engine_vcpu *v, unsigned seg, uint64_t ea, const void *buf,
-                 unsigned len) MUST_CHECK;
+int interp_read(struct engine_vcpu *v, unsigned seg, uint64_t ea, void *buf, unsigned len)
+    MUST_CHECK;
+int interp_write(struct engine_vcpu *v, unsigned seg, uint64_t ea, const void *buf, unsigned len)
+    MUST_CHECK;
 /* The same for an integer of 1 to 8 bytes, zero-extended. */
 int interp_load(struct engine_vcpu *v, unsigned seg, uint64_t ea, unsigned bytes,
                 uint64_t *ret_value) MUST_CHECK;
-int interp_store(struct engine_vcpu *v, unsigned seg, uint64_t ea, unsigned bytes,
-                 uint64_t value) MUST_CHECK;
+int interp_store(struct engine_vcpu *v, unsigned seg, uint64_t ea, unsigned bytes, uint64_t value)
+    MUST_CHECK;
 
 /* The r/m operand, register or memory. */
 int interp_load_rm(struct engine_vcpu *v, const struct insn *in, unsigned bytes,
                    uint64_t *ret_value) MUST_CHECK;
-int interp_store_rm(struct engine_vcpu *v, const struct insn *in, unsigned bytes,
-                    uint64_t value) MUST_CHECK;
+int interp_store_rm(struct engine_vcpu *v, const struct insn *in, unsigned bytes, uint64_t value)
+    MUST_CHECK;
 
 /*
  * A stack in motion: pushes and pops go against a copy of RSP, which becomes
@@ -102,8 +102,8 @@ struct interp_stack {
 };
 
 void interp_stack_init(const struct engine_vcpu *v, struct interp_stack *ret_stack);
-int interp_push(struct engine_vcpu *v, struct interp_stack *stack, unsigned bytes,
-                uint64_t value) MUST_CHECK;
+int interp_push(struct engine_vcpu *v, struct interp_stack *stack, unsigned bytes, uint64_t value)
+    MUST_CHECK;
 int interp_pop(struct engine_vcpu *v, struct interp_stack *stack, unsigned bytes,
                uint64_t *ret_value) MUST_CHECK;
 void interp_stack_commit(struct engine_vcpu *v, const struct interp_stack *stack);
@@ -133,8 +133,8 @@ struct segment_descriptor {
     unsigned dpl;
     uint16_t gate_selector; /* gates */
     uint64_t gate_offset;
-    unsigned gate_count;    /* parameters of a call gate */
-    uint64_t address;       /* linear, of the descriptor itself */
+    unsigned gate_count; /* parameters of a call gate */
+    uint64_t address;    /* linear, of the descriptor itself */
 };
 
 /* Reads the descriptor that selector names: error vector with (selector & ~3) | ext. */
@@ -150,8 +150,8 @@ void segment_load_real(struct engine_vcpu *v, unsigned seg, uint16_t selector);
 void segment_set_cs(struct engine_vcpu *v, const struct segment_descriptor *desc, unsigned cpl);
 /* SS checks for a stack of level cpl: vector #TS, #SS for not present, #GP on far return. */
 int segment_check_stack(struct engine_vcpu *v, uint16_t selector, unsigned cpl,
-                        enum x86_vector vector, unsigned ext,
-                        struct segment_descriptor *ret_desc) MUST_CHECK;
+                        enum x86_vector vector, unsigned ext, struct segment_descriptor *ret_desc)
+    MUST_CHECK;
 /* SS as a null selector of level cpl, as 64-bit mode has it. */
 void segment_set_null_ss(struct engine_vcpu *v, unsigned cpl);
 /* What a less privileged level may not keep (SDM 2A RET). */
@@ -180,14 +180,12 @@ int far_check_gate_code(struct engine_vcpu *v, uint16_t selector, unsigned ext, 
                         struct segment_descriptor *ret_desc, unsigned *ret_cpl) MUST_CHECK;
 /* The stack of an inner level, checked, and what SS becomes (null in IA-32e mode). */
 int far_inner_stack(struct engine_vcpu *v, unsigned cpl, unsigned ist, unsigned ext,
-                    struct interp_stack *ret_stack,
-                    struct segment_descriptor *ret_ss) MUST_CHECK;
-void far_commit_inner_stack(struct engine_vcpu *v, unsigned cpl,
-                            const struct interp_stack *stack,
+                    struct interp_stack *ret_stack, struct segment_descriptor *ret_ss) MUST_CHECK;
+void far_commit_inner_stack(struct engine_vcpu *v, unsigned cpl, const struct interp_stack *stack,
                             const struct segment_descriptor *ss);
 /* rip as execution address of the code segment cs: 0 or #GP(ext). */
-int far_check_rip(struct engine_vcpu *v, const struct x86_segment *cs, uint64_t rip,
-                  unsigned ext) MUST_CHECK;
+int far_check_rip(struct engine_vcpu *v, const struct x86_segment *cs, uint64_t rip, unsigned ext)
+    MUST_CHECK;
 
 /* Handlers by file. */
 int far_jump(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
@@ -200,7 +198,7 @@ int segment_op_pop(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
 int segment_op_load_far(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
 int segment_op_lldt(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
 int segment_op_ltr(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
-int segment_op_store(struct engine_vcpu *v, const struct insn *in) MUST_CHECK; /* SLDT, STR */
+int segment_op_store(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;  /* SLDT, STR */
 int segment_op_verify(struct engine_vcpu *v, const struct insn *in) MUST_CHECK; /* VERR, VERW */
 int segment_op_lar_lsl(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
 int segment_op_arpl(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;

@@ -274,8 +274,8 @@ static int op_enter(struct engine_vcpu *v, const struct insn *in)
     if (r != 0) {
         return r;
     }
-    stack.sp = (stack.sp & ~stack.mask) |
-               ((stack.sp - load_le16(&in->bytes[in->imm_off])) & stack.mask);
+    stack.sp =
+        (stack.sp & ~stack.mask) | ((stack.sp - load_le16(&in->bytes[in->imm_off])) & stack.mask);
     /* The new top must be writable (SDM 2A ENTER). */
     r = interp_linear(v, X86_SS, stack.sp & stack.mask, bytes, MMU_WRITE, &va);
     if (r == 0) {
@@ -540,15 +540,12 @@ static int op_bcd(struct engine_vcpu *v, const struct insn *in)
 }
 
 const interp_fn interp_basic_table[INSN_OP_COUNT] = {
-    [INSN_OP_NOP] = op_nop,         [INSN_OP_LEA] = op_lea,
-    [INSN_OP_BIT_MEM] = op_bit_mem, [INSN_OP_PUSH] = op_push,
-    [INSN_OP_POP] = op_pop,         [INSN_OP_PUSHA] = op_pusha,
-    [INSN_OP_POPA] = op_popa,       [INSN_OP_PUSHF] = op_pushf,
-    [INSN_OP_POPF] = op_popf,       [INSN_OP_ENTER] = op_enter,
-    [INSN_OP_LEAVE] = op_leave,     [INSN_OP_JCC] = op_jcc,
-    [INSN_OP_JCXZ] = op_jcxz,       [INSN_OP_LOOP] = op_loop,
-    [INSN_OP_JMP] = branch_relative, [INSN_OP_JMP_IND] = op_jmp_ind,
-    [INSN_OP_CALL] = op_call,       [INSN_OP_CALL_IND] = op_call_ind,
-    [INSN_OP_RET] = op_ret,         [INSN_OP_XLAT] = op_xlat,
-    [INSN_OP_BCD] = op_bcd,         [INSN_OP_UD] = op_ud,
+    [INSN_OP_NOP] = op_nop,         [INSN_OP_LEA] = op_lea,     [INSN_OP_BIT_MEM] = op_bit_mem,
+    [INSN_OP_PUSH] = op_push,       [INSN_OP_POP] = op_pop,     [INSN_OP_PUSHA] = op_pusha,
+    [INSN_OP_POPA] = op_popa,       [INSN_OP_PUSHF] = op_pushf, [INSN_OP_POPF] = op_popf,
+    [INSN_OP_ENTER] = op_enter,     [INSN_OP_LEAVE] = op_leave, [INSN_OP_JCC] = op_jcc,
+    [INSN_OP_JCXZ] = op_jcxz,       [INSN_OP_LOOP] = op_loop,   [INSN_OP_JMP] = branch_relative,
+    [INSN_OP_JMP_IND] = op_jmp_ind, [INSN_OP_CALL] = op_call,   [INSN_OP_CALL_IND] = op_call_ind,
+    [INSN_OP_RET] = op_ret,         [INSN_OP_XLAT] = op_xlat,   [INSN_OP_BCD] = op_bcd,
+    [INSN_OP_UD] = op_ud,
 };

@@ -255,7 +255,7 @@ uint64_t light_access(void *vcpu)
     if (mmu_fill(v, va, access, mode, &page) != 0) {
         struct engine_fault fault = v->fault;
 
-        if (!LIGHT_INTERP) {
+        if (!LIGHT_INTERP || v->check != NULL) {
             return 0;
         }
         light_undo_access(v);
@@ -286,6 +286,10 @@ uint64_t light_exit(void *vcpu)
     exit = &v->vm->translator->exits[v->hot.exit];
     if (exit->kind == EXIT_HELPER) {
         v->st.rip = v->hot.page + (uint64_t)(int64_t)exit->insn_offset;
+        if (v->check != NULL) {
+            v->hot.leave = LEAVE_INTERP;
+            return 0;
+        }
         light_give_flags(v);
         return go_on(v, interp_step(v));
     }

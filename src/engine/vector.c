@@ -97,8 +97,8 @@ int vector_op_maskmov(struct engine_vcpu *v, const struct insn *in)
         read_vector(v, in->reg & 15, data);
         read_vector(v, in->rm & 15, mask);
     }
-    r = masked_store(v, in->seg, v->st.gpr[X86_RDI] & ea_mask, ea_mask, data, mask,
-                     is_mmx ? 8 : 16, 1);
+    r = masked_store(v, in->seg, v->st.gpr[X86_RDI] & ea_mask, ea_mask, data, mask, is_mmx ? 8 : 16,
+                     1);
     if (r == 0 && is_mmx) {
         enter_mmx(v);
     }
@@ -147,8 +147,7 @@ int vector_op_gather(struct engine_vcpu *v, const struct insn *in)
     unsigned index_bytes = (in->opcode & 1) != 0 ? 8 : 4;
     unsigned bytes = (in->rex & 8) != 0 ? 8 : 4;
     unsigned count = (in->vex_l ? 32u : 16u) / (bytes > index_bytes ? bytes : index_bytes);
-    unsigned index_reg =
-        ((in->bytes[in->sib_off] >> 3) & 7u) | ((in->rex & 2) != 0 ? 8u : 0u);
+    unsigned index_reg = ((in->bytes[in->sib_off] >> 3) & 7u) | ((in->rex & 2) != 0 ? 8u : 0u);
     uint8_t result[YMM_BYTES];
     uint8_t mask[YMM_BYTES];
     uint8_t index[YMM_BYTES];

@@ -116,6 +116,7 @@ static inline void rig_tables(struct rig *rig)
     rig_poke(rig, RIG_GDT, gdt, sizeof(gdt));
     rig_poke64(rig, RIG_TSS + 4, RIG_STACK);
     rig_poke64(rig, RIG_TSS + 36, RIG_IST1);
+    rig_poke(rig, RIG_TSS + 102, "\x68\x00", 2); /* no I/O bitmap */
     for (unsigned vector = 0; vector < 64; vector++) {
         rig_gate(rig, vector, RIG_CS64, RIG_HANDLERS + vector * 4, 0x8e, 0);
         rig_poke(rig, RIG_HANDLERS + vector * 4, "\xf4", 1);
