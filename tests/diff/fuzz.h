@@ -24,6 +24,7 @@
 
 #define FUZZ_XSAVE_BYTES 832u /* x87, SSE, header, AVX */
 #define FUZZ_INT3 0xccu
+#define FUZZ_CODE_MAX 256u
 
 struct fuzz_state {
     uint8_t xsave[1024] ALIGNED(64);
@@ -36,7 +37,10 @@ struct fuzz_state {
 
 struct fuzz_case {
     struct fuzz_state before;
-    struct insn insn;
+    struct insn insn; /* in a block: the last one */
+    uint8_t code[FUZZ_CODE_MAX];
+    unsigned code_bytes;
+    bool is_block;
     uint64_t index;
     uint8_t patch[704]; /* contents of the zone at patch_offset */
     unsigned patch_offset;
@@ -99,6 +103,13 @@ struct fuzz_cell *fuzz_gen_cell(struct fuzz_gen *gen, unsigned index);
 /* Case number index of a seed; the cell it was made for in *ret_cell. */
 void fuzz_gen_case(struct fuzz_gen *gen, uint64_t seed, uint64_t index, struct fuzz_case *ret_case,
                    struct fuzz_cell **ret_cell);
+
+/* A straight run of instructions with short forward branches, for the translator. */
+void fuzz_block_case(struct fuzz_gen *gen, uint64_t seed, uint64_t index,
+                     struct fuzz_case *ret_case);
+/* For fuzz_block.c: some encoding of a random cell; set_registers of fuzz_gen.c. */
+void fuzz_gen_random_insn(struct fuzz_gen *gen, struct fuzz_rng *rng, struct insn *ret_insn);
+void fuzz_gen_registers(struct fuzz_rng *rng, struct fuzz_case *c);
 
 /* Where the memory operand lies. */
 uint64_t fuzz_linear_address(const struct fuzz_case *c);

@@ -495,7 +495,7 @@ static void patch_operand(struct fuzz_rng *rng, struct fuzz_case *c, uint64_t ta
     set_patch(c, target, contents, count);
 }
 
-static void set_registers(struct fuzz_rng *rng, struct fuzz_case *c)
+void fuzz_gen_registers(struct fuzz_rng *rng, struct fuzz_case *c)
 {
     const uint64_t mask = c->insn.mode == INSN_MODE_64 ? UINT64_MAX : 0xffffffffu;
 
@@ -697,7 +697,7 @@ void fuzz_gen_case(struct fuzz_gen *gen, uint64_t seed, uint64_t index, struct f
     (void)fuzz_random(&rng);
     choose_bytes(gen, cell, &rng, &c->insn);
     choose_rip(&rng, c);
-    set_registers(&rng, c);
+    fuzz_gen_registers(&rng, c);
     set_implicit(&rng, c);
     set_branch(&rng, c);
     if (c->insn.rm == INSN_REG_NONE && (c->insn.modrm_off != 0 || c->insn.mem_bytes != 0)) {
@@ -713,5 +713,13 @@ void fuzz_gen_case(struct fuzz_gen *gen, uint64_t seed, uint64_t index, struct f
     }
     c->is_nondeterministic = c->insn.op == INSN_OP_COPY && c->insn.map == 1 &&
                              c->insn.opcode == 0xc7 && c->insn.rm != INSN_REG_NONE;
+    c->is_block = false;
+    c->code_bytes = c->insn.len;
+    memcpy(c->code, c->insn.bytes, c->insn.len);
     *ret_cell = cell;
+}
+
+void fuzz_gen_random_insn(struct fuzz_gen *gen, struct fuzz_rng *rng, struct insn *ret_insn)
+{
+    choose_bytes(gen, &gen->cells[fuzz_below(rng, gen->count)], rng, ret_insn);
 }

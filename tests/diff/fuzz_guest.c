@@ -243,7 +243,7 @@ static void load_case(struct fuzz_guest *g, const struct fuzz_case *c, uint64_t 
     }
     memset(s->xsave, 0, sizeof(s->xsave));
     memcpy(s->xsave, c->before.xsave, sizeof(c->before.xsave));
-    must(gmem_write(g->gmem, gpa(GPA_CODE + offset), c->insn.bytes, len));
+    must(gmem_write(g->gmem, gpa(GPA_CODE + offset), c->code, len));
     must(gmem_write(g->gmem, gpa(GPA_DATA), fuzz_pristine, FUZZ_DATA_BYTES));
     must(gmem_write(g->gmem, gpa(GPA_DATA + c->patch_offset), c->patch, c->patch_bytes));
     must(engine_accel_ops.set_state(g->vcpu, s));
@@ -272,7 +272,7 @@ int fuzz_guest_run(struct fuzz_guest *g, const struct fuzz_case *c,
     struct fuzz_outcome *o = ret_outcome;
     const uint64_t offset = c->before.rip - FUZZ_CODE_BASE;
     const unsigned room = (unsigned)(FUZZ_CODE_BYTES - offset);
-    const unsigned len = c->insn.len < room ? c->insn.len : room;
+    const unsigned len = c->code_bytes < room ? c->code_bytes : room;
     struct vmexit exit = {.reason = VMEXIT_INTR};
     struct vcpu_state *s = &g->state;
 

@@ -148,12 +148,12 @@ void fuzz_native_run(const struct fuzz_case *c, struct fuzz_outcome *ret_outcome
 {
     const uint64_t offset = c->before.rip - FUZZ_CODE_BASE;
     const unsigned room = (unsigned)(FUZZ_CODE_BYTES - offset);
-    const unsigned len = c->insn.len < room ? c->insn.len : room;
-    uint8_t bytes[INSN_MAX_BYTES];
+    const unsigned len = c->code_bytes < room ? c->code_bytes : room;
+    uint8_t bytes[FUZZ_CODE_MAX];
     bool swapped;
 
-    memcpy(bytes, c->insn.bytes, sizeof(bytes));
-    swapped = swap_fs_for_gs(bytes, &c->insn);
+    memcpy(bytes, c->code, c->code_bytes);
+    swapped = !c->is_block && swap_fs_for_gs(bytes, &c->insn);
     memcpy(native.code + offset, bytes, len);
     memcpy(native.data, fuzz_pristine, FUZZ_DATA_BYTES);
     memcpy(native.data + c->patch_offset, c->patch, c->patch_bytes);

@@ -1,7 +1,8 @@
 /*
  * insn_fuzz --seed S [--start I] [--count N] [--engine reference|soft] [--mode 64|32]
- *           [--verbose] [--progress]
+ *           [--blocks] [--verbose] [--progress]
  *
+ * --blocks: runs of instructions instead of one at a time.
  * Exit status 1 when the engine and the host CPU disagree; every disagreement
  * is printed with the command that repeats it.
  */
@@ -20,6 +21,7 @@ struct options {
     uint64_t start;
     uint64_t count;
     bool is_reference;
+    bool has_blocks;
     bool is_verbose;
     bool has_progress;
     enum insn_mode mode;
@@ -46,9 +48,15 @@ static void print_case(const struct options *o, const struct fuzz_case *c)
 {
     char text[128];
 
-    printf("insn_fuzz --seed %llu --start %llu --count 1 --engine %s --mode %s --verbose\n",
-           (unsigned long long)o->seed, (unsigned long long)c->index,
-           o->is_reference ? "reference" : "soft", o->mode == INSN_MODE_64 ? "64" : "32");
+    printf("insn_fuzz%s --seed %llu --start %llu --count 1 --engine %s --mode %s --verbose\n",
+           c->is_block ? " --blocks" : "", (unsigned long long)o->seed,
+           (unsigned long long)c->index, o->is_reference ? "reference" : "soft",
+           o->mode == INSN_MODE_64 ? "64" : "32");
+    if (c->is_block) {
+        printf("  block at %#llx: ", (unsigned long long)c->before.rip);
+        print_bytes(c->code, c->code_bytes);
+        printf("\n");
+    }
     printf("  %s  at %#llx, mem %u bytes\n", insn_describe(&c->insn, text, sizeof(text)),
            (unsigned long long)c->before.rip, c->insn.mem_bytes);
     if (o->is_verbose) {
@@ -174,6 +182,12 @@ static bool compare(const struct options *o, const struct fuzz_case *c, struct f
     uint64_t flags = COMPARED_FLAGS;
     bool bad = false;
 
+    if (c->is_block && host->vector != X86_VEC_BP) {
+        /* Inside a block flags may be dead where it faults. */
+        return differ("vector", host->vector, engine->vector) |
+               differ("rip", host->after.rip, engine->after.rip) |
+               differ("cr2", host->cr2, engine->cr2);
+    }
     if (!o->is_reference) {
         memset(host->after.xsave + 6, 0, 18);
         if (host->vector != X86_VEC_BP) {
@@ -182,6 +196,10 @@ static bool compare(const struct options *o, const struct fuzz_case *c, struct f
         if (host->vector == X86_VEC_GP && engine->vector == X86_VEC_GP && is_branch_by_value(c)) {
             return false; /* a target that is not canonical: the fault may be the target's */
         }
+    }
+    if (c->is_block) {
+        memset(host->after.xsave + 6, 0, 18);
+        memset(engine->after.xsave + 6, 0, 18);
     }
     hide_x87_pointers(c, host);
     hide_x87_pointers(c, engine);
@@ -244,12 +262,16 @@ static void run_case(const struct options *o, struct fuzz_gen *gen, struct fuzz_
     static struct fuzz_case c;
     static struct fuzz_outcome host;
     static struct fuzz_outcome engine;
-    struct fuzz_cell *cell;
+    struct fuzz_cell *cell = NULL;
     int rc;
 
     memset(&host, 0, sizeof(host));
     memset(&engine, 0, sizeof(engine));
-    fuzz_gen_case(gen, o->seed, index, &c, &cell);
+    if (o->has_blocks) {
+        fuzz_block_case(gen, o->seed, index, &c);
+    } else {
+        fuzz_gen_case(gen, o->seed, index, &c, &cell);
+    }
     if (o->is_verbose) {
         print_case(o, &c);
         (void)fflush(stdout);
@@ -261,9 +283,9 @@ static void run_case(const struct options *o, struct fuzz_gen *gen, struct fuzz_
     }
     result->ran++;
     result->vectors[host.vector]++;
-    cell->tried++;
-    if (host.vector == X86_VEC_BP) {
-        cell->executed++;
+    if (cell != NULL) {
+        cell->tried++;
+        cell->executed += host.vector == X86_VEC_BP ? 1 : 0;
     }
     if (rc != 0) {
         printf("  engine left with exit reason %d\n", -rc);
@@ -358,7 +380,7 @@ static int run_all(const struct options *o)
             (void)fflush(stdout);
         }
     }
-    if (o->count >= 16ull * fuzz_gen_cell_count(gen)) {
+    if (!o->has_blocks && o->count >= 16ull * fuzz_gen_cell_count(gen)) {
         missing = check_coverage(gen, o);
     }
     printf("%llu cases, %u differences, %u forms never executed; ended without fault %llu, #GP "
@@ -379,10 +401,15 @@ static int run_all(const struct options *o)
 int main(int argc, char **argv)
 {
     static const struct option names[] = {
-        {"seed", required_argument, NULL, 's'},  {"start", required_argument, NULL, 'i'},
-        {"count", required_argument, NULL, 'c'}, {"engine", required_argument, NULL, 'e'},
-        {"mode", required_argument, NULL, 'm'},  {"verbose", no_argument, NULL, 'v'},
-        {"progress", no_argument, NULL, 'p'},    {NULL, 0, NULL, 0},
+        {"seed", required_argument, NULL, 's'},
+        {"start", required_argument, NULL, 'i'},
+        {"count", required_argument, NULL, 'c'},
+        {"engine", required_argument, NULL, 'e'},
+        {"blocks", no_argument, NULL, 'b'},
+        {"mode", required_argument, NULL, 'm'},
+        {"verbose", no_argument, NULL, 'v'},
+        {"progress", no_argument, NULL, 'p'},
+        {NULL, 0, NULL, 0},
     };
     struct options o = {.seed = 1, .count = 200000, .is_reference = true, .mode = INSN_MODE_64};
     int c;
@@ -403,6 +430,9 @@ int main(int argc, char **argv)
             break;
         case 'm':
             o.mode = strcmp(optarg, "32") == 0 ? INSN_MODE_32 : INSN_MODE_64;
+            break;
+        case 'b':
+            o.has_blocks = true;
             break;
         case 'v':
             o.is_verbose = true;

@@ -497,6 +497,9 @@ static void test_enumerated_encodings_agree_with_zydis(void **unused)
             uint8_t bytes[INSN_MAX_BYTES];
             unsigned n = 0;
 
+            if ((i + set) % 3 != 0 && set != 0) {
+                continue; /* a third of the modrm bytes for each prefix, all without */
+            }
             fill_random(bytes, sizeof(bytes), &seed);
             memcpy(bytes, prefix_sets[set] + 1, prefix_sets[set][0]);
             n += prefix_sets[set][0];
@@ -524,7 +527,7 @@ static void test_vex_encodings_agree_with_zydis(void **unused)
     (void)unused;
     assert_non_null(o);
     oracle_init(o);
-    for (unsigned i = 0; i < 3u << 20; i++) {
+    for (unsigned i = 0; i < 3u << 20; i += 3) {
         uint8_t bytes[INSN_MAX_BYTES];
 
         fill_random(bytes, sizeof(bytes), &seed);
@@ -559,7 +562,7 @@ static void test_random_bytes_agree_with_zydis(void **unused)
     (void)unused;
     assert_non_null(o);
     oracle_init(o);
-    for (unsigned i = 0; i < 3000000; i++) {
+    for (unsigned i = 0; i < 1000000; i++) {
         uint8_t bytes[INSN_MAX_BYTES];
 
         fill_random(bytes, sizeof(bytes), &seed);
