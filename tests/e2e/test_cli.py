@@ -1,0 +1,245 @@
+#!/usr/bin/python3
+"""The `corbel` command as an ordinary user types it: images, machines, consoles, and mistakes."""
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+
+from harness import BUILD, LIMIT_S, ORDINARY_UID, SOURCE, expect, guest, run_tests
+
+ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
+
+
+class User:
+    """An ordinary user with a home and a runtime directory, and corbel where that user can run it:
+    bin/ and share/corbel/images as make install lays them out."""
+
+    def __init__(self, place):
+        self.place = place
+        # Unix sockets take 107 characters, so the runtime directory must be near the root.
+        self.home = place.own(tempfile.mkdtemp(prefix="ce2e-", dir="/tmp"))
+        prefix = place.path / "prefix"
+        if not prefix.exists():
+            (prefix / "bin").mkdir(parents=True)
+            for name in ("corbel", "corbel-vmm"):
+                shutil.copy(BUILD / name, prefix / "bin" / name)
+            shutil.copytree(SOURCE / "images", prefix / "share/corbel/images")
+        self.corbel = prefix / "bin/corbel"
+        self.env = {"PATH": os.environ["PATH"], "HOME": self.home, "XDG_RUNTIME_DIR": self.home,
+                    "XDG_CACHE_HOME": os.path.join(self.home, "cache")}
+
+    def use_image(self, kind):
+        """Gives the user a copy of an image that the build directory has."""
+        source = guest(kind).dir
+        target = os.path.join(self.home, ".local/share/corbel/images", kind)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        subprocess.run(["cp", "-r", "--sparse=always", str(source), target], check=True)
+        for path in ("ssh_key", "console_password"):
+            if os.path.exists(os.path.join(target, path)):
+                os.chmod(os.path.join(target, path), 0o600)
+        if os.geteuid() == 0:
+            subprocess.run(["chown", "-R", str(ORDINARY_UID), self.home], check=True)
+
+    def start(self, *words, **more):
+        return subprocess.Popen(self.place.wrap([self.corbel, *words]), cwd=self.home, text=True,
+                                env={**self.env, **more}, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def run(self, *words, status=0, **more):
+        """Runs corbel, which must exit with the status: (standard output, standard error)."""
+        process = self.start(*words, **more)
+        try:
+            out, err = process.communicate(timeout=LIMIT_S)
+        finally:
+            process.kill()
+        expect(process.returncode == status,
+               f"corbel {' '.join(map(str, words))}: status {process.returncode}, not {status}\n"
+               f"{out[-3000:]}\n{err[-3000:]}")
+        return out, err
+
+    def images(self):
+        """Every name in the user's collection of images but the locks, hidden ones too."""
+        directory = os.path.join(self.home, ".local/share/corbel/images")
+        names = os.listdir(directory) if os.path.isdir(directory) else []
+        return sorted(name for name in names if not name.endswith(".lock"))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        for row in json.loads(self.run("list", "--json")[0]):
+            if row["state"] == "running":
+                self.run("stop", "--force", row["name"])
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+def explain_mistakes(place):
+    with User(place) as user:
+        user.run(status=2)
+        user.run("--help")
+        user.run("frobnicate", status=2)
+        user.run("image", status=2)
+        user.run("run", "--no-such-option", status=2)
+        user.run("run", "--cpus", "many", status=2)
+        user.run("ssh", "a", "b", status=2)
+        user.run("image", "build", "windows", status=2)
+        user.run("run", "../escape", status=2)
+        for words, text in ((("run", "nothing"), "image build"), (("ssh", "nothing"), "nothing"),
+                            (("stop",), "no instance runs"), (("image", "show", "nothing"), "build"),
+                            (("image", "remove", "nothing"), "nothing"),
+                            (("remove", "nothing"), "nothing")):
+            _, err = user.run(*words, status=3)
+            expect(text in err and len(err.splitlines()) == 1, f"{words}: {err}")
+        expect(json.loads(user.run("list", "--json")[0]) == [], "instances out of nowhere")
+        expect(json.loads(user.run("image", "list", "--json")[0]) == [], "images out of nowhere")
+
+
+def diagnose_host(place):
+    with User(place) as user:
+        rows = {row["name"]: row for row in json.loads(user.run("doctor", "--json")[0])}
+        expect(rows["corbel-vmm"]["ok"] and rows["ssh"]["ok"], rows)
+        process = user.start("doctor", PATH="/nonexistent")
+        out, _ = process.communicate(timeout=LIMIT_S)
+        expect(process.returncode == 5, f"a missing ssh gives status {process.returncode}")
+        expect("sudo apt-get install openssh-client" in out, f"no mend in:\n{out}")
+
+
+def live_through_busybox(place):
+    with User(place) as user:
+        user.use_image("busybox")
+        out, _ = user.run("run", "busybox", "--engine", ENGINE, "--detach", "--wait")
+        expect("corbel-busybox: ready" in out, f"the console was not shown:\n{out}")
+        (row,) = json.loads(user.run("list", "--json")[0])
+        expect(row["state"] == "running" and row["name"] == "busybox", row)
+        _, err = user.run("run", "busybox", status=4)
+        expect("already" in err and str(row["pid"]) in err, err)
+        user.run("remove", "busybox", status=4)
+        user.run("run", "busybox", "--name", "second", "--engine", ENGINE, "--detach")
+        _, err = user.run("stop", status=2)
+        expect("2 instances" in err, err)
+        user.run("stop", "second")
+        user.run("stop")
+        rows = json.loads(user.run("list", "--json")[0])
+        expect([r["state"] for r in rows] == ["stopped", "stopped"], rows)
+        user.run("remove", "second")
+        user.run("remove", "busybox")
+        expect(json.loads(user.run("list", "--json")[0]) == [], "an instance is left")
+
+
+def leave_nothing_of_ephemeral(place):
+    with User(place) as user:
+        user.use_image("busybox")
+        out, _ = user.run("run", "busybox", "--ephemeral", "--engine", ENGINE, "--cmdline",
+                          "console=ttyS0 quiet corbel.run=uname_-a")
+        expect("Linux" in out and "corbel-busybox: exit 0" in out, f"no output:\n{out}")
+        expect(json.loads(user.run("list", "--json")[0]) == [], "the instance is still there")
+
+
+def report_monitor_failure(place):
+    with User(place) as user:
+        user.use_image("busybox")
+        _, err = user.run("run", "busybox", "--engine", ENGINE, "--memory", "100T", status=1)
+        expect("memory" in err, f"the monitor's own words are missing:\n{err}")
+        (row,) = json.loads(user.run("list", "--json")[0])
+        expect(row["state"] == "stopped", row)
+
+
+def survive_killed_monitor(place):
+    with User(place) as user:
+        user.use_image("busybox")
+        user.run("run", "busybox", "--engine", ENGINE, "--detach")
+        (row,) = json.loads(user.run("list", "--json")[0])
+        process = os.pidfd_open(row["pid"])
+        os.kill(row["pid"], signal.SIGKILL)
+        select.select([process], [], [], LIMIT_S)
+        os.close(process)
+        user.run("run", "busybox", "--engine", ENGINE, "--detach", "--wait")
+        user.run("stop", "--force", "busybox")
+
+
+def use_debian(place):
+    with User(place) as user:
+        user.use_image("debian")
+        user.run("run", "debian", "--engine", ENGINE, "--cpus", "2", "--detach")
+        out, _ = user.run("ssh", "--wait", "900", "debian", "--", "uname", "-n")
+        expect(out.strip() == "debian", out)
+        user.run("ssh", "--wait", "900", "--", "exit 7", status=7)
+        user.run("ssh", "--wait", "900", "--", "touch /root/kept && sync")
+        user.run("stop", "--wait", "900", "debian")
+        # The disk is kept, the image was not written to.
+        _, err = user.run("run", "debian", "--engine", ENGINE, "--detach")
+        expect("last run" in err, err)
+        user.run("ssh", "--wait", "900", "--", "test -e /root/kept")
+        user.run("stop", "--wait", "900", "debian")
+
+
+def keep_nothing_of_failed_build(place):
+    with User(place) as user:
+        # Packages cannot be read from here.
+        process = user.start("image", "build", "busybox", CORBEL_MIRROR="http://127.0.0.1:1/",
+                             CORBEL_SECURITY_MIRROR="http://127.0.0.1:1/")
+        out, err = process.communicate(timeout=LIMIT_S)
+        expect(process.returncode == 1 and "nothing was kept" in err,
+               f"status {process.returncode}\n{out}\n{err}")
+        expect(user.images() == [], f"left behind: {user.images()}")
+
+
+def keep_nothing_of_interrupted_build(place):
+    with User(place) as user:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            process = user.start("image", "build", "busybox")
+            lines = iter(process.stdout.readline, "")
+            next(line for line in lines if line.startswith("==>"))
+            expect(any(name.endswith(".making") for name in user.images()), user.images())
+            process.send_signal(number)
+            _, err = process.communicate(timeout=LIMIT_S)
+            expect(process.returncode == 1 and "stopped by signal" in err, err)
+            expect(user.images() == [], f"left behind: {user.images()}")
+        # Killed outright it cannot clean up; the builder ends with it, and the next build removes
+        # what is left.
+        process = user.start("image", "build", "busybox")
+        process.stdout.readline()
+        process.kill()
+        process.communicate(timeout=LIMIT_S)
+        user.run("image", "build", "busybox")
+        expect(user.images() == ["busybox"], user.images())
+
+
+def build_twice_at_once(place):
+    with User(place) as user:
+        results = []
+
+        def build():
+            process = user.start("image", "build", "busybox")
+            process.communicate(timeout=LIMIT_S)
+            results.append(process.returncode)
+
+        threads = [threading.Thread(target=build) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        expect(results == [0, 0], f"statuses {results}")
+        expect(user.images() == ["busybox"], user.images())
+
+
+TESTS = [
+    ("mistakes are explained in one sentence", explain_mistakes),
+    ("doctor names what is missing and the mend", diagnose_host),
+    ("busybox runs, is listed, stops and goes", live_through_busybox),
+    ("an ephemeral machine leaves nothing", leave_nothing_of_ephemeral),
+    ("the monitor's refusal is passed on", report_monitor_failure),
+    ("a killed monitor does not block its name", survive_killed_monitor),
+    ("debian answers ssh and keeps its disk", use_debian),
+    ("a failed image build leaves nothing", keep_nothing_of_failed_build),
+    ("an interrupted image build leaves nothing", keep_nothing_of_interrupted_build),
+    ("two builds of one image at once both succeed", build_twice_at_once),
+]
+
+if __name__ == "__main__":
+    run_tests(TESTS)
