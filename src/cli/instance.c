@@ -290,7 +290,7 @@ int instance_mark_ephemeral(const struct instance *instance, struct err *err)
 /* Under the lock of its name, because a start may be under way. */
 static void sweep_one(const struct cli *cli, const char *name)
 {
-    struct instance instance;
+    struct instance instance = {0};
     struct err ignored;
     char mark[PATH_MAX];
     CLEANUP_CLOSE int lock = -1;

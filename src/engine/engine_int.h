@@ -149,6 +149,6 @@ int engine_io(struct engine_vcpu *v, enum vmexit_reason reason, uint64_t address
               unsigned size_bytes, bool is_write, uint64_t *data) MUST_CHECK;
 
 /* code_cache.c: drops what was made from [gpa, gpa + len). Any thread. */
-void engine_invalidate_code(struct engine_vm *vm, gpa_t gpa, uint64_t len);
+void engine_invalidate_code(struct engine_vm *vm, gpa_t start, uint64_t len);
 
 #endif
