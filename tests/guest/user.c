@@ -168,14 +168,27 @@ static void try_user(const char *name, void *entry)
     show_caught(name);
 }
 
+static uint64_t kept;
+
+static void run_and_keep(void *entry)
+{
+    kept = run_user(entry, 0x402);
+}
+
+static void run32_and_keep(void *entry)
+{
+    kept = run_user32(entry);
+}
+
 static void system_calls(void)
 {
     wrmsr(0xc0000080, rdmsr(0xc0000080) | EFER_SCE);
     wrmsr(STAR, (uint64_t)0x23 << 48 | (uint64_t)KERNEL_CS << 32);
     wrmsr(LSTAR, (uintptr_t)syscall_entry);
     wrmsr(SFMASK, 0x600); /* IF and DF */
-    const uint64_t got = run_user(user_syscall, 0x402);
-    show("syscall result", got);
+    (void)catch_call(run_and_keep, user_syscall);
+    show_caught("syscall");
+    show("syscall result", kept);
     check("RCX is the return address", seen_rcx == (uintptr_t)user_syscall_after);
     show("R11 is RFLAGS", seen_r11 & 0x400);
     show("kernel CS", seen_cs);
@@ -197,8 +210,9 @@ static void fast_enter(void)
         return;
     }
     /* SYSEXIT takes CS from the MSR plus 32 and does not look into the table. */
-    const uint64_t got = run_user(user_sysenter, 2);
-    show("sysenter result", got);
+    kept = 0;
+    (void)catch_call(run_and_keep, user_sysenter);
+    show("sysenter result", kept);
 }
 
 int main(void)
@@ -238,7 +252,9 @@ int main(void)
     show_caught("unaligned with AC");
     system_calls();
     fast_enter();
-    show("32-bit", run_user32(user32));
+    kept = 0;
+    (void)catch_call(run32_and_keep, user32);
+    show("32-bit", kept);
     (void)catch_call(catch_user32, user32_into);
     show_caught("into");
     (void)catch_call(catch_user32, user32_bound);
