@@ -43,12 +43,16 @@ struct engine_check {
     bool recording;
     bool overflow;
     bool stopped_untellable;
+    bool stopped_in_access; /* the next instruction faulted or met a device */
     unsigned steps;
     unsigned write_count;
     uint64_t compared;
     unsigned captured; /* writes whose new bytes are taken */
     uint32_t bytes_used;
     struct check_point points[STEPS_MAX + 1];
+    uint16_t fpu_at[STEPS_MAX + 1]; /* index of the image in fpu[] */
+    unsigned fpu_count;
+    uint8_t fpu[STEPS_MAX + 2][COMPARED_FPU_BYTES]; /* the last one: what translated code left */
     uint64_t insn_rip[STEPS_MAX + 1];
     struct insn insns[STEPS_MAX];
     struct check_write writes[WRITES_MAX];
@@ -103,18 +107,21 @@ static void capture_writes(struct engine_check *c)
     }
 }
 
+/* The image of what is in use, with what is not compared as zero, as a new entry of fpu[]. */
 static uint64_t fpu_hash(struct engine_check *c, const struct vcpu_state *st)
 {
     uint64_t hash = 0xcbf29ce484222325ull;
 
     memcpy(c->other.xsave, st->xsave, COMPARED_FPU_BYTES);
     fpu_normalize(&c->other);
+    fpu_hide_pointers(&c->other);
     memset(&c->other.xsave[24], 0, 8);    /* MXCSR and its mask */
     memset(&c->other.xsave[416], 0, 160); /* unused, and the header */
     for (unsigned i = 0; i < COMPARED_FPU_BYTES; i += 8) {
         hash = (hash ^ load_le64(&c->other.xsave[i])) * 0x100000001b3ull;
         hash ^= hash >> 29;
     }
+    memcpy(c->fpu[c->fpu_count++], c->other.xsave, COMPARED_FPU_BYTES);
     return hash;
 }
 
@@ -192,20 +199,26 @@ static void record(struct engine_vcpu *v, unsigned limit)
     struct engine_check *c = v->check;
 
     c->recording = true;
+    c->fpu_count = 0;
     c->overflow = false;
     c->stopped_untellable = false;
+    c->stopped_in_access = false;
     c->steps = 0;
     c->write_count = 0;
     c->captured = 0;
     c->bytes_used = 0;
     take_point(c, &v->st, &c->points[0], true, 0);
+    c->fpu_at[0] = 0;
     while (c->steps < limit && !c->overflow) {
         unsigned writes = c->write_count;
 
         c->insn_rip[c->steps] = v->st.rip;
         memset(&c->insns[c->steps], 0, sizeof(c->insns[0]));
         c->insns[c->steps].op = INSN_OP_UD;
-        if (interp_try(v, is_repeatable, &c->insns[c->steps]) != 0) {
+        int r = interp_try(v, is_repeatable, &c->insns[c->steps]);
+
+        if (r != 0) {
+            c->stopped_in_access = r == ENGINE_FAULT || v->exit_unanswered;
             /* A page fault or a device in the middle: what it wrote is no state to compare. */
             c->stopped_untellable = is_untellable(&c->insns[c->steps]);
             capture_writes(c);
@@ -220,6 +233,7 @@ static void record(struct engine_vcpu *v, unsigned limit)
                    (c->insns[c->steps - 1].flags & (INSN_X87 | INSN_MMX | INSN_SSE | INSN_AVX)) !=
                        0,
                    c->points[c->steps - 1].fpu_hash);
+        c->fpu_at[c->steps] = (uint16_t)(c->fpu_count - 1);
     }
     c->recording = false;
 }
@@ -284,6 +298,21 @@ static void report_registers(const struct engine_check *c, const struct check_po
     }
 }
 
+/* Vector and x87 state differ: where in the XSAVE image. */
+static void report_fpu(const struct engine_check *c, unsigned point)
+{
+    const uint8_t *want = c->fpu[c->fpu_at[point]];
+    const uint8_t *have = c->fpu[c->fpu_count - 1];
+
+    for (unsigned i = 0; i < COMPARED_FPU_BYTES; i += 8) {
+        if (load_le64(want + i) != load_le64(have + i)) {
+            log_error("  xsave+%-4u reference 0x%016llx, translated 0x%016llx", i,
+                      (unsigned long long)load_le64(want + i),
+                      (unsigned long long)load_le64(have + i));
+        }
+    }
+}
+
 static void report_code(const struct engine_check *c, unsigned count)
 {
     for (unsigned i = 0; i < count && i < c->steps; i++) {
@@ -308,6 +337,9 @@ static uint64_t dead_flags(const struct engine_check *c, unsigned i)
     uint64_t live = 0;
     uint64_t dead = 0;
 
+    if (i == c->steps && c->stopped_in_access) {
+        return X86_FLAGS_ARITH; /* what follows, and might overwrite them, is not known */
+    }
     for (; i < c->steps + 1 && i < STEPS_MAX; i++) {
         live |= c->insns[i].flags_read & ~dead;
         dead |= c->insns[i].flags_written & ~live;
@@ -364,6 +396,7 @@ static int report(struct engine_vcpu *v, const struct check_point *have, unsigne
               (unsigned long long)c->start.rip);
     report_code(c, point + 1);
     report_registers(c, &c->points[point], have);
+    report_fpu(c, point);
     if (write != NULL) {
         uint64_t want = 0;
         uint64_t got = 0;

@@ -98,7 +98,8 @@ struct unit {
     uint16_t body_spilled;
     uint8_t mode;
     _Atomic bool dead;
-    uint16_t insn_count;
+    uint16_t trace_count; /* guest instructions */
+    uint16_t insn_count;  /* entries of insns */
     struct unit_insn *insns;
     struct unit_exit *incoming;
 };

@@ -302,7 +302,7 @@ unsigned translate_unit_length(struct engine_vcpu *v)
     int mode = light_unit_mode(v);
     const struct unit *unit = mode < 0 ? NULL : find_or_translate(v, (unsigned)mode);
 
-    return unit == NULL ? 0 : unit->insn_count;
+    return unit == NULL ? 0 : unit->trace_count;
 }
 
 enum translate_result translate_run_one(struct engine_vcpu *v)

@@ -35,8 +35,8 @@ enum translate_result {
 /* Runs guest code from st.rip; nothing is pending in st.events. The vCPU's thread. */
 enum translate_result translate_run(struct engine_vcpu *v);
 
-/* For lock step: makes the unit for st.rip and returns how many instructions it has at most; 0
- * when translated code cannot run at the current state. */
+/* For lock step: makes the unit for st.rip and returns how many instructions it has; 0 when
+ * translated code cannot run at the current state. */
 unsigned translate_unit_length(struct engine_vcpu *v);
 /* Runs one unit without going on to the next; TRANSLATE_INTERP also when there is none. */
 enum translate_result translate_run_one(struct engine_vcpu *v);

@@ -471,6 +471,7 @@ struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr
     mem_emit_cold(x);
     unit->code_end = code_offset(t, x->e.p);
     t->used_bytes = unit->code_end;
+    unit->trace_count = (uint16_t)trace->count;
     unit->insn_count = (uint16_t)x->mark_count;
     unit->insns = code_cache_alloc(t, x->mark_count * sizeof(*unit->insns));
     memcpy(unit->insns, x->marks, x->mark_count * sizeof(*unit->insns));
