@@ -449,7 +449,7 @@ int interp_step(struct engine_vcpu *v)
 
     if (unlikely(event_waits(v))) {
         r = deliver_event(v);
-        if (r == 0) {
+        if (entry != NULL) {
             interp_io_clear(v);
         } else {
             v->io.cursor = 0;
