@@ -167,9 +167,12 @@ void netdev_send(struct netdev *netdev, void *frame, size_t len, const struct ne
         count(&netdev->tx_dropped, 1);
         return;
     }
+    if (!netdev->ops->send(netdev, frame, len)) {
+        count(&netdev->tx_dropped, 1);
+        return;
+    }
     count(&netdev->tx_frames, 1);
     count(&netdev->tx_bytes, len);
-    netdev->ops->send(netdev, frame, len);
 }
 
 void netdev_send_done(struct netdev *netdev)

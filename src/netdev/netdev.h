@@ -49,7 +49,7 @@ struct netdev_card_ops {
 struct netdev_stats {
     uint64_t tx_frames, tx_bytes; /* from the card */
     uint64_t rx_frames, rx_bytes; /* to the card */
-    uint64_t tx_dropped;          /* malformed frames */
+    uint64_t tx_dropped;          /* malformed, or the network is overloaded */
     uint64_t rx_dropped;          /* no room for too long */
 };
 

@@ -12,8 +12,8 @@
 struct queued_frame;
 
 struct netdev_ops {
-    /* A valid frame from the card, its checksum complete; taken, or lost as on a wire. */
-    void (*send)(struct netdev *netdev, const void *frame, size_t len);
+    /* A valid frame from the card, its checksum complete; false when it is dropped. */
+    bool (*send)(struct netdev *netdev, const void *frame, size_t len);
     void (*send_done)(struct netdev *netdev);
     /* The card takes frames again: nothing waits any more. */
     void (*resume)(struct netdev *netdev);

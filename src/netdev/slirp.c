@@ -17,6 +17,7 @@
 #include <netinet/in.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 /*
@@ -26,6 +27,8 @@
  */
 #define USER_MTU 16384u
 #define MAX_FDS 65536u
+/* Descriptors that the guest's connections leave to everything else in this process. */
+#define SPARE_FDS 128u
 #define EVENT_BATCH 64
 
 #define NETWORK 0x0a000200u /* 10.0.2.0 */
@@ -33,6 +36,14 @@
 #define HOST_ADDRESS 0x0a000202u
 #define DNS_ADDRESS 0x0a000203u
 #define GUEST_ADDRESS 0x0a00020fu
+
+#define ETHERTYPE_OFFSET 12u
+#define IP_OFFSET 14u
+#define IP_HEADER_BYTES 20u
+#define IP_PROTOCOL 9u
+#define TCP_FLAGS 13u
+#define TCP_SYN 0x02u
+#define TCP_ACK 0x10u
 
 /* One descriptor of libslirp's, found by its number. */
 struct watch {
@@ -51,6 +62,8 @@ struct user_net {
     size_t watch_count;
     unsigned round;
     int newest_fd; /* the last one that came into the set */
+    int fd_limit;  /* from this number on, the guest gets no new connections */
+    bool is_full;
     unsigned forward_count;
     uint16_t forward_ports[NETDEV_MAX_FORWARDS];
 };
@@ -225,6 +238,7 @@ static int add_poll(int fd, int slirp_events, void *opaque)
     if (fd < 0 || events == 0 || !grow_watches(user, fd)) {
         return -1;
     }
+    user->is_full |= fd >= user->fd_limit;
     watch = &user->watches[fd];
     watch->seen = user->round;
     if (watch->events == events) {
@@ -257,6 +271,7 @@ static void update_watches(struct user_net *user)
     uint32_t timeout_ms = UINT32_MAX;
 
     user->round++;
+    user->is_full = false;
     slirp_pollfds_fill(user->slirp, &timeout_ms, add_poll, user);
     for (size_t fd = 0; fd < user->watch_count; fd++) {
         if (user->watches[fd].events != 0 && user->watches[fd].seen != user->round) {
@@ -308,9 +323,32 @@ static void on_timer(void *opaque)
     run_slirp(opaque, NULL, 0);
 }
 
-static void user_send(struct netdev *netdev, const void *frame, size_t len)
+/* libslirp makes a socket for it: any IPv4 packet but those of a TCP connection under way. */
+static bool may_open_socket(const uint8_t *frame, size_t len)
 {
-    slirp_input(to_user(netdev)->slirp, frame, (int)len);
+    size_t ip_header;
+
+    if (len < IP_OFFSET + IP_HEADER_BYTES || frame[ETHERTYPE_OFFSET] != 0x08 ||
+        frame[ETHERTYPE_OFFSET + 1] != 0x00) {
+        return false;
+    }
+    ip_header = (frame[IP_OFFSET] & 0xfu) * 4u;
+    if (frame[IP_OFFSET + IP_PROTOCOL] != IPPROTO_TCP ||
+        len < IP_OFFSET + ip_header + TCP_FLAGS + 1) {
+        return true;
+    }
+    return (frame[IP_OFFSET + ip_header + TCP_FLAGS] & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+static bool user_send(struct netdev *netdev, const void *frame, size_t len)
+{
+    struct user_net *user = to_user(netdev);
+
+    if (user->is_full && may_open_socket(frame, len)) {
+        return false;
+    }
+    slirp_input(user->slirp, frame, (int)len);
+    return true;
 }
 
 static void user_send_done(struct netdev *netdev)
@@ -407,6 +445,19 @@ static int add_forward(struct user_net *user, const struct netdev_forward *forwa
     return 0;
 }
 
+/* A guest may open connections without end; the process must keep descriptors for itself. */
+static int choose_fd_limit(void)
+{
+    struct rlimit limit = {.rlim_cur = 0};
+
+    (void)getrlimit(RLIMIT_NOFILE, &limit); /* cannot fail with these arguments */
+    if (limit.rlim_cur > MAX_FDS) {
+        limit.rlim_cur = MAX_FDS;
+    }
+    return limit.rlim_cur > 2 * SPARE_FDS ? (int)(limit.rlim_cur - SPARE_FDS)
+                                          : (int)(limit.rlim_cur / 2);
+}
+
 static int start_slirp(struct user_net *user, const struct netdev_user_config *config,
                        struct err *err)
 {
@@ -445,6 +496,7 @@ int netdev_user_create(const struct netdev_user_config *config, struct err *err,
         return err_set(err, -ENOMEM, "no memory for the user network");
     }
     user->epoll_fd = -1;
+    user->fd_limit = choose_fd_limit();
     r = netdev_init(&user->netdev, &user_ops, NETDEV_CAN_TX_CSUM | NETDEV_RX_CSUM_OK, USER_MTU);
     if (r < 0) {
         free(user);

@@ -7,8 +7,10 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #define SLOT 1
@@ -89,10 +91,11 @@ static uint32_t sum_words(const uint8_t *data, size_t len, uint32_t sum)
     return sum;
 }
 
-static int setup(void **state)
+static int create(void **state, bool is_isolated)
 {
     struct fixture *f = calloc(1, sizeof(*f));
     const struct netdev_user_config config = {
+        .is_isolated = is_isolated,
         .forward_count = 2,
         .forwards = {{.host_address = 0x7f000001, .guest_port = 22},
                      {.host_address = 0x7f000001, .guest_port = 53, .is_udp = true}},
@@ -109,6 +112,26 @@ static int setup(void **state)
     return 0;
 }
 
+static int setup(void **state)
+{
+    return create(state, false);
+}
+
+static int setup_isolated(void **state)
+{
+    return create(state, true);
+}
+
+static int setup_few_descriptors(void **state)
+{
+    struct rlimit limit;
+
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    limit.rlim_cur = 300;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    return create(state, false);
+}
+
 static int teardown(void **state)
 {
     struct fixture *f = *state;
@@ -119,6 +142,16 @@ static int teardown(void **state)
     test_machine_done(&f->machine);
     free(f);
     return 0;
+}
+
+static int teardown_few_descriptors(void **state)
+{
+    struct rlimit limit;
+
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    limit.rlim_cur = limit.rlim_max;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    return teardown(state);
 }
 
 static void post_rx(struct fixture *f, uint64_t address)
@@ -526,6 +559,47 @@ static void test_malformed_frames_are_dropped(void **state)
     free(junk);
 }
 
+static void test_flood_of_connections_leaves_descriptors(void **state)
+{
+    struct fixture *f = *state;
+    uint16_t port;
+    int listener = listen_on_loopback(&port);
+    int spare;
+
+    start(f, F_MRG, RX_BUFFERS);
+    learn_host(f);
+    for (unsigned i = 0; i < 1000; i++) {
+        struct tcp tcp = {.f = f, .guest_port = (uint16_t)(10000 + i), .host_port = port};
+
+        tcp_send(&tcp, TCP_SYN, mss_option, sizeof(mss_option));
+        while (test_has_used(&f->driver, RX)) {
+            receive(f);
+        }
+    }
+    spare = dup(listener);
+    assert_true(spare >= 0);
+    close(spare);
+    learn_host(f); /* and the network lives */
+    close(listener);
+}
+
+static void test_isolated_guest_reaches_no_host_socket(void **state)
+{
+    struct fixture *f = *state;
+    uint16_t port;
+    int listener = listen_on_loopback(&port);
+    struct pollfd poll_fd = {.fd = listener, .events = POLLIN};
+    struct tcp tcp = {.f = f, .guest_port = 40000, .host_port = port, .seq = 1};
+
+    start(f, F_MRG, RX_BUFFERS);
+    learn_host(f);
+    tcp_send(&tcp, TCP_SYN, mss_option, sizeof(mss_option));
+    learn_host(f); /* frames are handled in order */
+    assert_int_equal(poll(&poll_fd, 1, 0), 0);
+    assert_dhcp_works(f);
+    close(listener);
+}
+
 static void test_short_receive_buffer_breaks_only_the_card(void **state)
 {
     struct fixture *f = *state;
@@ -567,6 +641,10 @@ int main(void)
         NET_TEST(test_forward_reaches_the_guest),
         NET_TEST(test_forward_of_a_used_port_is_refused),
         NET_TEST(test_malformed_frames_are_dropped),
+        cmocka_unit_test_setup_teardown(test_flood_of_connections_leaves_descriptors,
+                                        setup_few_descriptors, teardown_few_descriptors),
+        cmocka_unit_test_setup_teardown(test_isolated_guest_reaches_no_host_socket, setup_isolated,
+                                        teardown),
         NET_TEST(test_short_receive_buffer_breaks_only_the_card),
         NET_TEST(test_reset_while_frames_wait_ends_clean),
     };
