@@ -160,15 +160,17 @@ static int too_short(const struct decoder *d)
     return d->avail >= INSN_MAX_BYTES ? -E2BIG : -ENODATA;
 }
 
-static void load_bytes(struct decoder *d, const uint8_t *bytes, unsigned avail)
+static void load_bytes(struct decoder *d, const uint8_t *bytes, unsigned avail, struct insn *insn)
 {
     d->avail = avail;
     d->limit = avail < INSN_MAX_BYTES ? avail : INSN_MAX_BYTES;
     memset(d->bytes, 0, sizeof(d->bytes));
     if (likely(avail >= INSN_MAX_BYTES)) {
         memcpy(d->bytes, bytes, INSN_MAX_BYTES);
+        memcpy(insn->bytes, bytes, INSN_MAX_BYTES);
     } else {
         memcpy(d->bytes, bytes, avail);
+        memcpy(insn->bytes, d->bytes, INSN_MAX_BYTES);
     }
 }
 
@@ -869,9 +871,8 @@ int insn_decode(const uint8_t *bytes, unsigned avail, enum insn_mode mode, struc
     const struct insn_desc *row;
     int rc;
 
-    load_bytes(&d, bytes, avail);
     memset(ret_insn, 0, sizeof(*ret_insn));
-    memcpy(ret_insn->bytes, d.bytes, INSN_MAX_BYTES);
+    load_bytes(&d, bytes, avail, ret_insn);
     ret_insn->mode = (uint8_t)mode;
     rc = read_prefixes(&d);
     if (rc != 0) {
