@@ -118,9 +118,10 @@ static const struct {
     [FL_LOGIC] = {0, ALL, AF},
     [FL_INC] = {0, ALL & ~CF, 0},
     [FL_MUL] = {0, ALL, SF | ZF | AF | PF},
-    /* Undefined says the SDM; CPUs leave them as they were, and code may look (PUSHF). */
     [FL_DIV] = {ALL, 0, 0},
-    [FL_BT] = {0, ALL & ~ZF, ALL & ~(ZF | CF)},
+    /* BT and DIV: the others are undefined says the SDM, but CPUs leave them as they were, and
+     * code may look (PUSHF). */
+    [FL_BT] = {ALL & ~(ZF | CF), CF, 0},
     [FL_BSF] = {0, ALL, ALL & ~ZF},
     [FL_LZCNT] = {0, ALL, OF | SF | PF | AF},
     [FL_ZF] = {0, ZF, 0},

@@ -27,6 +27,7 @@
 #define XSAVE_FDP 16u
 #define XSAVE_XMM 160u
 #define XSAVE_YMM_HI 576u
+#define LOW_REGISTERS_BYTES 128u /* of eight XMM registers, or upper halves */
 
 struct hostexec_data {
     uint64_t gpr[X86_GPR_COUNT];
@@ -140,7 +141,7 @@ static int hostexec_setup(struct hostexec *exec)
     const size_t stub_bytes = (size_t)(hostexec_stub_end - hostexec_stub_start);
     int rc = map_code(exec);
 
-    if (rc != 0) {
+    if (rc != 0 || exec->code_rw == NULL) {
         return rc;
     }
     memset(exec->code_rw, INT3, CODE_BYTES);
@@ -266,9 +267,9 @@ static bool run_vzero(const struct insn *insn, struct vcpu_state *state)
         insn->mode == INSN_MODE_64) {
         return false;
     }
-    memset(state->xsave + XSAVE_YMM_HI, 0, 8 * 16);
+    memset(state->xsave + XSAVE_YMM_HI, 0, LOW_REGISTERS_BYTES);
     if (insn->vex_l) {
-        memset(state->xsave + XSAVE_XMM, 0, 8 * 16);
+        memset(state->xsave + XSAVE_XMM, 0, LOW_REGISTERS_BYTES);
     }
     return true;
 }

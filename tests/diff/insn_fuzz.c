@@ -184,9 +184,10 @@ static bool compare(const struct options *o, const struct fuzz_case *c, struct f
 
     if (c->is_block && host->vector != X86_VEC_BP) {
         /* Inside a block flags may be dead where it faults. */
-        return differ("vector", host->vector, engine->vector) |
-               differ("rip", host->after.rip, engine->after.rip) |
-               differ("cr2", host->cr2, engine->cr2);
+        bad |= differ("vector", host->vector, engine->vector);
+        bad |= differ("rip", host->after.rip, engine->after.rip);
+        bad |= differ("cr2", host->cr2, engine->cr2);
+        return bad;
     }
     if (!o->is_reference) {
         memset(host->after.xsave + 6, 0, 18);
