@@ -449,7 +449,7 @@ int interp_step(struct engine_vcpu *v)
 
     if (unlikely(event_waits(v))) {
         r = deliver_event(v);
-        if (entry != NULL) {
+        if (r == 0) {
             interp_io_clear(v);
         } else {
             v->io.cursor = 0;
@@ -461,7 +461,7 @@ int interp_step(struct engine_vcpu *v)
     if (r == 0) {
         r = fetch_decode(v, &entry);
     }
-    if (r == 0) {
+    if (entry != NULL) {
         r = execute(v, entry);
     }
     if (r == ENGINE_FAULT) {
