@@ -63,7 +63,7 @@ void light_init_jump_cache(struct engine_vcpu *v)
         v->hot.jump_count[mode] = 0;
         v->hot.jump_local[mode] = false;
         for (unsigned set = 0; set < JUMP_CACHE_SETS; set++) {
-            v->hot.jump[mode][set].rip = JUMP_CACHE_EMPTY;
+            v->hot.jump[mode][set].rip = jump_cache_empty(set);
         }
     }
 }
@@ -76,7 +76,9 @@ static unsigned page_bit(uint64_t va)
 static void flush_mode(struct engine_vcpu *v, unsigned mode)
 {
     for (uint32_t i = 0; i < v->hot.jump_count[mode]; i++) {
-        v->hot.jump[mode][v->hot.jump_used[mode][i]].rip = JUMP_CACHE_EMPTY;
+        uint32_t set = v->hot.jump_used[mode][i];
+
+        v->hot.jump[mode][set].rip = jump_cache_empty(set);
     }
     v->hot.jump_count[mode] = 0;
     v->hot.jump_local[mode] = false;
@@ -91,7 +93,7 @@ static void flush_page(struct engine_vcpu *v, unsigned mode, uint64_t va)
         struct jump_entry *entry = &v->hot.jump[mode][v->hot.jump_used[mode][i]];
 
         if (page - (entry->rip >> GMEM_PAGE_SHIFT) <= 1) {
-            entry->rip = JUMP_CACHE_EMPTY;
+            entry->rip = jump_cache_empty(v->hot.jump_used[mode][i]);
             v->hot.jump_used[mode][i] = v->hot.jump_used[mode][--v->hot.jump_count[mode]];
             i--;
         }
@@ -183,7 +185,7 @@ void light_remember(struct engine_vcpu *v, const struct unit *unit)
         light_flush_jump_cache(v);
         v->hot.jump_mode = unit->mode & UNIT_MODE_REST;
     }
-    if (entry->rip == JUMP_CACHE_EMPTY) {
+    if (entry->rip == jump_cache_empty(offset / sizeof(struct jump_entry))) {
         v->hot.jump_used[mode][v->hot.jump_count[mode]++] =
             (uint16_t)(offset / sizeof(struct jump_entry));
     }

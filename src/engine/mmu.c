@@ -604,9 +604,11 @@ void mmu_flush_page(struct engine_vcpu *v, uint64_t va)
     flush_done(v, MMU_FLUSH_PAGE, va);
 }
 
-/* Removes from the write tables of one vCPU whatever leads to the host page. */
-static void unmap_writes(struct engine_vcpu *v, uint64_t host_page)
+/* Removes from the write tables of one vCPU whatever leads to the host page; true: there was. */
+static bool unmap_writes(struct engine_vcpu *v, uint64_t host_page)
 {
+    bool found = false;
+
     for (unsigned mode = 0; mode < MMU_MODE_COUNT; mode++) {
         for (unsigned set = 0; set < MMU_TLB_SETS; set++) {
             struct mmu_tlb_entry *entry = &v->tlb[mode].write[set];
@@ -614,25 +616,31 @@ static void unmap_writes(struct engine_vcpu *v, uint64_t host_page)
 
             if (tag != mmu_tlb_empty_tag(set) && tag + entry->addend == host_page) {
                 tlb_clear(v, mode, 1, set);
+                found = true;
             }
         }
     }
+    return found;
 }
 
-void mmu_protect_code_page(struct engine_vcpu *v, gpa_t page)
+uint64_t mmu_protect_code_page(struct engine_vcpu *v, gpa_t page)
 {
     uint64_t pa = page.v & ~(uint64_t)(GMEM_PAGE_BYTES - 1);
     _Atomic uint8_t *flags = ram_flags(v->vm, pa);
+    uint64_t holders = 0;
 
     if (flags == NULL || (atomic_fetch_or(flags, GMEM_PAGE_CODE) & GMEM_PAGE_CODE) != 0) {
-        return;
+        return 0;
     }
     atomic_thread_fence(memory_order_seq_cst);
     for (unsigned i = 0; i < v->vm->vcpu_count; i++) {
         struct engine_vcpu *other = atomic_load(&v->vm->vcpus[i]);
 
-        if (other != NULL) {
-            unmap_writes(other, (uint64_t)(uintptr_t)ram_host(v->vm, pa));
+        if (other != NULL && unmap_writes(other, (uint64_t)(uintptr_t)ram_host(v->vm, pa)) &&
+            other != v) {
+            holders |= 1ull << i;
         }
     }
+    atomic_thread_fence(memory_order_seq_cst);
+    return holders;
 }

@@ -165,9 +165,10 @@ bool mmu_is_canonical(const struct engine_vcpu *v, uint64_t va);
 
 /*
  * Marks the page as holding translated code and removes it from the write TLBs
- * of every vCPU; when it returns, no vCPU can still be in the middle of a store
- * that passed the inlined check earlier. Caller holds the engine lock.
+ * of every vCPU. Returns the other vCPUs (bit i: index i) that had it there: they
+ * may still be in the middle of a store that passed the inlined check earlier,
+ * until translate_sync_vcpu() has waited for them. Caller holds the engine lock.
  */
-void mmu_protect_code_page(struct engine_vcpu *v, gpa_t page);
+uint64_t mmu_protect_code_page(struct engine_vcpu *v, gpa_t page);
 
 #endif

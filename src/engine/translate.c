@@ -125,6 +125,20 @@ static gpa_t gpa_of_host(const struct engine_vm *vm, const uint8_t *host)
     return gpa(0);
 }
 
+/* From now on every write to the page is seen; when it returns, no older one is under way. */
+static void protect_code(struct engine_vcpu *v, gpa_t page)
+{
+    uint64_t holders = mmu_protect_code_page(v, page);
+
+    for (; holders != 0; holders &= holders - 1) {
+        struct engine_vcpu *other = atomic_load(&v->vm->vcpus[__builtin_ctzll(holders)]);
+
+        if (other != NULL) {
+            translate_sync_vcpu(other);
+        }
+    }
+}
+
 /* Makes the unit for st.rip; host is where its first byte is. NULL: it cannot be fetched. */
 static struct unit *translate_locked(struct engine_vcpu *v, const uint8_t *host, unsigned mode)
 {
@@ -138,13 +152,13 @@ static struct unit *translate_locked(struct engine_vcpu *v, const uint8_t *host,
     if (!code_cache_room(t)) {
         drop_everything(v);
     }
-    mmu_protect_code_page(v, start);
+    protect_code(v, start);
     if (trace_build(host - offset, offset, NULL, mode, t->trace) != 0) {
         if (mmu_fetch_host(v, (v->st.rip & ~PAGE_MASK) + GMEM_PAGE_BYTES, &next) != 0 ||
             next == NULL) {
             return NULL;
         }
-        mmu_protect_code_page(v, gpa_of_host(v->vm, next));
+        protect_code(v, gpa_of_host(v->vm, next));
         if (trace_build(host - offset, offset, next, mode, t->trace) != 0) {
             return NULL;
         }

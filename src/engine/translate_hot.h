@@ -15,7 +15,6 @@
 
 #define JUMP_CACHE_SETS 4096u
 #define JUMP_CACHE_MODES 3                     /* as enum mmu_mode */
-#define JUMP_CACHE_EMPTY 0x0000800000000000ull /* no canonical address */
 #define JUMP_PAGE_BITS 4096u
 #define JUMP_CACHE_HASH 0x9e3779b1u
 
@@ -23,6 +22,12 @@
 static inline uint32_t jump_cache_offset(uint64_t rip)
 {
     return ((uint32_t)rip * JUMP_CACHE_HASH >> 16) & ((JUMP_CACHE_SETS - 1) << 4);
+}
+
+/* What an empty entry holds: an address that is never looked up in that set. */
+static inline uint64_t jump_cache_empty(uint32_t set)
+{
+    return set == 0 ? 1 : 0; /* 0 belongs to set 0, 1 to another */
 }
 
 struct jump_entry {
