@@ -16,6 +16,7 @@
 #define ARENA_SHARE(bytes) ((bytes) / 2)
 #define UNIT_BYTES_MIN 96u /* of code, for the size of by_code */
 #define EXIT_BYTES_MIN 24u
+#define ACCESS_BYTES_MIN 48u
 /* After this many writes beside the code of a page, its code is dropped too. */
 #define SLOW_WRITES_MAX 64u
 
@@ -60,8 +61,9 @@ static int map_tables(struct translator *t, struct err *err)
     t->pages = map_private(PAGE_BUCKETS * sizeof(*t->pages));
     t->by_code = map_private(t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
     t->exits = map_private(t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
-    if (t->arena == NULL || t->units == NULL || t->pages == NULL || t->by_code == NULL ||
-        t->exits == NULL) {
+    t->accesses = map_private(t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
+    if (t->accesses == NULL || t->arena == NULL || t->units == NULL || t->pages == NULL ||
+        t->by_code == NULL || t->exits == NULL) {
         return err_set(err, -ENOMEM, "no memory for the tables of the translation cache");
     }
     return 0;
@@ -86,6 +88,7 @@ void code_cache_destroy(struct translator *t)
     unmap(t->pages, PAGE_BUCKETS * sizeof(*t->pages));
     unmap(t->by_code, t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
     unmap(t->exits, t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
+    unmap(t->accesses, t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
     free(t);
 }
 
@@ -128,6 +131,7 @@ bool code_cache_room(const struct translator *t)
     return t->size_bytes - t->used_bytes >= UNIT_CODE_MAX &&
            t->arena_bytes - t->arena_used >= tables + 64 &&
            t->unit_count < t->size_bytes / UNIT_BYTES_MIN &&
+           t->access_count + UNIT_ACCESSES_MAX <= t->size_bytes / ACCESS_BYTES_MIN &&
            t->exit_count + UNIT_EXITS_MAX <= t->size_bytes / EXIT_BYTES_MIN;
 }
 
@@ -199,10 +203,12 @@ void code_cache_link(struct translator *t, struct unit_exit *exit, struct unit *
     if (exit->target != NULL || atomic_load(&target->dead) || atomic_load(&exit->unit->dead)) {
         return;
     }
-    if (exit->branch != 0 && exit->spilled == target->body_spilled) {
+    if (exit->spilled != target->body_spilled) {
+        patch(t, exit->jump, target->entry);
+    } else if (exit->branch != 0) {
         patch(t, exit->branch, target->body);
     } else {
-        patch(t, exit->jump, target->entry);
+        patch(t, exit->jump_body != 0 ? exit->jump_body : exit->jump, target->body);
     }
     exit->target = target;
     exit->next_incoming = target->incoming;
@@ -218,6 +224,9 @@ static void unit_kill(struct translator *t, struct unit *unit)
     t->stat_invalidated++;
     for (struct unit_exit *exit = unit->incoming; exit != NULL; exit = exit->next_incoming) {
         patch(t, exit->jump, exit->jump + 4);
+        if (exit->jump_body != 0) {
+            patch(t, exit->jump_body, exit->jump_body + 4);
+        }
         if (exit->branch != 0) {
             patch(t, exit->branch, exit->stub);
         }
@@ -325,6 +334,7 @@ void code_cache_reset(struct translator *t)
     t->arena_used = 0;
     t->unit_count = 0;
     t->exit_count = 1;
+    t->access_count = 0;
     t->used_bytes = t->thunk_bytes;
     t->stat_flushes++;
     atomic_fetch_add(&t->generation, 1);

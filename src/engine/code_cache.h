@@ -35,6 +35,7 @@ struct xlate;
 
 #define UNIT_INSNS_MAX 64u
 #define UNIT_EXITS_MAX 72u
+#define UNIT_ACCESSES_MAX (2 * UNIT_INSNS_MAX)
 /* Room that must be free before a unit is begun; far above what one can need. */
 #define UNIT_CODE_MAX 65536u
 
@@ -43,9 +44,10 @@ struct xlate;
  * follows from it. The others say which instructions it may run.
  */
 #define UNIT_MODE_MMU 0x03u
-#define UNIT_MODE_REST 0xfcu
-#define UNIT_MODE_X87 0x04u
-#define UNIT_MODE_SSE 0x08u
+#define UNIT_MODE_REST 0xf8u
+#define UNIT_MODE_SINGLE \
+    0x04u                   /* each access is checked by itself: the way out when a range is not */
+#define UNIT_MODE_SSE 0x08u /* x87, MMX and SSE */
 #define UNIT_MODE_AVX 0x10u
 #define UNIT_MODE_TSC 0x20u /* RDTSC is allowed */
 #define UNIT_MODE_SMAP 0x40u
@@ -73,16 +75,28 @@ struct unit_exit {
     struct unit *unit;
     struct unit *target; /* linked to it; NULL */
     struct unit_exit *next_incoming;
-    uint32_t branch;       /* rel32 of the branch that takes this exit; 0: none */
-    uint32_t stub;         /* the code that leaves */
-    uint32_t jump;         /* rel32 in the stub that is patched to the target's entry; 0: none */
+    uint32_t branch;    /* rel32 of the branch that takes this exit, if it may be linked; 0: none */
+    uint32_t stub;      /* the code that leaves */
+    uint32_t jump_body; /* rel32 in the stub, for a target that borrows the same; 0: none */
+    uint32_t jump;      /* rel32 in the stub, for the target's entry; 0: none */
     int32_t target_offset; /* from the start of the page */
     int32_t insn_offset;   /* EXIT_HELPER: of the instruction itself */
-    uint16_t spilled;      /* at the branch */
+    uint16_t spilled;      /* at jump_body, and at the branch */
     uint8_t kind;
     uint8_t mode;   /* for the target */
     uint8_t helper; /* enum translate_helper */
 };
+
+/* An inlined check of guest memory, for when it misses. */
+struct unit_access {
+    uint32_t code; /* offset of the check, to try again */
+    uint16_t size; /* bytes that were asked for */
+    uint8_t mode;  /* enum mmu_mode */
+    uint8_t flags; /* ACCESS_* */
+};
+
+#define ACCESS_WRITE 1u
+#define ACCESS_RANGE 2u /* for more than the instruction in hand: it cannot fault for that */
 
 struct unit {
     struct unit *next;      /* hash chain */
@@ -136,17 +150,19 @@ struct translator {
     unsigned unit_count;
     struct unit_exit *exits; /* by index, as translated code names them; 0 is none */
     unsigned exit_count;
+    struct unit_access *accesses;
+    unsigned access_count;
     struct trace *trace; /* work space of translate.c */
     struct xlate *xlate;
 
     /* Entry points of the thunks (thunk.c), RX. */
     const uint8_t *enter;
     const uint8_t *leave;
-    const uint8_t *access;    /* an access that missed */
-    const uint8_t *exit_host; /* an exit with the flags in the host's */
-    const uint8_t *exit_slot; /* ... in their slot, or dead */
-    const uint8_t *jump_miss; /* an indirect branch that is not in the jump cache */
-    uint32_t calls[4];        /* offsets of the thunks' calls into C */
+    const uint8_t *access[16]; /* an access that missed; its address is in that register */
+    const uint8_t *exit_host;  /* an exit with the flags in the host's */
+    const uint8_t *exit_slot;  /* ... in their slot, or dead */
+    const uint8_t *jump_miss;  /* an indirect branch that is not in the jump cache */
+    uint32_t calls[4];         /* offsets of the thunks' calls into C */
     unsigned call_count;
     uint32_t ret; /* offset of the return to run() */
 

@@ -21,7 +21,7 @@ struct unit_exit *exit_new(struct xlate *x, enum unit_exit_kind kind, int64_t ta
 
     *exit = (struct unit_exit){.unit = x->unit,
                                .kind = (uint8_t)kind,
-                               .mode = x->ti->mode,
+                               .mode = x->ti->mode & (uint8_t)~UNIT_MODE_SINGLE,
                                .target_offset = (int32_t)target_offset,
                                .insn_offset = x->ti->offset};
     return exit;
@@ -100,11 +100,20 @@ static void emit_stub(struct xlate *x, struct unit_exit *exit)
         return;
     }
     exit->stub = code_offset(x->t, e->p);
-    exit->spilled = x->spilled;
-    xlate_reload(x, UINT16_MAX);
     if (exit->kind == EXIT_CHAIN) {
+        uint16_t body = x->unit->body_spilled;
+
+        /* As this unit's own body begins, so do others and above all itself. */
+        exit->spilled = body;
+        xlate_reload(x, ~(unsigned)body);
+        xlate_spill(x, body);
+        if (body != 0) {
+            exit->jump_body = code_offset(x->t, emit_jmp(e));
+        }
+        xlate_reload(x, UINT16_MAX);
         exit->jump = code_offset(x->t, emit_jmp(e));
     }
+    xlate_reload(x, UINT16_MAX);
     emit_gs_store_imm32(e, GS_HOT(exit), (uint32_t)(exit - x->t->exits));
     emit_jmp_to(e, rw_thunk(x, x->flags == FLAGS_HOST ? x->t->exit_host : x->t->exit_slot));
 }
@@ -113,7 +122,9 @@ void exit_branch_at(struct xlate *x, uint8_t *rel32, struct unit_exit *exit)
 {
     struct cold_exit *cold = &x->cold_exit[x->cold_exit_count++];
 
-    exit->branch = exit->kind == EXIT_CHAIN ? code_offset(x->t, rel32) : 0;
+    if (exit->kind == EXIT_CHAIN && x->spilled == x->unit->body_spilled) {
+        exit->branch = code_offset(x->t, rel32);
+    }
     *cold =
         (struct cold_exit){.exit = exit, .branch = rel32, .spilled = x->spilled, .flags = x->flags};
 }
@@ -127,9 +138,6 @@ void exit_end(struct xlate *x, struct unit_exit *exit)
 {
     if (exit->kind == EXIT_CHAIN) {
         xlate_flags_restore(x);
-        if (x->spilled != 0) {
-            exit->branch = code_offset(x->t, emit_jmp(&x->e));
-        }
     }
     emit_stub(x, exit);
 }

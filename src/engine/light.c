@@ -14,7 +14,6 @@ static unsigned fpu_mode(const struct vcpu_state *st)
     unsigned mode = 0;
 
     if ((st->cr0 & (X86_CR0_EM | X86_CR0_TS)) == 0) {
-        mode |= UNIT_MODE_X87;
         if ((st->cr4 & X86_CR4_OSFXSR) != 0) {
             mode |= UNIT_MODE_SSE;
         }
@@ -147,7 +146,7 @@ void light_take_flags(struct engine_vcpu *v)
 void light_undo_access(struct engine_vcpu *v)
 {
     const struct translator *t = v->vm->translator;
-    uint32_t code = v->hot.site & SITE_CODE_MASK;
+    uint32_t code = t->accesses[v->hot.site].code;
     const struct unit *unit = code_cache_unit_at(t, code_rx(t, code));
     const struct unit_insn *at = unit_insn_at(unit, code);
 
@@ -181,6 +180,9 @@ void light_remember(struct engine_vcpu *v, const struct unit *unit)
     uint32_t offset = jump_cache_offset(v->st.rip);
     struct jump_entry *entry = &v->hot.jump[mode][offset / sizeof(struct jump_entry)];
 
+    if ((unit->mode & UNIT_MODE_SINGLE) != 0) {
+        return;
+    }
     if ((unit->mode & UNIT_MODE_REST) != v->hot.jump_mode) {
         light_flush_jump_cache(v);
         v->hot.jump_mode = unit->mode & UNIT_MODE_REST;
@@ -211,12 +213,14 @@ static bool must_look_around(const struct engine_vcpu *v)
 static uint64_t dispatch(struct engine_vcpu *v)
 {
     int mode = light_unit_mode(v);
-    struct unit *unit = mode < 0 ? NULL : light_find(v, (unsigned)mode);
+    struct unit *unit =
+        mode < 0 ? NULL : light_find(v, (unsigned)mode | (v->hot.single ? UNIT_MODE_SINGLE : 0u));
 
     if (unit == NULL) {
         v->hot.leave = LEAVE_LOOKUP;
         return 0;
     }
+    v->hot.single = false;
     light_remember(v, unit);
     v->hot.leave = LEAVE_KICK; /* should there be one */
     v->hot.page = v->st.rip & ~PAGE_MASK;
@@ -238,38 +242,50 @@ static uint64_t go_on(struct engine_vcpu *v, int r)
     return dispatch(v);
 }
 
+/* Fills the TLB for the access; false: it cannot be done inline. */
+static bool fill(struct engine_vcpu *v, const struct unit_access *a, int *ret_r)
+{
+    uint64_t va = v->hot.va;
+    bool is_write = (a->flags & ACCESS_WRITE) != 0;
+    const struct mmu_tlb *tlb = &v->tlb[a->mode];
+    const struct mmu_tlb_entry *table = is_write ? tlb->write : tlb->read;
+    struct mmu_page page;
+
+    *ret_r = 0;
+    if ((va & PAGE_MASK) + a->size > GMEM_PAGE_BYTES) {
+        return false;
+    }
+    *ret_r = mmu_fill(v, va, is_write ? MMU_WRITE : MMU_READ, (enum mmu_mode)a->mode, &page);
+    return *ret_r == 0 && page.host != NULL &&
+           table[(va >> GMEM_PAGE_SHIFT) & (MMU_TLB_SETS - 1)].tag == (va & ~PAGE_MASK);
+}
+
 uint64_t light_access(void *vcpu)
 {
     struct engine_vcpu *v = vcpu;
-    uint64_t va = v->hot.va;
-    uint32_t site = v->hot.site;
-    enum mmu_access access = (site & SITE_WRITE) != 0 ? MMU_WRITE : MMU_READ;
-    enum mmu_mode mode = (enum mmu_mode)(site >> SITE_MODE_SHIFT);
-    const struct mmu_tlb *tlb = &v->tlb[mode];
-    const struct mmu_tlb_entry *table = access == MMU_WRITE ? tlb->write : tlb->read;
-    struct mmu_page page;
+    const struct unit_access *a = &v->vm->translator->accesses[v->hot.site];
+    int r;
 
     v->hot.stat_accesses++;
-    v->hot.leave = LEAVE_ACCESS;
-    if ((va & PAGE_MASK) + v->hot.site_size > GMEM_PAGE_BYTES) {
-        return 0;
+    if (fill(v, a, &r)) {
+        v->hot.leave = LEAVE_KICK_ACCESS; /* should there be one */
+        return code_rx(v->vm->translator, a->code);
     }
-    if (mmu_fill(v, va, access, mode, &page) != 0) {
+    v->hot.leave = LEAVE_ACCESS;
+    if ((a->flags & ACCESS_RANGE) != 0) {
+        /* Perhaps only a later access is in the way: on in a unit that looks at each. */
+        light_undo_access(v);
+        v->hot.single = true;
+        return dispatch(v);
+    }
+    if (r != 0 && LIGHT_INTERP && v->check == NULL) {
         struct engine_fault fault = v->fault;
 
-        if (!LIGHT_INTERP || v->check != NULL) {
-            return 0;
-        }
         light_undo_access(v);
         light_give_flags(v);
         return go_on(v, exception_deliver(v, &fault));
     }
-    if (page.host == NULL ||
-        table[(va >> GMEM_PAGE_SHIFT) & (MMU_TLB_SETS - 1)].tag != (va & ~PAGE_MASK)) {
-        return 0;
-    }
-    v->hot.leave = LEAVE_KICK_ACCESS; /* should there be one */
-    return code_rx(v->vm->translator, site & SITE_CODE_MASK);
+    return 0;
 }
 
 uint64_t light_exit(void *vcpu)

@@ -9,6 +9,7 @@
 #include "engine/translate_int.h"
 
 #define TLB_ENTRY_BYTES 16u
+#define WINDOW_BYTES_MAX 512
 #define TLB_SHIFT (12u - 4u)
 #define TLB_INDEX_MASK ((MMU_TLB_SETS - 1u) * TLB_ENTRY_BYTES)
 
@@ -27,8 +28,9 @@ struct ea ea_reg(unsigned base, int32_t disp)
         .kind = EA_REG, .base = (uint8_t)base, .index = EMIT_NO_REG, .scale = 1, .disp = disp};
 }
 
-struct ea ea_of(const struct xlate *x, const struct insn *insn)
+struct ea ea_of(const struct trace_insn *ti)
 {
+    const struct insn *insn = &ti->insn;
     struct ea ea = {.kind = EA_COMPLEX,
                     .base = insn->base == INSN_REG_NONE ? EMIT_NO_REG : insn->base,
                     .index = insn->index == INSN_REG_NONE ? EMIT_NO_REG : insn->index,
@@ -41,7 +43,7 @@ struct ea ea_of(const struct xlate *x, const struct insn *insn)
         ea.kind = EA_SLOT;
         ea.base = EMIT_NO_REG;
         ea.slot = GS_HOT(page);
-        ea.disp += (int32_t)x->ti->offset + insn->len;
+        ea.disp += (int32_t)ti->offset + insn->len;
     } else if (!ea.is_32bit && ea.base == EMIT_NO_REG && ea.index == EMIT_NO_REG && ea.slot != 0) {
         ea.kind = EA_SLOT;
     } else if (!ea.is_32bit && ea.base != EMIT_NO_REG && ea.index == EMIT_NO_REG && ea.slot == 0) {
@@ -85,19 +87,245 @@ static uint32_t tlb_offset(unsigned mode, bool is_write)
                   (is_write ? offsetof(struct mmu_tlb, write) : offsetof(struct mmu_tlb, read)));
 }
 
-struct host_operand mem_check(struct xlate *x, const struct ea *ea, unsigned size, bool is_write,
-                              unsigned s0, unsigned s1)
+unsigned mem_window_regs(const struct xlate *x)
+{
+    unsigned regs = 0;
+
+    for (unsigned i = 0; i < WINDOW_COUNT; i++) {
+        if (x->windows[i].is_valid) {
+            regs |= REG_BIT(x->windows[i].reg);
+        }
+    }
+    return regs;
+}
+
+void mem_forget(struct xlate *x)
+{
+    for (unsigned i = 0; i < WINDOW_COUNT; i++) {
+        x->windows[i].is_valid = false;
+    }
+}
+
+void mem_insn_begin(struct xlate *x)
+{
+    unsigned used = x->ti->insn.gpr_read | x->ti->insn.gpr_written;
+
+    for (unsigned i = 0; i < WINDOW_COUNT; i++) {
+        struct window *w = &x->windows[i];
+
+        w->is_valid = w->is_valid && (used & REG_BIT(w->reg)) == 0 && w->mode == x->ti->mode;
+    }
+}
+
+void mem_rsp_moved(struct xlate *x, int64_t delta)
+{
+    x->rsp_moved = true;
+    for (unsigned i = 0; i < WINDOW_COUNT; i++) {
+        if (x->windows[i].base == X86_RSP) {
+            x->windows[i].low -= delta;
+            x->windows[i].high -= delta;
+        }
+    }
+}
+
+static bool changes_segment_base(const struct insn *insn)
+{
+    return insn->op == INSN_OP_SWAPGS || insn->op == INSN_OP_WRFSBASE;
+}
+
+void mem_insn_end(struct xlate *x)
+{
+    unsigned written = x->ti->insn.gpr_written;
+
+    if (x->rsp_moved) {
+        written &= ~REG_BIT(X86_RSP);
+    }
+    x->rsp_moved = false;
+    for (unsigned i = 0; i < WINDOW_COUNT; i++) {
+        struct window *w = &x->windows[i];
+
+        if (w->base == EMIT_NO_REG ? changes_segment_base(&x->ti->insn)
+                                   : (written & REG_BIT(w->base)) != 0) {
+            w->is_valid = false;
+        }
+    }
+}
+
+/* An access that a window can hold. */
+static bool is_simple(const struct ea *ea)
+{
+    return ea->kind != EA_COMPLEX;
+}
+
+static bool same_origin(const struct ea *a, const struct ea *b)
+{
+    return a->kind == b->kind && (a->kind == EA_REG ? a->base == b->base : a->slot == b->slot);
+}
+
+/* What an instruction does to memory, as far as windows care. */
+static bool access_of(const struct trace_insn *ti, struct ea *ret_ea, unsigned *ret_size,
+                      bool *ret_write)
+{
+    const struct insn *insn = &ti->insn;
+
+    *ret_size = 8;
+    *ret_write = insn->op == INSN_OP_PUSH || insn->op == INSN_OP_CALL;
+    if (insn->op == INSN_OP_COPY && insn->mem_bytes != 0) {
+        *ret_ea = ea_of(ti);
+        *ret_size = insn->mem_bytes;
+        *ret_write = (insn->mem_flags & INSN_MEM_WRITE) != 0;
+        return true;
+    }
+    if ((insn->op == INSN_OP_PUSH && insn->mem_bytes == 0) || insn->op == INSN_OP_CALL) {
+        *ret_ea = ea_reg(X86_RSP, -8);
+        return true;
+    }
+    if (insn->op == INSN_OP_POP || insn->op == INSN_OP_RET) {
+        *ret_ea = ea_reg(X86_RSP, 0);
+        return true;
+    }
+    return false;
+}
+
+/* By how much the instruction moves RSP; false: nobody knows. */
+bool mem_rsp_delta(const struct insn *insn, int64_t *ret_delta)
+{
+    *ret_delta = 0;
+    if ((insn->gpr_written & REG_BIT(X86_RSP)) == 0) {
+        return true;
+    }
+    switch (insn->op) {
+    case INSN_OP_PUSH:
+    case INSN_OP_PUSHF:
+        *ret_delta = -8;
+        return insn->opsize_bytes == 8;
+    case INSN_OP_POP:
+        *ret_delta = 8;
+        return insn->opcode != 0x8f && insn->reg != X86_RSP && insn->opsize_bytes == 8;
+    case INSN_OP_LEA:
+        *ret_delta = insn->disp;
+        return insn->base == X86_RSP && insn->index == INSN_REG_NONE && insn->opsize_bytes == 8 &&
+               insn->addrsize_bytes == 8;
+    case INSN_OP_COPY:
+        if (insn->map == 0 && (insn->opcode == 0x83 || insn->opcode == 0x81) &&
+            insn->opsize_bytes == 8 && insn->rm == X86_RSP && insn->imm_off != 0) {
+            unsigned ext = insn->bytes[insn->modrm_off] >> 3 & 7u;
+
+            *ret_delta = ext == 0 ? (int64_t)insn->imm : -(int64_t)insn->imm;
+            return ext == 0 || ext == 5;
+        }
+        return false;
+    default:
+        return false;
+    }
+}
+
+/*
+ * Looks ahead: the range around the access that later instructions of the trace
+ * reach in the same way. Returns how many of them there are.
+ */
+static unsigned look_ahead(const struct xlate *x, const struct access *a, int64_t *ret_low,
+                           int64_t *ret_high)
+{
+    const struct trace_insn *end = x->trace->insns + x->trace->count;
+    unsigned found = 0;
+    int64_t moved = 0;
+
+    *ret_low = a->ea.disp;
+    *ret_high = (int64_t)a->ea.disp + a->size;
+    for (const struct trace_insn *ti = x->ti; ti < end && ti->mode == x->ti->mode; ti++) {
+        struct ea ea;
+        unsigned size;
+        bool is_write;
+        int64_t delta;
+
+        if (ti != x->ti && access_of(ti, &ea, &size, &is_write) && same_origin(&ea, &a->ea) &&
+            (a->is_write || !is_write)) {
+            int64_t low = ea.disp + moved < *ret_low ? ea.disp + moved : *ret_low;
+            int64_t high = ea.disp + moved + size > *ret_high ? ea.disp + moved + size : *ret_high;
+
+            if (high - low <= WINDOW_BYTES_MAX) {
+                *ret_low = low;
+                *ret_high = high;
+                found++;
+            }
+        }
+        if (a->ea.kind == EA_SLOT) {
+            if (changes_segment_base(&ti->insn)) {
+                break;
+            }
+        } else if (a->ea.base == X86_RSP) {
+            if (!mem_rsp_delta(&ti->insn, &delta)) {
+                break;
+            }
+            moved += delta;
+        } else if ((ti->insn.gpr_written & REG_BIT(a->ea.base)) != 0) {
+            break;
+        }
+        if (ti->role != TRACE_INLINE && ti->role != TRACE_BRANCH && ti->role != TRACE_FOLLOW) {
+            break;
+        }
+    }
+    return found;
+}
+
+/* The operand when a window holds the access. */
+static bool from_window(const struct xlate *x, const struct access *a, struct host_operand *ret_op)
+{
+    for (unsigned i = 0; i < WINDOW_COUNT; i++) {
+        const struct window *w = &x->windows[i];
+        bool same = a->ea.kind == EA_REG ? w->base == a->ea.base
+                                         : w->base == EMIT_NO_REG && w->slot == a->ea.slot;
+
+        if (w->is_valid && is_simple(&a->ea) && same && w->mode == x->ti->mode &&
+            (w->is_write || !a->is_write) && a->ea.disp >= w->low &&
+            (int64_t)a->ea.disp + a->size <= w->high && (!a->low_only || w->reg < 8)) {
+            *ret_op = a->ea.kind == EA_REG ? (struct host_operand){a->ea.base, w->reg, a->ea.disp}
+                                           : (struct host_operand){w->reg, EMIT_NO_REG, a->ea.disp};
+            return true;
+        }
+    }
+    return false;
+}
+
+static void remember_window(struct xlate *x, const struct access *a, unsigned reg, int64_t low,
+                            int64_t high)
+{
+    struct window *w = &x->windows[0];
+
+    /* In place of one that is empty, or relative to the same. */
+    for (unsigned i = 0; i < WINDOW_COUNT; i++) {
+        if (!x->windows[i].is_valid) {
+            w = &x->windows[i];
+        }
+    }
+    *w = (struct window){.is_valid = true,
+                         .is_write = a->is_write,
+                         .mode = x->ti->mode,
+                         .reg = (uint8_t)reg,
+                         .base = a->ea.kind == EA_REG ? a->ea.base : EMIT_NO_REG,
+                         .slot = a->ea.slot,
+                         .low = low,
+                         .high = high};
+}
+
+/* Emits the check of size bytes at ea; the addend is in s1 afterwards. */
+static void emit_check(struct xlate *x, const struct ea *ea, const struct access *a, unsigned size,
+                       unsigned s0, unsigned s1)
 {
     struct emit *e = &x->e;
-    uint32_t tlb = tlb_offset(x->ti->mode, is_write);
+    uint32_t tlb = tlb_offset(x->ti->mode, a->is_write);
     struct cold_access *cold = &x->cold_access[x->cold_access_count++];
+    struct unit_access *site = &x->t->accesses[x->t->access_count];
 
-    cold->retry = e->p;
     cold->ea = *ea;
     cold->scratch = (uint8_t)s0;
-    cold->mode = x->ti->mode;
-    cold->is_write = is_write;
-    cold->size = (uint16_t)size;
+    cold->site = x->t->access_count++;
+    site->code = code_offset(x->t, e->p);
+    site->size = (uint16_t)size;
+    site->mode = x->ti->mode & UNIT_MODE_MMU;
+    site->flags =
+        (uint8_t)((a->is_write ? ACCESS_WRITE : 0u) | (size != a->size ? ACCESS_RANGE : 0u));
 
     ea_emit(x, ea, s0);
     emit_mov(e, false, s1, s0);
@@ -108,15 +336,49 @@ struct host_operand mem_check(struct xlate *x, const struct ea *ea, unsigned siz
     cold->branch = emit_jcc(e, EMIT_CC_A);
     emit_gs_indexed(e, EMIT_MOV_LOAD, s1, s1,
                     tlb + (uint32_t)offsetof(struct mmu_tlb_entry, addend));
+}
 
-    switch (ea->kind) {
+struct host_operand mem_access(struct xlate *x, const struct access *a)
+{
+    struct host_operand op;
+    struct ea ea = a->ea;
+    int64_t low = ea.disp;
+    int64_t high = low + a->size;
+    bool shared;
+    unsigned s0;
+    unsigned s1;
+
+    if (from_window(x, a, &op)) {
+        return op;
+    }
+    shared = is_simple(&ea) && !a->alone && !a->low_only && (x->ti->mode & UNIT_MODE_SINGLE) == 0 &&
+             look_ahead(x, a, &low, &high) > 0;
+    if (shared && low == (int32_t)low) {
+        ea.disp = (int32_t)low;
+    } else {
+        shared = false;
+        low = ea.disp;
+        high = low + a->size;
+    }
+    s0 = xlate_scratch(x, a->forbidden, a->low_only, a->allow_written);
+    s1 = xlate_scratch(x, a->forbidden | REG_BIT(s0) | (shared ? REG_BIT(X86_RAX) : 0u),
+                       a->low_only, a->allow_written && !shared);
+    xlate_flags_release(x, x->ti->live);
+    xlate_mark(x);
+    emit_check(x, &ea, a, (unsigned)(high - low), s0, s1);
+    if (a->ea.kind == EA_SLOT) {
+        emit_gs(&x->e, EMIT_ADD_LOAD, s1, a->ea.slot);
+    }
+    if (shared) {
+        remember_window(x, a, s1, low, high);
+    }
+    switch (a->ea.kind) {
     case EA_REG:
-        return (struct host_operand){ea->base, (uint8_t)s1, ea->disp};
+        return (struct host_operand){a->ea.base, (uint8_t)s1, a->ea.disp};
     case EA_SLOT:
-        emit_gs(e, EMIT_ADD_LOAD, s1, ea->slot);
-        return (struct host_operand){(uint8_t)s1, EMIT_NO_REG, ea->disp};
+        return (struct host_operand){(uint8_t)s1, EMIT_NO_REG, a->ea.disp};
     default:
-        ea_emit(x, ea, s0);
+        ea_emit(x, &a->ea, s0);
         return (struct host_operand){(uint8_t)s0, (uint8_t)s1, 0};
     }
 }
@@ -130,11 +392,7 @@ void mem_emit_cold(struct xlate *x)
 
         emit_patch(cold->branch, e->p);
         ea_emit(x, &cold->ea, cold->scratch);
-        emit_gs_store(e, cold->scratch, GS_HOT(va));
-        emit_gs_store_imm32(e, GS_HOT(site),
-                            code_offset(x->t, cold->retry) | (cold->is_write ? SITE_WRITE : 0u) |
-                                (uint32_t)(cold->mode & UNIT_MODE_MMU) << SITE_MODE_SHIFT);
-        emit_gs_store_imm32(e, GS_HOT(site_size), cold->size);
-        emit_jmp_to(e, x->t->rw + (x->t->access - x->t->rx));
+        emit_gs_store_imm32(e, GS_HOT(site), cold->site);
+        emit_jmp_to(e, x->t->rw + (x->t->access[cold->scratch] - x->t->rx));
     }
 }

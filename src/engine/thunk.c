@@ -141,7 +141,7 @@ void thunk_emit_all(struct translator *t)
     emit_load_gprs(&e);
     emit_resume_jump(&e);
 
-    t->access = here(t, &e);
+    const uint8_t *access = here(t, &e);
     emit_store_gprs(&e);
     emit_call(t, &e, GS_HOT(fn_access));
     emit_jcc_to(&e, EMIT_CC_E, rw_of(t, t->leave));
@@ -168,6 +168,11 @@ void thunk_emit_all(struct translator *t)
     emit_gs_load(&e, X86_RDX, GS_SPILL(X86_RDX));
     emit_gs_store_imm32(&e, GS_HOT(exit), 0);
     emit_jmp_to(&e, rw_of(t, t->exit_slot));
+    for (unsigned r = 0; r < X86_GPR_COUNT; r++) {
+        t->access[r] = here(t, &e);
+        emit_gs_store(&e, r, GS_HOT(va));
+        emit_jmp_to(&e, rw_of(t, access));
+    }
     emit_align(&e, 64);
     t->used_bytes = code_offset(t, e.p);
 }

@@ -13,7 +13,7 @@
 /* May the instruction run in this mode at all without a look at CR0, CR4, XCR0? */
 static bool fpu_allowed(const struct insn *insn, unsigned mode)
 {
-    if ((insn->flags & (INSN_X87 | INSN_MMX)) != 0 && (mode & UNIT_MODE_X87) == 0) {
+    if ((insn->flags & (INSN_X87 | INSN_MMX)) != 0 && (mode & UNIT_MODE_SSE) == 0) {
         return false;
     }
     if ((insn->flags & INSN_SSE) != 0 && (mode & UNIT_MODE_SSE) == 0) {

@@ -222,6 +222,7 @@ static void enter(struct engine_vcpu *v, const struct unit *unit)
     if (v->check == NULL) {
         light_remember(v, unit);
     }
+    v->hot.single = false;
     light_take_flags(v);
     v->hot.page = v->st.rip & ~PAGE_MASK;
     v->hot.resume = code_rx(v->vm->translator, unit->entry);
@@ -287,6 +288,9 @@ enum translate_result translate_run(struct engine_vcpu *v)
         }
         if (mode < 0) {
             return TRANSLATE_INTERP;
+        }
+        if (v->hot.single) {
+            mode |= UNIT_MODE_SINGLE;
         }
         if (!run_unit(v, (unsigned)mode, link, &fetched)) {
             if (!fetched) {

@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #define JUMP_CACHE_SETS 4096u
-#define JUMP_CACHE_MODES 3                     /* as enum mmu_mode */
+#define JUMP_CACHE_MODES 3 /* as enum mmu_mode */
 #define JUMP_PAGE_BITS 4096u
 #define JUMP_CACHE_HASH 0x9e3779b1u
 
@@ -53,8 +53,8 @@ struct translate_hot {
     uint32_t host_mxcsr;
     uint64_t (*fn_access)(void *vcpu);
     uint64_t (*fn_exit)(void *vcpu);
-    bool intr_wanted; /* an interrupt waits for IF: STI and POPF must look */
-    bool stepping;    /* the kick handler single-steps to an instruction boundary */
+    bool single;   /* the next unit is to check each access by itself */
+    bool stepping; /* the kick handler single-steps to an instruction boundary */
     _Atomic bool in_code;
     uint8_t jump_mode;      /* UNIT_MODE_* beside the MMU mode that the jump cache is for */
     uint64_t generation;    /* of the code cache that the jump cache is for */

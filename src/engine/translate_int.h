@@ -16,14 +16,6 @@ enum translate_helper { HELPER_NONE, HELPER_INTERP };
 
 enum translate_helper translate_helper_for(const struct insn *insn, unsigned mode);
 
-/*
- * struct translate_hot.site: where a missed access goes on (its offset in the
- * cache), and what it wanted.
- */
-#define SITE_CODE_MASK 0x1fffffffu
-#define SITE_WRITE (1u << 29)
-#define SITE_MODE_SHIFT 30
-
 /* Registers by mask. */
 #define REG_BIT(r) (1u << (r))
 
@@ -44,15 +36,42 @@ struct ea {
     uint32_t slot;
 };
 
+/* One access of the instruction in hand. */
+struct access {
+    struct ea ea;
+    uint16_t size;
+    bool is_write;
+    bool low_only; /* the instruction names AH CH DH BH: no REX, so registers below 8 */
+    bool
+        allow_written; /* registers that the instruction overwrites at its end may hold the address */
+    bool alone;        /* no later access profits from its check */
+    uint16_t forbidden; /* registers that hold something of the instruction */
+};
+
+/*
+ * A checked range of guest memory: later accesses relative to the same unchanged
+ * register or slot, within it, need no check. reg holds the addend (slot: the
+ * addend plus the slot's value); it is borrowed.
+ */
+struct window {
+    bool is_valid;
+    bool is_write;
+    uint8_t mode;
+    uint8_t reg;
+    uint8_t base; /* EMIT_NO_REG: relative to slot */
+    uint32_t slot;
+    int64_t low; /* displacements from low up to high */
+    int64_t high;
+};
+
+#define WINDOW_COUNT 2u
+
 /* Out-of-line code of an access: computes the address again and asks C. */
 struct cold_access {
     uint8_t *branch; /* rel32 to here */
-    uint8_t *retry;
     struct ea ea;
     uint8_t scratch;
-    uint8_t mode;
-    bool is_write;
-    uint16_t size;
+    uint32_t site; /* index of its struct unit_access */
 };
 
 /* Out-of-line code of an exit. */
@@ -63,7 +82,6 @@ struct cold_exit {
     uint8_t flags;
 };
 
-#define UNIT_COLD_MAX (2 * UNIT_INSNS_MAX)
 #define UNIT_MARKS_MAX (3 * UNIT_INSNS_MAX)
 
 struct xlate {
@@ -75,11 +93,13 @@ struct xlate {
     uint16_t spilled; /* registers whose guest value is in a slot */
     uint8_t flags;    /* enum unit_flags_home */
     bool failed;      /* something could not be encoded: the unit ends here */
+    bool rsp_moved;   /* the instruction's change of RSP is known to the windows */
+    struct window windows[WINDOW_COUNT];
     unsigned mark_count;
     struct unit_insn marks[UNIT_MARKS_MAX];
     unsigned cold_access_count;
     unsigned cold_exit_count;
-    struct cold_access cold_access[UNIT_COLD_MAX];
+    struct cold_access cold_access[UNIT_ACCESSES_MAX];
     struct cold_exit cold_exit[UNIT_EXITS_MAX];
 };
 
@@ -105,12 +125,21 @@ void xlate_flags_restore(struct xlate *x);
 void xlate_mark(struct xlate *x);
 
 /* mem_access.c: the one place that knows how guest memory is reached. */
-struct ea ea_of(const struct xlate *x, const struct insn *insn);
+struct ea ea_of(const struct trace_insn *ti);
 struct ea ea_reg(unsigned base, int32_t disp);
 void ea_emit(struct xlate *x, const struct ea *ea, unsigned dst);
-/* Checks size bytes at ea with two scratch registers; flags must be released. */
-struct host_operand mem_check(struct xlate *x, const struct ea *ea, unsigned size, bool is_write,
-                              unsigned s0, unsigned s1);
+/* Makes sure that the access may be done, clobbering host flags (released before). */
+struct host_operand mem_access(struct xlate *x, const struct access *access);
+/* RSP is now delta higher than when the windows were noted. */
+void mem_rsp_moved(struct xlate *x, int64_t delta);
+/* Before an instruction: forgets windows whose register it needs. */
+void mem_insn_begin(struct xlate *x);
+/* After it: forgets those whose base it changed. */
+void mem_insn_end(struct xlate *x);
+unsigned mem_window_regs(const struct xlate *x);
+/* By how much the instruction moves RSP; false: it cannot be known. */
+bool mem_rsp_delta(const struct insn *insn, int64_t *ret_delta);
+void mem_forget(struct xlate *x); /* all windows */
 void mem_emit_cold(struct xlate *x);
 
 /* exits.c */

@@ -4,18 +4,25 @@
 
 #define INDIRECT_ALIGN 16u
 #define RETURN_REGS (REG_BIT(X86_RAX) | REG_BIT(X86_RCX) | REG_BIT(X86_RDX))
-#define BODY_SCRATCH 2u
+#define BODY_SCRATCH 3u
 
 /* An instruction begins: notes the boundary and brings home what it reads. */
 static void insn_begin(struct xlate *x)
 {
     xlate_mark(x);
+    mem_insn_begin(x);
     xlate_reload(x, x->ti->insn.gpr_read);
 }
 
 static void insn_end(struct xlate *x)
 {
+    int64_t delta;
+
     x->spilled &= (uint16_t)~x->ti->insn.gpr_written;
+    if (mem_rsp_delta(&x->ti->insn, &delta)) {
+        mem_rsp_moved(x, delta);
+    }
+    mem_insn_end(x);
 }
 
 static bool uses_flags(const struct insn *insn)
@@ -75,14 +82,13 @@ static void emit_copy(struct xlate *x)
         return;
     }
     if (insn->mem_bytes != 0) {
-        bool low = insn_uses_high_byte(insn);
-        unsigned s0 = xlate_scratch(x, 0, low, true);
-        unsigned s1 = xlate_scratch(x, REG_BIT(s0), low, true);
-        struct ea ea = ea_of(x, insn);
+        struct access access = {.ea = ea_of(x->ti),
+                                .size = insn->mem_bytes,
+                                .is_write = (insn->mem_flags & INSN_MEM_WRITE) != 0,
+                                .low_only = insn_uses_high_byte(insn),
+                                .allow_written = true};
 
-        xlate_flags_release(x, x->ti->live);
-        xlate_mark(x);
-        op = mem_check(x, &ea, insn->mem_bytes, (insn->mem_flags & INSN_MEM_WRITE) != 0, s0, s1);
+        op = mem_access(x, &access);
     }
     flags_for_insn(x);
     emit_rewritten(x, op);
@@ -93,7 +99,7 @@ static void emit_lea_insn(struct xlate *x)
     const struct insn *insn = &x->ti->insn;
 
     if (insn->base == INSN_REG_RIP) {
-        struct ea ea = ea_of(x, insn);
+        struct ea ea = ea_of(x->ti);
 
         emit_gs_load(&x->e, insn->reg, ea.slot);
         emit_mem(&x->e, insn->opsize_bytes == 8, EMIT_LEA, insn->reg, insn->reg, EMIT_NO_REG, 1,
@@ -103,33 +109,47 @@ static void emit_lea_insn(struct xlate *x)
     }
 }
 
+static unsigned operand_regs(struct host_operand op)
+{
+    return REG_BIT(op.base) | (op.index == EMIT_NO_REG ? 0u : REG_BIT(op.index));
+}
+
 static void emit_store_imm(struct xlate *x, struct host_operand op, int32_t imm)
 {
     emit_mem(&x->e, true, 0xc7, 0, op.base, op.index, 1, op.disp);
     emit_u32(&x->e, (uint32_t)imm);
 }
 
+/* RSP + disp, 8 bytes. */
+static struct access stack_access(int32_t disp, bool is_write)
+{
+    return (struct access){.ea = ea_reg(X86_RSP, disp), .size = 8, .is_write = is_write};
+}
+
+/* The memory operand of 8 bytes into a scratch register. */
+static unsigned emit_load_operand(struct xlate *x)
+{
+    struct access access = {.ea = ea_of(x->ti), .size = 8};
+    struct host_operand op = mem_access(x, &access);
+    unsigned value = xlate_scratch(x, operand_regs(op), false, false);
+
+    xlate_mark(x);
+    emit_mem(&x->e, true, EMIT_MOV_LOAD, value, op.base, op.index, 1, op.disp);
+    return value;
+}
+
 static void emit_push(struct xlate *x)
 {
     const struct insn *insn = &x->ti->insn;
-    unsigned s0 = xlate_scratch(x, 0, false, false);
-    unsigned s1 = xlate_scratch(x, REG_BIT(s0), false, false);
+    struct access stack = stack_access(-8, true);
     unsigned value = insn->opcode == 0xff ? insn->rm : insn->reg;
-    struct ea stack = ea_reg(X86_RSP, -8);
     struct host_operand op;
 
     if (insn->mem_bytes != 0) {
-        value = xlate_scratch(x, REG_BIT(s0) | REG_BIT(s1), false, false);
+        value = emit_load_operand(x);
+        stack.forbidden = (uint16_t)REG_BIT(value);
     }
-    xlate_flags_release(x, x->ti->live);
-    xlate_mark(x);
-    if (insn->mem_bytes != 0) {
-        struct ea ea = ea_of(x, insn);
-
-        op = mem_check(x, &ea, 8, false, s0, s1);
-        emit_mem(&x->e, true, EMIT_MOV_LOAD, value, op.base, op.index, 1, op.disp);
-    }
-    op = mem_check(x, &stack, 8, true, s0, s1);
+    op = mem_access(x, &stack);
     if (insn->imm_bytes != 0) {
         emit_store_imm(x, op, (int32_t)insn->imm);
     } else {
@@ -141,15 +161,12 @@ static void emit_push(struct xlate *x)
 static void emit_pop(struct xlate *x)
 {
     const struct insn *insn = &x->ti->insn;
-    unsigned s0 = xlate_scratch(x, 0, false, true);
-    unsigned s1 = xlate_scratch(x, REG_BIT(s0), false, true);
     unsigned dst = insn->opcode == 0x8f ? insn->rm : insn->reg;
-    struct ea stack = ea_reg(X86_RSP, 0);
+    struct access stack = stack_access(0, false);
     struct host_operand op;
 
-    xlate_flags_release(x, x->ti->live);
-    xlate_mark(x);
-    op = mem_check(x, &stack, 8, false, s0, s1);
+    stack.allow_written = true;
+    op = mem_access(x, &stack);
     emit_mem(&x->e, true, EMIT_MOV_LOAD, dst, op.base, op.index, 1, op.disp);
     if (dst != X86_RSP) {
         emit_lea(&x->e, X86_RSP, X86_RSP, 8);
@@ -158,34 +175,26 @@ static void emit_pop(struct xlate *x)
 
 static void emit_leave(struct xlate *x)
 {
-    unsigned s0 = xlate_scratch(x, 0, false, false);
-    unsigned s1 = xlate_scratch(x, REG_BIT(s0), false, false);
-    struct ea frame = ea_reg(X86_RBP, 0);
-    struct host_operand op;
+    struct access frame = {.ea = ea_reg(X86_RBP, 0), .size = 8};
+    struct host_operand op = mem_access(x, &frame);
+    unsigned value = xlate_scratch(x, operand_regs(op), false, false);
 
-    xlate_flags_release(x, x->ti->live);
-    xlate_mark(x);
-    op = mem_check(x, &frame, 8, false, s0, s1);
-    emit_mem(&x->e, true, EMIT_MOV_LOAD, s0, op.base, op.index, 1, op.disp);
+    emit_mem(&x->e, true, EMIT_MOV_LOAD, value, op.base, op.index, 1, op.disp);
     emit_lea(&x->e, X86_RSP, X86_RBP, 8);
-    emit_mov(&x->e, true, X86_RBP, s0);
+    emit_mov(&x->e, true, X86_RBP, value);
 }
 
 /* Pushes the address of the next instruction. */
 static void emit_push_return(struct xlate *x)
 {
     const struct trace_insn *ti = x->ti;
-    unsigned s0 = xlate_scratch(x, 0, false, false);
-    unsigned s1 = xlate_scratch(x, REG_BIT(s0), false, false);
-    struct ea stack = ea_reg(X86_RSP, -8);
-    struct host_operand op;
+    struct access stack = stack_access(-8, true);
+    struct host_operand op = mem_access(x, &stack);
+    unsigned value = xlate_scratch(x, operand_regs(op), false, false);
 
-    xlate_flags_release(x, ti->live);
-    xlate_mark(x);
-    op = mem_check(x, &stack, 8, true, s0, s1);
-    emit_gs_load(&x->e, s0, GS_HOT(page));
-    emit_lea(&x->e, s0, s0, (int32_t)ti->offset + ti->insn.len);
-    emit_mem(&x->e, true, EMIT_MOV_STORE, s0, op.base, op.index, 1, op.disp);
+    emit_gs_load(&x->e, value, GS_HOT(page));
+    emit_lea(&x->e, value, value, (int32_t)ti->offset + ti->insn.len);
+    emit_mem(&x->e, true, EMIT_MOV_STORE, value, op.base, op.index, 1, op.disp);
     emit_lea(&x->e, X86_RSP, X86_RSP, -8);
 }
 
@@ -194,32 +203,17 @@ static void emit_branch_target(struct xlate *x)
 {
     const struct insn *insn = &x->ti->insn;
 
-    if (insn->mem_bytes == 0) {
-        emit_gs_store(&x->e, insn->rm, GS_HOT(target));
-        return;
-    }
-
-    unsigned s0 = xlate_scratch(x, 0, false, false);
-    unsigned s1 = xlate_scratch(x, REG_BIT(s0), false, false);
-    struct ea ea = ea_of(x, insn);
-    struct host_operand op;
-
-    xlate_flags_release(x, x->ti->live);
-    xlate_mark(x);
-    op = mem_check(x, &ea, 8, false, s0, s1);
-    emit_mem(&x->e, true, EMIT_MOV_LOAD, s0, op.base, op.index, 1, op.disp);
-    emit_gs_store(&x->e, s0, GS_HOT(target));
+    emit_gs_store(&x->e, insn->mem_bytes == 0 ? insn->rm : emit_load_operand(x), GS_HOT(target));
 }
 
 static void emit_ret(struct xlate *x)
 {
-    struct ea stack = ea_reg(X86_RSP, 0);
+    struct access stack = stack_access(0, false);
     struct host_operand op;
 
     xlate_spill(x, RETURN_REGS);
+    op = mem_access(x, &stack);
     xlate_flags_release(x, x->ti->live);
-    xlate_mark(x);
-    op = mem_check(x, &stack, 8, false, X86_RCX, X86_RDX);
     emit_mem(&x->e, true, EMIT_MOV_LOAD, X86_RCX, op.base, op.index, 1, op.disp);
     emit_lea(&x->e, X86_RSP, X86_RSP, 8 + (int32_t)(x->ti->insn.imm & 0xffff));
     exit_indirect(x, true);
@@ -347,6 +341,7 @@ static bool emit_insn(struct xlate *x)
         return true;
     case TRACE_BRANCH:
         emit_branch(x);
+        insn_end(x);
         return true;
     case TRACE_END:
         emit_end(x);
@@ -439,7 +434,7 @@ static void emit_trace(struct xlate *x)
 
     struct unit_exit *exit = exit_direct(x, trace->end_offset);
 
-    exit->mode = trace->mode;
+    exit->mode = trace->mode & (uint8_t)~UNIT_MODE_SINGLE;
     exit_end(x, exit);
 }
 
@@ -450,6 +445,9 @@ struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr
     struct unit *unit = code_cache_alloc(t, sizeof(*unit));
 
     memset(x, 0, offsetof(struct xlate, marks));
+    for (unsigned i = 0; i < WINDOW_COUNT; i++) {
+        x->windows[i].base = EMIT_NO_REG;
+    }
     x->cold_access_count = 0;
     x->cold_exit_count = 0;
     x->t = t;

@@ -48,6 +48,9 @@ static unsigned scratch_cost(const struct xlate *x, unsigned reg, bool is_writte
 {
     unsigned next = x->ti->next_use[reg]; /* an index; none: TRACE_NO_USE */
 
+    if ((mem_window_regs(x) & REG_BIT(reg)) != 0) {
+        return 0x400;
+    }
     if ((x->spilled & REG_BIT(reg)) != 0) {
         return TRACE_NO_USE - next;
     }
@@ -77,6 +80,9 @@ unsigned xlate_scratch(struct xlate *x, unsigned forbidden, bool low_only, bool 
             best = r;
             best_cost = cost;
         }
+    }
+    if (best_cost == 0x400) {
+        mem_forget(x);
     }
     xlate_spill(x, REG_BIT(best));
     return best;

@@ -91,26 +91,26 @@ static void emit_rdfsbase(struct xlate *x)
 static void emit_pushf(struct xlate *x)
 {
     struct emit *e = &x->e;
-    struct ea stack = ea_reg(X86_RSP, -8);
+    struct access stack = {
+        .ea = ea_reg(X86_RSP, -8), .size = 8, .is_write = true, .forbidden = REG_BIT(X86_RAX)};
     struct host_operand op;
-    unsigned s0;
-    unsigned s1;
+    unsigned low;
 
     xlate_spill(x, REG_BIT(X86_RAX));
-    s0 = xlate_scratch(x, REG_BIT(X86_RAX), true, false);
-    s1 = xlate_scratch(x, REG_BIT(X86_RAX) | REG_BIT(s0), false, false);
+    low = xlate_scratch(x, REG_BIT(X86_RAX), true, false);
+    stack.forbidden |= (uint16_t)REG_BIT(low);
     xlate_flags_release(x, X86_FLAGS_ARITH);
     xlate_mark(x);
-    op = mem_check(x, &stack, 8, true, s0, s1);
+    op = mem_access(x, &stack);
     emit_gs_load(e, X86_RAX, GS_HOT(flags));
-    emit_u8(e, 0x0f); /* movzx s0d, ah */
+    emit_u8(e, 0x0f); /* movzx low, ah */
     emit_u8(e, 0xb6);
-    emit_u8(e, 0xc4u | s0 << 3);
+    emit_u8(e, 0xc4u | low << 3);
     emit_u8(e, 0x0f); /* movzx eax, al */
     emit_u8(e, 0xb6);
     emit_u8(e, 0xc0);
     emit_shift_imm(e, false, 4, X86_RAX, 11);
-    emit_rr(e, false, 0x0b, X86_RAX, s0);
+    emit_rr(e, false, 0x0b, X86_RAX, low);
     emit_gs(e, 0x0b, X86_RAX, GS_ST(rflags));
     emit_mem(e, true, EMIT_MOV_STORE, X86_RAX, op.base, op.index, 1, op.disp);
     emit_lea(e, X86_RSP, X86_RSP, -8);
@@ -126,9 +126,17 @@ static void emit_bit_mem(struct xlate *x)
     struct emit *e = &x->e;
     bool wide = insn->opsize_bytes == 8;
     unsigned s0 = xlate_scratch(x, 0, false, false);
-    unsigned s1 = xlate_scratch(x, REG_BIT(s0), false, false);
-    unsigned bit = xlate_scratch(x, REG_BIT(s0) | REG_BIT(s1), false, false);
-    struct ea ea = ea_of(x, insn);
+    unsigned bit = xlate_scratch(x, REG_BIT(s0), false, false);
+    struct ea ea = ea_of(x->ti);
+    struct access access = {.ea = {.kind = EA_SLOT,
+                                   .base = EMIT_NO_REG,
+                                   .index = EMIT_NO_REG,
+                                   .scale = 1,
+                                   .slot = GS_HOT(target)},
+                            .size = insn->opsize_bytes,
+                            .is_write = (insn->mem_flags & INSN_MEM_WRITE) != 0,
+                            .alone = true,
+                            .forbidden = (uint16_t)REG_BIT(bit)};
     struct host_operand op;
 
     xlate_flags_release(x, x->ti->live);
@@ -144,12 +152,7 @@ static void emit_bit_mem(struct xlate *x)
     emit_gs_store(e, s0, GS_HOT(target));
     emit_mov(e, wide, bit, insn->reg);
     emit_alu_imm(e, wide, 4, bit, wide ? 63 : 31);
-    ea = (struct ea){.kind = EA_SLOT,
-                     .base = EMIT_NO_REG,
-                     .index = EMIT_NO_REG,
-                     .scale = 1,
-                     .slot = GS_HOT(target)};
-    op = mem_check(x, &ea, insn->opsize_bytes, (insn->mem_flags & INSN_MEM_WRITE) != 0, s0, s1);
+    op = mem_access(x, &access);
     if (x->ti->live != 0) {
         xlate_flags_restore(x);
     }
@@ -175,27 +178,28 @@ static void emit_xsave(struct xlate *x)
 {
     const struct insn *insn = &x->ti->insn;
     struct emit *e = &x->e;
-    unsigned s0 = xlate_scratch(x, REG_BIT(X86_RAX) | REG_BIT(X86_RDX), false, false);
-    unsigned s1 = xlate_scratch(x, REG_BIT(s0) | REG_BIT(X86_RAX) | REG_BIT(X86_RDX), false, false);
-    struct ea ea = ea_of(x, insn);
-    struct host_operand op;
+    struct access access = {.ea = ea_of(x->ti),
+                            .size = XSAVE_AREA_BYTES,
+                            .is_write = insn->op == INSN_OP_XSAVE,
+                            .alone = true,
+                            .forbidden = REG_BIT(X86_RAX) | REG_BIT(X86_RDX)};
+    struct host_operand op = mem_access(x, &access);
+    unsigned area = xlate_scratch(x, access.forbidden, false, false);
 
+    xlate_spill(x, access.forbidden);
+    xlate_mark(x);
+    emit_mem(e, true, EMIT_LEA, area, op.base, op.index, 1, op.disp);
     xlate_flags_release(x, x->ti->live);
-    xlate_mark(x);
-    op = mem_check(x, &ea, XSAVE_AREA_BYTES, insn->op == INSN_OP_XSAVE, s0, s1);
-    emit_mem(e, true, EMIT_LEA, s0, op.base, op.index, 1, op.disp);
-    xlate_spill(x, REG_BIT(X86_RAX) | REG_BIT(X86_RDX));
-    xlate_mark(x);
     emit_gs(e, 0x23, X86_RAX, GS_ST(xcr0));
     emit_rr(e, false, 0x31, X86_RDX, X86_RDX);
-    emit_u8(e, 0x40u | ((insn->rex & 8u) != 0 ? 8u : 0u) | s0 >> 3);
+    emit_u8(e, 0x40u | ((insn->rex & 8u) != 0 ? 8u : 0u) | area >> 3);
     emit_u8(e, 0x0f);
     emit_u8(e, insn->opcode);
-    if ((s0 & 7) == 4) {
+    if ((area & 7) == 4) {
         emit_u8(e, 0x04u | (insn->bytes[insn->modrm_off] & 0x38u));
         emit_u8(e, 0x24);
     } else {
-        emit_u8(e, 0x40u | (insn->bytes[insn->modrm_off] & 0x38u) | (s0 & 7));
+        emit_u8(e, 0x40u | (insn->bytes[insn->modrm_off] & 0x38u) | (area & 7));
         emit_u8(e, 0);
     }
 }
