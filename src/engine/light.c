@@ -276,7 +276,8 @@ uint64_t light_access(void *vcpu)
         /* Perhaps only a later access is in the way: on in a unit that looks at each. */
         light_undo_access(v);
         v->hot.single = true;
-        return dispatch(v);
+        v->hot.leave = LEAVE_LOOKUP;
+        return v->check != NULL ? 0 : dispatch(v);
     }
     if (r != 0 && LIGHT_INTERP && v->check == NULL) {
         struct engine_fault fault = v->fault;

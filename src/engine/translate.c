@@ -275,12 +275,19 @@ static bool run_unit(struct engine_vcpu *v, unsigned mode, bool link, bool *ret_
     return true;
 }
 
+static int unit_mode(const struct engine_vcpu *v)
+{
+    int mode = light_unit_mode(v);
+
+    return mode >= 0 && v->hot.single ? mode | (int)UNIT_MODE_SINGLE : mode;
+}
+
 enum translate_result translate_run(struct engine_vcpu *v)
 {
     bool link = false;
 
     for (;;) {
-        int mode = light_unit_mode(v);
+        int mode = unit_mode(v);
         bool fetched;
 
         if (atomic_load(&v->kick) != 0) {
@@ -288,9 +295,6 @@ enum translate_result translate_run(struct engine_vcpu *v)
         }
         if (mode < 0) {
             return TRANSLATE_INTERP;
-        }
-        if (v->hot.single) {
-            mode |= UNIT_MODE_SINGLE;
         }
         if (!run_unit(v, (unsigned)mode, link, &fetched)) {
             if (!fetched) {
@@ -317,7 +321,7 @@ enum translate_result translate_run(struct engine_vcpu *v)
 
 unsigned translate_unit_length(struct engine_vcpu *v)
 {
-    int mode = light_unit_mode(v);
+    int mode = unit_mode(v);
     const struct unit *unit = mode < 0 ? NULL : find_or_translate(v, (unsigned)mode);
 
     return unit == NULL ? 0 : unit->trace_count;
@@ -325,7 +329,7 @@ unsigned translate_unit_length(struct engine_vcpu *v)
 
 enum translate_result translate_run_one(struct engine_vcpu *v)
 {
-    int mode = light_unit_mode(v);
+    int mode = unit_mode(v);
     bool fetched;
 
     if (mode < 0 || !run_unit(v, (unsigned)mode, false, &fetched)) {
