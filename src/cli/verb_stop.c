@@ -6,6 +6,7 @@
 #include "cli/unix_socket.h"
 
 #include <errno.h>
+#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -31,11 +32,26 @@ static bool wait_end(const struct instance *instance, unsigned seconds)
     return true;
 }
 
-/* Sends one request; its answer does not matter, because the end of the process is the proof. */
+/* What a refusal says: {"ok": false, "error": "..."}. */
+static int read_answer(const struct instance *instance, const char *text, size_t len,
+                       struct err *err)
+{
+    json_t *answer = json_loadb(text, len, JSON_DISABLE_EOF_CHECK, NULL);
+    const char *why = json_string_value(json_object_get(answer, "error"));
+    int rc = 0;
+
+    if (json_is_false(json_object_get(answer, "ok"))) {
+        rc = err_set(err, -EIO, "\"%s\": %s", instance->name, why != NULL ? why : "refused");
+    }
+    json_decref(answer);
+    return rc;
+}
+
+/* Sends one request. No answer is fine: the end of the process is the proof. */
 static int send_request(const struct instance *instance, const char *line, struct err *err)
 {
     CLEANUP_CLOSE int fd = unix_socket_connect(instance->runtime, "control.sock", err);
-    char answer[256];
+    char answer[1024];
     ssize_t n;
     int rc;
 
@@ -46,9 +62,8 @@ static int send_request(const struct instance *instance, const char *line, struc
     if (rc < 0) {
         return err_set_errno(err, rc, "the monitor of \"%s\" does not listen", instance->name);
     }
-    n = read(fd, answer, sizeof(answer)); /* the request is taken before we close */
-    (void)n;
-    return 0;
+    n = read(fd, answer, sizeof(answer));
+    return n > 0 ? read_answer(instance, answer, (size_t)n, err) : 0;
 }
 
 static int stop_by_force(const struct instance *instance, struct err *err)

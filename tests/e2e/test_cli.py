@@ -3,6 +3,7 @@
 
 import json
 import os
+import resource
 import select
 import shutil
 import signal
@@ -45,9 +46,9 @@ class User:
         if os.geteuid() == 0:
             subprocess.run(["chown", "-R", str(ORDINARY_UID), self.home], check=True)
 
-    def start(self, *words, **more):
+    def start(self, *words, preexec=None, **more):
         return subprocess.Popen(self.place.wrap([self.corbel, *words]), cwd=self.home, text=True,
-                                env={**self.env, **more}, stdin=subprocess.DEVNULL,
+                                env={**self.env, **more}, preexec_fn=preexec, stdin=subprocess.DEVNULL,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def run(self, *words, status=0, **more):
@@ -189,6 +190,23 @@ def keep_nothing_of_failed_build(place):
         expect(user.images() == [], f"left behind: {user.images()}")
 
 
+def keep_nothing_on_full_disk(place):
+    """The host's limit on a file's size stands for a disk without room."""
+    with User(place) as user:
+        def limit():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, 8 << 20))
+
+        user.use_image("busybox")
+        disk = os.path.join(user.home, ".local/share/corbel/images/busybox/disk.raw")
+        with open(disk, "wb") as file:
+            file.write(bytes(16 << 20))
+        place.own(disk)
+        process = user.start("run", "busybox", "--detach", preexec=limit)
+        _, err = process.communicate(timeout=LIMIT_S)
+        expect(process.returncode == 1 and "disk.raw" in err and len(err.splitlines()) == 1, err)
+        expect(json.loads(user.run("list", "--json")[0]) == [], "half an instance is left")
+
+
 def keep_nothing_of_interrupted_build(place):
     with User(place) as user:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -237,6 +255,7 @@ TESTS = [
     ("a killed monitor does not block its name", survive_killed_monitor),
     ("debian answers ssh and keeps its disk", use_debian),
     ("a failed image build leaves nothing", keep_nothing_of_failed_build),
+    ("a full disk leaves nothing half-made", keep_nothing_on_full_disk),
     ("an interrupted image build leaves nothing", keep_nothing_of_interrupted_build),
     ("two builds of one image at once both succeed", build_twice_at_once),
 ]
