@@ -26,6 +26,8 @@
 /* The instructions that the stepper may execute one after the other without any change to be
  * seen. A repeated string instruction changes its count each time, so this is a hang. */
 #define KVM_STEP_STUCK_MAX 64
+/* How many instructions one step may execute where KVM's emulator fails at each (SIMD code). */
+#define KVM_STEP_BATCH_MAX 64
 
 struct kvm_vm {
     const struct accel_ops *ops;
@@ -96,6 +98,10 @@ struct kvm_cpu {
     struct vcpu_state *step_state;
     struct vcpu_state *step_before;
     unsigned stuck;
+    uint64_t step_end_rip; /* where the last step ended */
+    unsigned step_batch;   /* instructions of this step */
+    unsigned step_done;
+    unsigned step_grown; /* the batch before */
 };
 
 static inline struct kvm_vm *kvm_vm_of(struct accel_vm *vm)

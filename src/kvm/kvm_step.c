@@ -2,7 +2,8 @@
  * One instruction by the stepper, where KVM's emulator gives up.
  *
  * The whole state goes out, the stepper executes one instruction on it, and
- * what changed goes back. An access of that instruction to a device returns to
+ * what changed goes back. Where KVM fails again at the very next instruction, a
+ * step grows to some more, as long as KVM has got nowhere in between. An access of that instruction to a device returns to
  * the machine like any other; local APIC registers that live in the kernel are
  * answered here.
  */
@@ -70,7 +71,8 @@ static bool progressed(const struct vcpu_state *before, const struct vcpu_state 
 
 static int step_commit(struct kvm_cpu *cpu, struct err *err)
 {
-    atomic_fetch_add_explicit(&cpu->vm->stat_steps, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&cpu->vm->stat_steps, cpu->step_done, memory_order_relaxed);
+    cpu->step_end_rip = cpu->step_state->rip;
     cpu->stuck = progressed(cpu->step_before, cpu->step_state) ? 0 : cpu->stuck + 1;
     if (cpu->stuck >= KVM_STEP_STUCK_MAX) {
         return err_set(err, -ELOOP, "the guest makes no progress at RIP 0x%llx",
@@ -96,7 +98,38 @@ static int step_begin(struct kvm_cpu *cpu, struct err *err)
         return err_set_errno(err, rc, "KVM does not give the state of the vCPU");
     }
     memcpy(cpu->step_before, cpu->step_state, sizeof(*cpu->step_before));
+    cpu->step_done = 0;
+    cpu->step_batch = 1;
+    if (cpu->step_state->rip == cpu->step_end_rip && !cpu->debug.single_step &&
+        cpu->debug.breakpoint_count == 0) {
+        cpu->step_batch =
+            cpu->step_grown < KVM_STEP_BATCH_MAX ? 2 * cpu->step_grown : KVM_STEP_BATCH_MAX;
+    }
+    cpu->step_grown = cpu->step_batch;
     return 0;
+}
+
+/*
+ * The stepper's instruction is done, or has an exit. 0: to be run again; 1: the
+ * step is complete; 2: exit is for the machine.
+ */
+static int step_one(struct kvm_cpu *cpu, struct vmexit *exit, int rc)
+{
+    const bool is_msr = exit->reason == VMEXIT_MSR_READ || exit->reason == VMEXIT_MSR_WRITE;
+
+    if (rc == 0) {
+        cpu->step_done++;
+        return cpu->step_done >= cpu->step_batch ? 1 : 0;
+    }
+    if (exit->reason == VMEXIT_HLT) {
+        cpu->step_state->mp_state = X86_MP_HALTED; /* KVM, or sleeps(), waits */
+        return 1;
+    }
+    if (is_msr && kvm_vm_has_lapic(cpu->vm)) {
+        msr_answer(cpu, exit);
+        return 0;
+    }
+    return 2;
 }
 
 int kvm_step(struct kvm_cpu *cpu, struct vmexit *exit)
@@ -107,17 +140,19 @@ int kvm_step(struct kvm_cpu *cpu, struct vmexit *exit)
     cpu->pending = KVM_PENDING_NONE;
     while (rc == 0) {
         rc = cpu->vm->stepper->run(cpu->stepper, cpu->step_state, exit);
-        if (rc <= 0) {
+        if (rc < 0) {
+            rc = cpu->step_done > 0 ? 0 : rc; /* KVM may know it: only the first was needed */
             break;
         }
-        const bool is_msr = exit->reason == VMEXIT_MSR_READ || exit->reason == VMEXIT_MSR_WRITE;
-        if (is_msr && kvm_vm_has_lapic(cpu->vm)) {
-            msr_answer(cpu, exit);
-            rc = 0;
-            continue;
+        const int next = step_one(cpu, exit, rc);
+        if (next == 2) {
+            cpu->pending = KVM_PENDING_STEP;
+            return 1;
         }
-        cpu->pending = KVM_PENDING_STEP;
-        return 1;
+        rc = 0;
+        if (next == 1) {
+            break;
+        }
     }
     if (rc < 0 && err.code == 0) {
         (void)err_set_errno(&err, rc, "no engine can execute the instruction at RIP 0x%llx",
