@@ -9,6 +9,7 @@
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #define DISK_BYTES (4u << 20)
@@ -646,6 +647,40 @@ static void test_configuration_window_reaches_the_registers(void **state)
     assert_int_equal(request(f, IN, 0, DATA, 512, true, NULL), OK);
 }
 
+static void test_host_errors_reach_the_guest_as_such(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, 0);
+    assert_int_equal(ftruncate(f->fd, DISK_BYTES / 2), 0); /* behind the device's back */
+    assert_int_equal(request(f, IN, DISK_BYTES / 512 - 8, DATA, 4096, true, NULL), IOERR);
+    assert_int_equal(request(f, IN, DISK_BYTES / 1024 - 4, DATA, 4096, true, NULL), IOERR);
+    assert_int_equal(request(f, IN, 0, DATA, 4096, true, NULL), OK);
+}
+
+static void test_writes_the_host_refuses_fail(void **state)
+{
+    struct fixture *f = *state;
+    struct block_config config = {.path = "sealed",
+                                  .fd = memfd_create("sealed", MFD_ALLOW_SEALING)};
+    struct err err = {0};
+
+    assert_int_equal(ftruncate(config.fd, DISK_BYTES), 0);
+    assert_int_equal(fcntl(config.fd, F_ADD_SEALS, F_SEAL_WRITE), 0);
+    /* the fixture's own disk makes room for this one */
+    block_stop(f->block);
+    virtio_dev_destroy(f->dev);
+    block_destroy(f->block);
+    assert_int_equal(block_create(&config, &err, &f->block), 0);
+    assert_int_equal(virtio_blk_create(&f->machine.env, f->block, NULL, &f->dev), 0);
+    assert_int_equal(block_start(f->block, &err), 0);
+    start(f, ~0ull);
+    assert_int_equal(request(f, OUT, 0, DATA, 4096, false, NULL), IOERR);
+    write_range(f, 0, 8, 0);
+    assert_int_equal(request(f, ZEROES, 0, DATA, 16, false, NULL), IOERR);
+    assert_int_equal(request(f, IN, 0, DATA, 4096, true, NULL), OK);
+}
+
 static void test_second_writer_is_told(void **state)
 {
     struct fixture *f = *state;
@@ -724,6 +759,8 @@ int main(void)
         BLK_TEST(test_reset_with_requests_in_flight_ends_clean),
         BLK_TEST(test_machine_reset_makes_it_as_created),
         BLK_TEST(test_configuration_window_reaches_the_registers),
+        BLK_TEST(test_host_errors_reach_the_guest_as_such),
+        BLK_TEST(test_writes_the_host_refuses_fail),
         BLK_TEST(test_second_writer_is_told),
         RO_TEST(test_two_readers_share),
         RO_TEST(test_odd_images_are_refused_with_a_sentence),
