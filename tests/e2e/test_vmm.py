@@ -145,7 +145,7 @@ def test_memory_beyond_the_host(_):
 
 
 def test_host_limits_are_told(_):
-    for limit in ("ulimit -f 1000", "ulimit -v 60000"):
+    for limit in ("ulimit -f 1000", "ulimit -v 35000"):
         expect_refused(run("sh", "-c", f'{limit}; exec "$@"', "sh", *flags("o")), 1, "memory")
 
 
