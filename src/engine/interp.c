@@ -120,6 +120,11 @@ static int op_unknown(struct engine_vcpu *v, const struct insn *in)
 
 static interp_fn handler(const struct insn *in)
 {
+    interp_fn fast = interp_fast_handler(in);
+
+    if (fast != NULL) {
+        return fast;
+    }
     if (in->op >= INSN_OP_COUNT) {
         return op_unknown;
     }

@@ -123,6 +123,12 @@ int interp_check_port(struct engine_vcpu *v, uint16_t port, unsigned bytes) MUST
 /* #UD or #NM for the state that flags (INSN_X87 ...) name; 0 when it may be used. */
 int interp_check_fpu(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
 
+/* Jcc, SETcc, CMOVcc: does condition cond hold in these flags? (SDM 1 appendix B) */
+bool interp_condition(uint64_t flags, unsigned cond);
+
+/* interp_fast.c: a handler in C for a frequent form of INSN_OP_COPY, or NULL. */
+interp_fn interp_fast_handler(const struct insn *in);
+
 /* interp_copy.c: INSN_OP_COPY. */
 int interp_copy(struct engine_vcpu *v, const struct insn *in) MUST_CHECK;
 

@@ -306,7 +306,7 @@ static int op_leave(struct engine_vcpu *v, const struct insn *in)
 }
 
 /* The sixteen conditions of SDM 1 appendix B. */
-static bool condition(uint64_t f, unsigned cond)
+bool interp_condition(uint64_t f, unsigned cond)
 {
     bool sf = (f & X86_FLAG_SF) != 0;
     bool of = (f & X86_FLAG_OF) != 0;
@@ -348,7 +348,7 @@ static int branch_relative(struct engine_vcpu *v, const struct insn *in)
 
 static int op_jcc(struct engine_vcpu *v, const struct insn *in)
 {
-    return condition(v->st.rflags, in->cond) ? branch_relative(v, in) : 0;
+    return interp_condition(v->st.rflags, in->cond) ? branch_relative(v, in) : 0;
 }
 
 static int op_jcxz(struct engine_vcpu *v, const struct insn *in)

@@ -17,10 +17,10 @@
 
 /*
  * RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO,
- * FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO: the guest's mitigations act on guest
+ * FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO: the guest's mitigations act on guest
  * page tables and predictors that do not exist as such here (docs/engine.md).
  */
-#define ARCH_CAPABILITIES 0x0d10e17bull
+#define ARCH_CAPABILITIES 0x400000000d10e17bull
 
 #define NS_PER_S 1000000000ull
 
