@@ -1,0 +1,126 @@
+#!/usr/bin/python3
+"""Uses each virtio device from inside the busybox guest, then resets the guest in the middle of it.
+
+usage: test_devices.py [WORD...]     only the tests whose names hold a word
+"""
+
+import hashlib
+import http.server
+import json
+import os
+import socket
+import threading
+
+from harness import Machine, expect, guest, run_tests
+
+ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
+DISK_BYTES = 64 << 20
+MIB = 1 << 20
+
+
+class Server:
+    """An HTTP server on the host's loopback with one file and its digest."""
+
+    def __init__(self):
+        self.body = os.urandom(8 * MIB)
+        body = self.body
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *unused):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+def ask(path, **command):
+    with socket.socket(socket.AF_UNIX) as control:
+        control.connect(str(path))
+        control.sendall(json.dumps(command).encode() + b"\n")
+        answer = json.loads(control.makefile().readline())
+    expect(answer["ok"], f"{command}: {answer}")
+    return answer
+
+
+def start(place, cpus, *more):
+    image = guest("busybox")
+    disk = place.home / "devices.raw"
+    content = os.urandom(DISK_BYTES)
+    disk.write_bytes(content)
+    place.own(disk)
+    machine = Machine(place, ["--engine", ENGINE, "--cpus", str(cpus), "--memory", "128M",
+                              "--kernel", image.kernel, "--initrd", image.initrd,
+                              "--cmdline", "console=ttyS0", "--disk", f"{disk}",
+                              "--net", "user", *more])
+    return machine, content
+
+
+def ready(m, after=0):
+    m.wait_text("/ #", m.wait_text("corbel-busybox: ready", after))
+
+
+def network_up(m):
+    m.run("ifconfig eth0 up && udhcpc -i eth0 -n -q")
+
+
+def use_devices(place):
+    server = Server()
+    control = place.home / "control"
+    m, content = start(place, 1, "--control", control)
+    with m:
+        ready(m)
+        digest = hashlib.sha256(content).hexdigest()
+        expect(digest in m.run("dd if=/dev/vda bs=1M iflag=direct 2>/dev/null | sha256sum"),
+               "the guest reads another disk than the host wrote")
+        network_up(m)
+        digest = hashlib.sha256(server.body).hexdigest()
+        expect(digest in m.run(f"wget -q -O - http://10.0.2.2:{server.port}/ | sha256sum"),
+               "a file changed on its way over the network")
+        m.run("test $(head -c 1000 /dev/hwrng | wc -c) = 1000")
+        use_balloon(m, control)
+        m.type("poweroff -f\n")
+        expect(m.wait_exit() == 0, f"powering off gives a non-zero status\n{m.story()}")
+
+
+def use_balloon(m, control):
+    """The guest gives 32 MiB and gets them back."""
+    statistics = lambda: ask(control, command="statistics")["statistics"]
+    free = "$(awk '/MemFree/ {print $2}' /proc/meminfo)"
+    m.run(f"free={free}")
+    ask(control, command="balloon", bytes=32 * MIB)
+    m.run(f"while [ {free} -gt $((free - 28000)) ]; do sleep 1; done")
+    expect(statistics()["balloon.discarded_bytes"] >= 28000 << 10, "the host got no memory back")
+    ask(control, command="balloon", bytes=0)
+    m.run(f"while [ {free} -lt $((free - 8000)) ]; do sleep 1; done")
+
+
+def reset_in_the_middle(place):
+    m, content = start(place, 2)
+    with m:
+        ready(m)
+        for _ in range(2):
+            mark = m.mark()
+            m.type("dd if=/dev/vda of=/dev/null bs=1M iflag=direct & "
+                   "dd if=/dev/hwrng of=/dev/null bs=1k & reboot -f\n")
+            ready(m, mark)
+        digest = hashlib.sha256(content).hexdigest()
+        expect(digest in m.run("dd if=/dev/vda bs=1M iflag=direct 2>/dev/null | sha256sum"),
+               "the disk changed over a reset")
+        network_up(m)
+        m.run("ping -c 1 10.0.2.2")
+        m.type("poweroff -f\n")
+        expect(m.wait_exit() == 0, f"powering off gives a non-zero status\n{m.story()}")
+
+
+if __name__ == "__main__":
+    run_tests([
+        ("disk, network, entropy and balloon do their work", use_devices),
+        ("a reset in the middle of transfers leaves devices that work", reset_in_the_middle),
+    ])
