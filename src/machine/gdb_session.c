@@ -8,10 +8,8 @@
 
 #include "machine/machine.h"
 
-/* Bytes of memory in one packet: two digits each, and the command around them. */
+/* Bytes of memory in one packet: two gdb_digits each, and the command around them. */
 #define MEMORY_MAX ((GDB_PACKET_MAX - 64u) / 2u)
-
-static const char digits[] = "0123456789abcdef";
 
 void gdb_session_init(struct gdb_session *session, struct machine *machine)
 {
@@ -19,75 +17,8 @@ void gdb_session_init(struct gdb_session *session, struct machine *machine)
     session->machine = machine;
 }
 
-/* ---- text ---- */
-
-static int digit_value(char c)
-{
-    if (c >= '0' && c <= '9') {
-        return c - '0';
-    }
-    if (c >= 'a' && c <= 'f') {
-        return c - 'a' + 10;
-    }
-    if (c >= 'A' && c <= 'F') {
-        return c - 'A' + 10;
-    }
-    return -1;
-}
-
-/* Reads a hexadecimal number and moves on; false when there is none or it is too long. */
-static bool take_hex(const char **text, uint64_t *ret_value)
-{
-    const char *p = *text;
-    uint64_t value = 0;
-
-    while (digit_value(*p) >= 0 && p - *text < 16) {
-        value = value << 4 | (uint64_t)digit_value(*p);
-        p++;
-    }
-    if (p == *text || digit_value(*p) >= 0) {
-        return false;
-    }
-    *text = p;
-    *ret_value = value;
-    return true;
-}
-
-static bool take_char(const char **text, char c)
-{
-    if (**text != c) {
-        return false;
-    }
-    (*text)++;
-    return true;
-}
-
-static bool take_bytes(const char **text, uint8_t *out, size_t len)
-{
-    for (size_t i = 0; i < len; i++) {
-        const int high = digit_value((*text)[0]);
-        const int low = high < 0 ? -1 : digit_value((*text)[1]);
-        if (low < 0) {
-            return false;
-        }
-        out[i] = (uint8_t)(high << 4 | low);
-        *text += 2;
-    }
-    return true;
-}
-
-static char *put_bytes(char *out, const uint8_t *bytes, size_t len)
-{
-    for (size_t i = 0; i < len; i++) {
-        *out++ = digits[bytes[i] >> 4];
-        *out++ = digits[bytes[i] & 15];
-    }
-    *out = '\0';
-    return out;
-}
-
-/* A thread of the protocol to a CPU: -1 all, 0 any, N+1 CPU N. */
-static bool take_thread(const struct gdb_session *session, const char **text, unsigned *ret_cpu)
+bool gdb_session_take_thread(const struct gdb_session *session, const char **text,
+                             unsigned *ret_cpu)
 {
     uint64_t id = 0;
 
@@ -96,7 +27,7 @@ static bool take_thread(const struct gdb_session *session, const char **text, un
         *ret_cpu = session->cpu;
         return true;
     }
-    if (!take_hex(text, &id) || id > machine_cpu_count(session->machine)) {
+    if (!gdb_take_hex(text, &id) || id > machine_cpu_count(session->machine)) {
         return false;
     }
     *ret_cpu = id == 0 ? session->cpu : (unsigned)id - 1;
@@ -133,12 +64,12 @@ void gdb_session_reply(struct gdb_session *session, const char *text)
         out_char(session, *text++, &sum);
     }
     out_raw(session, '#');
-    out_raw(session, digits[sum >> 4]);
-    out_raw(session, digits[sum & 15]);
+    out_raw(session, gdb_digits[sum >> 4]);
+    out_raw(session, gdb_digits[sum & 15]);
 }
 
 /* Ok, or E and a number: the protocol gives it no meaning, so it is the errno. */
-static void reply_result(struct gdb_session *session, int rc)
+void gdb_session_reply_result(struct gdb_session *session, int rc)
 {
     char text[8];
 
@@ -187,12 +118,12 @@ static void command_read_registers(struct gdb_session *session)
 
     const int rc = state_get(session, &state);
     if (rc < 0) {
-        reply_result(session, rc);
+        gdb_session_reply_result(session, rc);
         return;
     }
     for (unsigned i = 0; i < gdb_reg_count(); i++) {
         gdb_reg_get(state, i, bytes);
-        p = put_bytes(p, bytes, gdb_reg_size(i));
+        p = gdb_put_bytes(p, bytes, gdb_reg_size(i));
     }
     free(state);
     gdb_session_reply(session, text);
@@ -205,7 +136,7 @@ static int write_registers(struct gdb_session *session, const char *text)
 
     int rc = state_get(session, &state);
     for (unsigned i = 0; rc == 0 && i < gdb_reg_count() && *text != '\0'; i++) {
-        if (!take_bytes(&text, bytes, gdb_reg_size(i))) {
+        if (!gdb_take_bytes(&text, bytes, gdb_reg_size(i))) {
             rc = -EINVAL;
         } else {
             gdb_reg_set(state, i, bytes);
@@ -225,17 +156,17 @@ static void command_read_register(struct gdb_session *session, const char *text)
     struct vcpu_state *state = NULL;
     uint64_t n = 0;
 
-    if (!take_hex(&text, &n) || n >= gdb_reg_count()) {
-        reply_result(session, -EINVAL);
+    if (!gdb_take_hex(&text, &n) || n >= gdb_reg_count()) {
+        gdb_session_reply_result(session, -EINVAL);
         return;
     }
     const int rc = state_get(session, &state);
     if (rc < 0) {
-        reply_result(session, rc);
+        gdb_session_reply_result(session, rc);
         return;
     }
     gdb_reg_get(state, (unsigned)n, bytes);
-    (void)put_bytes(answer, bytes, gdb_reg_size((unsigned)n));
+    (void)gdb_put_bytes(answer, bytes, gdb_reg_size((unsigned)n));
     free(state);
     gdb_session_reply(session, answer);
 }
@@ -246,8 +177,8 @@ static int write_register(struct gdb_session *session, const char *text)
     struct vcpu_state *state = NULL;
     uint64_t n = 0;
 
-    if (!take_hex(&text, &n) || n >= gdb_reg_count() || !take_char(&text, '=') ||
-        !take_bytes(&text, bytes, gdb_reg_size((unsigned)n))) {
+    if (!gdb_take_hex(&text, &n) || n >= gdb_reg_count() || !gdb_take_char(&text, '=') ||
+        !gdb_take_bytes(&text, bytes, gdb_reg_size((unsigned)n))) {
         return -EINVAL;
     }
     int rc = state_get(session, &state);
@@ -290,17 +221,17 @@ static void command_read_memory(struct gdb_session *session, const char *text)
     uint64_t va = 0;
     uint64_t len = 0;
 
-    if (!take_hex(&text, &va) || !take_char(&text, ',') || !take_hex(&text, &len)) {
-        reply_result(session, -EINVAL);
+    if (!gdb_take_hex(&text, &va) || !gdb_take_char(&text, ',') || !gdb_take_hex(&text, &len)) {
+        gdb_session_reply_result(session, -EINVAL);
         return;
     }
     len = len < MEMORY_MAX ? len : MEMORY_MAX;
     const int got = memory_access(session, va, bytes, (size_t)len, false);
     if (got < 0) {
-        reply_result(session, got);
+        gdb_session_reply_result(session, got);
         return;
     }
-    (void)put_bytes(answer, bytes, (size_t)got);
+    (void)gdb_put_bytes(answer, bytes, (size_t)got);
     gdb_session_reply(session, answer);
 }
 
@@ -310,8 +241,9 @@ static int write_memory(struct gdb_session *session, const char *text)
     uint64_t va = 0;
     uint64_t len = 0;
 
-    if (!take_hex(&text, &va) || !take_char(&text, ',') || !take_hex(&text, &len) ||
-        !take_char(&text, ':') || len > MEMORY_MAX || !take_bytes(&text, bytes, (size_t)len)) {
+    if (!gdb_take_hex(&text, &va) || !gdb_take_char(&text, ',') || !gdb_take_hex(&text, &len) ||
+        !gdb_take_char(&text, ':') || len > MEMORY_MAX ||
+        !gdb_take_bytes(&text, bytes, (size_t)len)) {
         return -EINVAL;
     }
     const int done = memory_access(session, va, bytes, (size_t)len, true);
@@ -352,7 +284,7 @@ static int set_breakpoint(struct gdb_session *session, const char *text, bool in
     const struct accel_debug old = *debug;
     uint64_t address = 0;
 
-    if (!take_hex(&text, &address)) {
+    if (!gdb_take_hex(&text, &address)) {
         return -EINVAL;
     }
     const unsigned at = breakpoint_find(session, address);
@@ -378,7 +310,7 @@ static enum gdb_want run(struct gdb_session *session, bool steps, unsigned cpu)
     session->stepping_cpu = cpu;
     const int rc = gdb_session_arm(session, true);
     if (rc < 0) {
-        reply_result(session, rc);
+        gdb_session_reply_result(session, rc);
         return GDB_WANT_NOTHING;
     }
     return GDB_WANT_RUN;
@@ -389,7 +321,7 @@ static enum gdb_want command_run(struct gdb_session *session, const char *text, 
 {
     uint64_t address = 0;
 
-    if (take_hex(&text, &address)) {
+    if (gdb_take_hex(&text, &address)) {
         struct vcpu_state *state = NULL;
         int rc = state_get(session, &state);
         if (rc == 0) {
@@ -398,7 +330,7 @@ static enum gdb_want command_run(struct gdb_session *session, const char *text, 
         }
         free(state);
         if (rc < 0) {
-            reply_result(session, rc);
+            gdb_session_reply_result(session, rc);
             return GDB_WANT_NOTHING;
         }
     }
@@ -411,20 +343,20 @@ static enum gdb_want command_vcont(struct gdb_session *session, const char *text
     bool steps = false;
     unsigned stepping = session->step_cpu;
 
-    while (take_char(&text, ';')) {
+    while (gdb_take_char(&text, ';')) {
         const char action = *text;
         unsigned cpu = session->step_cpu;
         uint64_t ignored_signal = 0;
         if (strchr("cCsS", action) == NULL || action == '\0') {
-            reply_result(session, -EINVAL);
+            gdb_session_reply_result(session, -EINVAL);
             return GDB_WANT_NOTHING;
         }
         text++;
         if (action == 'C' || action == 'S') {
-            (void)take_hex(&text, &ignored_signal); /* a CPU takes no signals */
+            (void)gdb_take_hex(&text, &ignored_signal); /* a CPU takes no signals */
         }
-        if (take_char(&text, ':') && !take_thread(session, &text, &cpu)) {
-            reply_result(session, -EINVAL);
+        if (gdb_take_char(&text, ':') && !gdb_session_take_thread(session, &text, &cpu)) {
+            gdb_session_reply_result(session, -EINVAL);
             return GDB_WANT_NOTHING;
         }
         if ((action == 's' || action == 'S') && !steps) {
@@ -435,95 +367,7 @@ static enum gdb_want command_vcont(struct gdb_session *session, const char *text
     return run(session, steps, stepping);
 }
 
-/* ---- queries ---- */
-
-static void query_threads(struct gdb_session *session)
-{
-    char text[8 * MACHINE_MAX_CPUS] = "";
-    size_t len = 0;
-
-    for (unsigned i = 0; i < machine_cpu_count(session->machine); i++) {
-        const int n = snprintf(text + len, sizeof(text) - len, "%c%x", i == 0 ? 'm' : ',', i + 1);
-        len += n > 0 ? (size_t)n : 0;
-    }
-    gdb_session_reply(session, text);
-}
-
-static void query_thread_name(struct gdb_session *session, const char *text)
-{
-    char name[32];
-    char hex[2 * sizeof(name) + 1] = "";
-    unsigned cpu = 0;
-
-    if (!take_thread(session, &text, &cpu)) {
-        reply_result(session, -EINVAL);
-        return;
-    }
-    const int len = snprintf(name, sizeof(name), "CPU %u", cpu);
-    (void)put_bytes(hex, (const uint8_t *)name, (size_t)len);
-    gdb_session_reply(session, hex);
-}
-
-/* qXfer:features:read:target.xml:offset,length */
-static void query_target(struct gdb_session *session, const char *text)
-{
-    char xml[GDB_XML_MAX];
-    char answer[GDB_PACKET_MAX];
-    uint64_t offset = 0;
-    uint64_t len = 0;
-
-    if (!take_hex(&text, &offset) || !take_char(&text, ',') || !take_hex(&text, &len)) {
-        reply_result(session, -EINVAL);
-        return;
-    }
-    const size_t total = gdb_target_xml(xml, sizeof(xml));
-    if (offset > total) {
-        reply_result(session, -EINVAL);
-        return;
-    }
-    const size_t left = total - (size_t)offset;
-    len = len < sizeof(answer) - 2 ? len : sizeof(answer) - 2;
-    const size_t now = len < left ? (size_t)len : left;
-    answer[0] = now < left ? 'm' : 'l';
-    memcpy(answer + 1, xml + offset, now);
-    answer[1 + now] = '\0';
-    gdb_session_reply(session, answer);
-}
-
-static const char *after(const char *text, const char *prefix)
-{
-    const size_t len = strlen(prefix);
-
-    return strncmp(text, prefix, len) == 0 ? text + len : NULL;
-}
-
-static void command_query(struct gdb_session *session, const char *text)
-{
-    char answer[128];
-    const char *rest = NULL;
-
-    if (after(text, "qSupported") != NULL) {
-        (void)snprintf(answer, sizeof(answer),
-                       "PacketSize=%x;qXfer:features:read+;QStartNoAckMode+;vContSupported+",
-                       GDB_PACKET_MAX);
-        gdb_session_reply(session, answer);
-    } else if ((rest = after(text, "qXfer:features:read:target.xml:")) != NULL) {
-        query_target(session, rest);
-    } else if (strcmp(text, "qfThreadInfo") == 0) {
-        query_threads(session);
-    } else if (strcmp(text, "qsThreadInfo") == 0) {
-        gdb_session_reply(session, "l");
-    } else if ((rest = after(text, "qThreadExtraInfo,")) != NULL) {
-        query_thread_name(session, rest);
-    } else if (strcmp(text, "qC") == 0) {
-        (void)snprintf(answer, sizeof(answer), "QC%x", session->cpu + 1);
-        gdb_session_reply(session, answer);
-    } else if (strcmp(text, "qAttached") == 0) {
-        gdb_session_reply(session, "1");
-    } else {
-        gdb_session_reply(session, "");
-    }
-}
+/* ---- commands ---- */
 
 /* Hg and Hc. */
 static int select_thread(struct gdb_session *session, const char *text)
@@ -535,7 +379,7 @@ static int select_thread(struct gdb_session *session, const char *text)
         return -EINVAL;
     }
     text++;
-    if (!take_thread(session, &text, &cpu)) {
+    if (!gdb_session_take_thread(session, &text, &cpu)) {
         return -EINVAL;
     }
     if (which == 'g') {
@@ -549,9 +393,9 @@ static enum gdb_want command_v(struct gdb_session *session, const char *text)
 {
     if (strcmp(text, "vCont?") == 0) {
         gdb_session_reply(session, "vCont;c;C;s;S");
-    } else if (after(text, "vCont;") != NULL) {
+    } else if (gdb_after(text, "vCont;") != NULL) {
         return command_vcont(session, text + 5);
-    } else if (after(text, "vKill;") != NULL) {
+    } else if (gdb_after(text, "vKill;") != NULL) {
         gdb_session_reply(session, "OK");
         return GDB_WANT_KILL;
     } else {
@@ -566,7 +410,7 @@ static void command_breakpoint(struct gdb_session *session, const char *text)
         gdb_session_reply(session, ""); /* watchpoints: not supported */
         return;
     }
-    reply_result(session, set_breakpoint(session, text + 3, text[0] == 'Z'));
+    gdb_session_reply_result(session, set_breakpoint(session, text + 3, text[0] == 'Z'));
 }
 
 static enum gdb_want command(struct gdb_session *session, const char *text)
@@ -582,19 +426,19 @@ static enum gdb_want command(struct gdb_session *session, const char *text)
         command_read_registers(session);
         break;
     case 'G':
-        reply_result(session, write_registers(session, rest));
+        gdb_session_reply_result(session, write_registers(session, rest));
         break;
     case 'p':
         command_read_register(session, rest);
         break;
     case 'P':
-        reply_result(session, write_register(session, rest));
+        gdb_session_reply_result(session, write_register(session, rest));
         break;
     case 'm':
         command_read_memory(session, rest);
         break;
     case 'M':
-        reply_result(session, write_memory(session, rest));
+        gdb_session_reply_result(session, write_memory(session, rest));
         break;
     case 'Z':
     case 'z':
@@ -607,17 +451,18 @@ static enum gdb_want command(struct gdb_session *session, const char *text)
     case 'v':
         return command_v(session, text);
     case 'q':
-        command_query(session, text);
+        gdb_session_query(session, text);
         break;
     case 'Q':
         session->no_ack = session->no_ack || strcmp(text, "QStartNoAckMode") == 0;
         gdb_session_reply(session, session->no_ack ? "OK" : "");
         break;
     case 'H':
-        reply_result(session, select_thread(session, rest));
+        gdb_session_reply_result(session, select_thread(session, rest));
         break;
     case 'T':
-        reply_result(session, take_thread(session, &rest, &cpu) ? 0 : -EINVAL);
+        gdb_session_reply_result(session,
+                                 gdb_session_take_thread(session, &rest, &cpu) ? 0 : -EINVAL);
         break;
     case 'D':
         gdb_session_reply(session, "OK");
@@ -644,7 +489,7 @@ static enum gdb_want packet_end(struct gdb_session *session)
         out_raw(session, '+');
     }
     if (session->too_long) {
-        reply_result(session, -E2BIG);
+        gdb_session_reply_result(session, -E2BIG);
         return GDB_WANT_NOTHING;
     }
     session->packet[session->packet_len] = '\0';
@@ -664,7 +509,7 @@ static void packet_char(struct gdb_session *session, char c)
 /* A bad digit gives a wrong sum, which is answered as such. */
 static uint8_t sum_digit(char c)
 {
-    const int value = digit_value(c);
+    const int value = gdb_digit_value(c);
 
     return value < 0 ? 0 : (uint8_t)value;
 }

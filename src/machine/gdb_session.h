@@ -68,8 +68,28 @@ void gdb_session_stopped(struct gdb_session *session, unsigned signal_number, un
 /* Gives every CPU the session's breakpoints, and the step. 0 or a negative errno. */
 int gdb_session_arm(struct gdb_session *session, bool with_step) MUST_CHECK;
 
+/* "OK" or "E" and the errno. */
+void gdb_session_reply_result(struct gdb_session *session, int rc);
+
+/* A thread of the protocol to a CPU: -1 all, 0 any, N+1 CPU N. False when there is none. */
+bool gdb_session_take_thread(const struct gdb_session *session, const char **text,
+                             unsigned *ret_cpu);
+
+/* gdb_query.c: the q commands. */
+void gdb_session_query(struct gdb_session *session, const char *text);
+
+/* gdb_text.c. take_* read from *text and move it on; false, and *text anywhere, on other text. */
+extern const char gdb_digits[];
+int gdb_digit_value(char c); /* -1: none */
+bool gdb_take_hex(const char **text, uint64_t *ret_value);
+bool gdb_take_char(const char **text, char c);
+bool gdb_take_bytes(const char **text, uint8_t *out, size_t len);
+/* Writes 2 * len digits and a NUL; returns where the NUL is. */
+char *gdb_put_bytes(char *out, const uint8_t *bytes, size_t len);
+/* The rest of text behind prefix, or NULL. */
+const char *gdb_after(const char *text, const char *prefix);
+
 /* gdb_regs.c: the registers in the order of the target description. */
-extern const char *const gdb_target_xml_parts[];
 unsigned gdb_reg_count(void);
 /* Bytes of register n in packets, 0 when there is no such register. */
 size_t gdb_reg_size(unsigned n);

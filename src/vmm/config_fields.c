@@ -264,6 +264,12 @@ static int set_gdb_wait(const struct vmm_setting *setting)
     return 0;
 }
 
+static int set_kvm_split_irqchip(const struct vmm_setting *setting)
+{
+    setting->config->machine.kvm_split_irqchip = is_yes(setting);
+    return 0;
+}
+
 static int set_debug_exit(const struct vmm_setting *setting)
 {
     setting->config->machine.has_debug_exit = is_yes(setting);
@@ -369,6 +375,10 @@ const struct vmm_field vmm_fields[] = {
      .value = NULL,
      .help = "run soft and reference in lock step, stop at the first difference",
      .set = set_engine_check},
+    {.name = "kvm-split-irqchip",
+     .value = NULL,
+     .help = "leave KVM only the local APICs; PIC, I/O APIC and PIT are ours",
+     .set = set_kvm_split_irqchip},
     {.name = "cpus", .value = "N", .help = "number of virtual CPUs (1)", .set = set_cpus},
     {.name = "memory",
      .value = "SIZE",
