@@ -96,6 +96,7 @@ struct unit_access {
 };
 
 #define ACCESS_WRITE 1u
+#define ACCESS_ORDERED 4u /* other faults may come before the page fault: the interpreter knows */
 #define ACCESS_RANGE 2u /* for more than the instruction in hand: it cannot fault for that */
 
 struct unit {

@@ -279,7 +279,8 @@ uint64_t light_access(void *vcpu)
         v->hot.leave = LEAVE_LOOKUP;
         return v->check != NULL ? 0 : dispatch(v);
     }
-    if (r != 0 && LIGHT_INTERP && v->check == NULL) {
+    if (r != 0 && LIGHT_INTERP && v->check == NULL && v->fault.vector == X86_VEC_PF &&
+        (a->flags & ACCESS_ORDERED) == 0) {
         struct engine_fault fault = v->fault;
 
         light_undo_access(v);

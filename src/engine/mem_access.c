@@ -309,6 +309,16 @@ static void remember_window(struct xlate *x, const struct access *a, unsigned re
                          .high = high};
 }
 
+/*
+ * Instructions that check more before they touch memory: alignment, a pending
+ * x87 exception, or one of the store itself.
+ */
+static bool is_ordered(const struct insn *insn)
+{
+    return (insn->flags & (INSN_X87 | INSN_MMX)) != 0 || insn->mem_bytes >= 16 ||
+           ((insn->flags & INSN_AVX) != 0 && insn->mem_flags == INSN_MEM_WRITE);
+}
+
 /* Emits the check of size bytes at ea; the addend is in s1 afterwards. */
 static void emit_check(struct xlate *x, const struct ea *ea, const struct access *a, unsigned size,
                        unsigned s0, unsigned s1)
@@ -325,7 +335,8 @@ static void emit_check(struct xlate *x, const struct ea *ea, const struct access
     site->size = (uint16_t)size;
     site->mode = x->ti->mode & UNIT_MODE_MMU;
     site->flags =
-        (uint8_t)((a->is_write ? ACCESS_WRITE : 0u) | (size != a->size ? ACCESS_RANGE : 0u));
+        (uint8_t)((a->is_write ? ACCESS_WRITE : 0u) | (size != a->size ? ACCESS_RANGE : 0u) |
+                  (is_ordered(&x->ti->insn) ? ACCESS_ORDERED : 0u));
 
     ea_emit(x, ea, s0);
     emit_mov(e, false, s1, s0);

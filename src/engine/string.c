@@ -151,8 +151,8 @@ static int write_begin(struct engine_vcpu *v, const struct string_ctx *c, uint64
     uint8_t *host = NULL;
     int r = mmu_rmw_begin(v, va - run_back(c, run), (unsigned)(run * c->bytes), c->mode, &host);
 
-    if (r == ENGINE_FAULT && v->fault.vector == X86_VEC_PF) {
-        v->fault.cr2 = va; /* the first element's, also when the run goes down from it */
+    if (r == ENGINE_FAULT && run_back(c, run) != 0) {
+        v->fault.cr2 = va; /* the first element's, of a run within one page */
     }
     *ret_host = host == NULL ? NULL : host + run_back(c, run);
     return r;

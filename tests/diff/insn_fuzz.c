@@ -136,7 +136,7 @@ static bool is_piecewise(const struct fuzz_case *c)
 {
     return c->insn.op == INSN_OP_XSAVE || c->insn.op == INSN_OP_XRSTOR ||
            c->insn.op == INSN_OP_FXSAVE || c->insn.op == INSN_OP_FXRSTOR ||
-           ((c->insn.flags & INSN_X87) != 0 && c->insn.mem_bytes > 10);
+           ((c->insn.flags & INSN_X87) != 0 && c->insn.mem_bytes >= 10);
 }
 
 /*
@@ -223,6 +223,7 @@ static bool compare(const struct options *o, const struct fuzz_case *c, struct f
         return false; /* a part of it lies beyond the canonical addresses */
     }
     if (c->insn.op == INSN_OP_VMASKMOV && host->vector == X86_VEC_PF) {
+        engine->cr2 = host->cr2;
         memcpy(engine->data, host->data, FUZZ_DATA_BYTES); /* elements before the fault */
     }
     if (c->insn.op == INSN_OP_MASKMOV &&
