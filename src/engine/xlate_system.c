@@ -173,6 +173,24 @@ static void emit_bit_mem(struct xlate *x)
     }
 }
 
+/*
+ * The x87's pointers in the area at [area] are the copies' addresses on the
+ * host: the guest sees 0, as the interpreter has it. RAX: the components saved.
+ */
+static void emit_hide_x87_pointers(struct xlate *x, unsigned area)
+{
+    struct emit *e = &x->e;
+    uint8_t *branch;
+
+    emit_bytes(e, "\xa8\x01\x74\x00", 4); /* test al, 1; jz behind */
+    branch = e->p;
+    for (int32_t offset = 8; offset <= 16; offset += 8) {
+        emit_mem(e, true, 0xc7, 0, area, EMIT_NO_REG, 1, offset);
+        emit_u32(e, 0);
+    }
+    branch[-1] = (uint8_t)(e->p - branch);
+}
+
 /* With only the components that the guest enabled. The form is of the original. */
 static void emit_xsave(struct xlate *x)
 {
@@ -201,6 +219,9 @@ static void emit_xsave(struct xlate *x)
     } else {
         emit_u8(e, 0x40u | (insn->bytes[insn->modrm_off] & 0x38u) | (area & 7));
         emit_u8(e, 0);
+    }
+    if (insn->op == INSN_OP_XSAVE) {
+        emit_hide_x87_pointers(x, area);
     }
 }
 

@@ -297,6 +297,13 @@ GUEST(
     "decl %ecx\njnz 1b\n");
 CHECK(vectors)
 
+/* The x87's instruction and data pointers in the area must not be the host's. */
+GUEST(xsave, "fninit\nmovl $0x300000, %edi\nmovq $4, 1024(%rdi)\nfildl 1024(%rdi)\nfsqrt\n"
+             "vpcmpeqd %ymm3, %ymm3, %ymm3\nmovl $7, %eax\nxorl %edx, %edx\n"
+             "xsave64 (%rdi)\nmovl $6, %eax\nmovq $-1, 4104(%rdi)\nxsave64 4096(%rdi)\n"
+             "movq 8(%rdi), %rbx\norq 16(%rdi), %rbx\n");
+CHECK(xsave)
+
 GUEST(strings, "cld\nmovl $0x300000, %edi\nmovl $0x1234, %eax\nmovl $5000, %ecx\nrep stosl\n"
                "movl $0x300000, %esi\nmovl $0x310123, %edi\nmovl $9001, %ecx\nrep movsb\n"
                "std\nmovl $64, %ecx\nmovl $0x310400, %edi\nmovl $0x310200, %esi\nrep movsq\n"
@@ -442,13 +449,14 @@ static void test_kick(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_loop),        cmocka_unit_test(test_stack),
-        cmocka_unit_test(test_flags),       cmocka_unit_test(test_pressure),
-        cmocka_unit_test(test_bits),        cmocka_unit_test(test_vectors),
-        cmocka_unit_test(test_strings),     cmocka_unit_test(test_indirect),
-        cmocka_unit_test(test_page_fault),  cmocka_unit_test(test_divide_fault),
-        cmocka_unit_test(test_self_modify), cmocka_unit_test(test_crossing),
-        cmocka_unit_test(test_cache_full),  cmocka_unit_test(test_kick),
+        cmocka_unit_test(test_loop),         cmocka_unit_test(test_stack),
+        cmocka_unit_test(test_flags),        cmocka_unit_test(test_pressure),
+        cmocka_unit_test(test_bits),         cmocka_unit_test(test_vectors),
+        cmocka_unit_test(test_xsave),        cmocka_unit_test(test_strings),
+        cmocka_unit_test(test_indirect),     cmocka_unit_test(test_page_fault),
+        cmocka_unit_test(test_divide_fault), cmocka_unit_test(test_self_modify),
+        cmocka_unit_test(test_crossing),     cmocka_unit_test(test_cache_full),
+        cmocka_unit_test(test_kick),
     };
 
     keep_handlers();
