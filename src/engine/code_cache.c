@@ -19,6 +19,7 @@
 #define ACCESS_BYTES_MIN 48u
 /* After this many writes beside the code of a page, its code is dropped too. */
 #define SLOW_WRITES_MAX 64u
+#define RELEASE_BYTES (1u << 20)
 
 static unsigned page_bucket(uintptr_t host)
 {
@@ -169,11 +170,24 @@ static struct code_page *page_get(struct translator *t, uintptr_t host, gpa_t gp
     return page;
 }
 
+/*
+ * Code is hardly written again: its pages in the RW mapping are given up, MiB by
+ * MiB (they stay in the memfd, and come back where a branch is linked).
+ */
+static void release_written(struct translator *t)
+{
+    while (t->used_bytes - t->released_bytes >= 2 * RELEASE_BYTES) {
+        (void)madvise(t->rw + t->released_bytes, RELEASE_BYTES, MADV_DONTNEED);
+        t->released_bytes += RELEASE_BYTES;
+    }
+}
+
 void code_cache_publish(struct translator *t, struct unit *unit, gpa_t gpa_, gpa_t gpa_next)
 {
     unsigned bucket = code_cache_bucket(unit->guest, unit->mode);
     struct code_page *page = page_get(t, unit->guest & ~PAGE_MASK, gpa_);
 
+    release_written(t);
     unit->page_next = page->units;
     page->units = unit;
     page->lines |= unit->lines;
@@ -215,12 +229,29 @@ void code_cache_link(struct translator *t, struct unit_exit *exit, struct unit *
     target->incoming = exit;
 }
 
+/* No vCPU is to find the unit again in its own small table. */
+static void forget_found(struct translator *t, const struct unit *unit)
+{
+    uint64_t key = found_key(unit->guest, unit->mode);
+
+    for (unsigned i = 0; i < t->vm->vcpu_count; i++) {
+        struct engine_vcpu *v = atomic_load(&t->vm->vcpus[i]);
+        uint64_t expected = key;
+
+        if (v != NULL) {
+            (void)__atomic_compare_exchange_n(&v->hot.found[found_set(key)].key, &expected, 0,
+                                              false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+        }
+    }
+}
+
 static void unit_kill(struct translator *t, struct unit *unit)
 {
     if (atomic_load(&unit->dead)) {
         return;
     }
     atomic_store(&unit->dead, true);
+    forget_found(t, unit);
     t->stat_invalidated++;
     for (struct unit_exit *exit = unit->incoming; exit != NULL; exit = exit->next_incoming) {
         patch(t, exit->jump, exit->jump + 4);
@@ -336,6 +367,7 @@ void code_cache_reset(struct translator *t)
     t->exit_count = 1;
     t->access_count = 0;
     t->used_bytes = t->thunk_bytes;
+    t->released_bytes = 0;
     t->stat_flushes++;
     atomic_fetch_add(&t->generation, 1);
 }

@@ -141,6 +141,7 @@ struct translator {
     uint8_t *rw;
     uint32_t size_bytes;
     uint32_t used_bytes;  /* of code */
+    uint32_t released_bytes; /* of the RW mapping, from its start */
     uint32_t thunk_bytes; /* at the start; survive a flush */
     uint8_t *arena;       /* units and their tables; dropped together */
     size_t arena_bytes;

@@ -174,29 +174,33 @@ struct unit *light_find(struct engine_vcpu *v, unsigned mode)
     return code_cache_find(v->vm->translator, (uintptr_t)host, mode, (uintptr_t)next);
 }
 
-void light_remember(struct engine_vcpu *v, const struct unit *unit)
+static void remember(struct engine_vcpu *v, unsigned mode, uint32_t indirect, bool is_local)
 {
-    unsigned mode = unit->mode & UNIT_MODE_MMU;
-    uint32_t offset = jump_cache_offset(v->st.rip);
-    struct jump_entry *entry = &v->hot.jump[mode][offset / sizeof(struct jump_entry)];
+    unsigned cache = mode & UNIT_MODE_MMU;
+    uint32_t set = jump_cache_offset(v->st.rip) / (uint32_t)sizeof(struct jump_entry);
+    struct jump_entry *entry = &v->hot.jump[cache][set];
 
-    if ((unit->mode & UNIT_MODE_SINGLE) != 0) {
+    if ((mode & UNIT_MODE_SINGLE) != 0) {
         return;
     }
-    if ((unit->mode & UNIT_MODE_REST) != v->hot.jump_mode) {
+    if ((mode & UNIT_MODE_REST) != v->hot.jump_mode) {
         light_flush_jump_cache(v);
-        v->hot.jump_mode = unit->mode & UNIT_MODE_REST;
+        v->hot.jump_mode = mode & UNIT_MODE_REST;
     }
-    if (entry->rip == jump_cache_empty(offset / sizeof(struct jump_entry))) {
-        v->hot.jump_used[mode][v->hot.jump_count[mode]++] =
-            (uint16_t)(offset / sizeof(struct jump_entry));
+    if (entry->rip == jump_cache_empty(set)) {
+        v->hot.jump_used[cache][v->hot.jump_count[cache]++] = (uint16_t)set;
     }
     v->hot.jump_pages[page_bit(v->st.rip) / 64] |= 1ull << (page_bit(v->st.rip) % 64);
-    if (unit->guest_next != 0 || !mmu_fetch_is_global(v, v->st.rip)) {
-        v->hot.jump_local[mode] = true;
+    if (is_local || !mmu_fetch_is_global(v, v->st.rip)) {
+        v->hot.jump_local[cache] = true;
     }
     entry->rip = v->st.rip;
-    entry->host = code_rx(v->vm->translator, unit->indirect);
+    entry->host = code_rx(v->vm->translator, indirect);
+}
+
+void light_remember(struct engine_vcpu *v, const struct unit *unit)
+{
+    remember(v, unit->mode, unit->indirect, unit->guest_next != 0);
 }
 
 /* Things that run() looks at before the next instruction. */
@@ -209,22 +213,56 @@ static bool must_look_around(const struct engine_vcpu *v)
            (v->intr_check && (v->st.rflags & X86_FLAG_IF) != 0);
 }
 
+static void note_found(struct engine_vcpu *v, const struct unit *unit)
+{
+    uint64_t key = found_key(unit->guest, unit->mode);
+    struct found_entry *found = &v->hot.found[found_set(key)];
+
+    found->entry = unit->entry;
+    found->indirect = unit->indirect;
+    __atomic_store_n(&found->key, key, __ATOMIC_SEQ_CST);
+    /* Who kills a unit marks it dead first, and looks here then. */
+    if (atomic_load(&unit->dead)) {
+        __atomic_store_n(&found->key, 0, __ATOMIC_SEQ_CST);
+    }
+}
+
+static uint64_t go_to_unit(struct engine_vcpu *v, uint32_t entry)
+{
+    v->hot.single = false;
+    v->hot.leave = LEAVE_KICK; /* should there be one */
+    v->hot.page = v->st.rip & ~PAGE_MASK;
+    return code_rx(v->vm->translator, entry);
+}
+
 /* On to st.rip. */
 static uint64_t dispatch(struct engine_vcpu *v)
 {
-    int mode = light_unit_mode(v);
-    struct unit *unit =
-        mode < 0 ? NULL : light_find(v, (unsigned)mode | (v->hot.single ? UNIT_MODE_SINGLE : 0u));
+    int state = light_unit_mode(v);
+    unsigned mode = (unsigned)state | (v->hot.single ? UNIT_MODE_SINGLE : 0u);
+    const uint8_t *host;
+    const struct found_entry *found;
+    struct unit *unit;
 
-    if (unit == NULL) {
-        v->hot.leave = LEAVE_LOOKUP;
+    v->hot.stat_jumps++;
+    v->hot.leave = LEAVE_LOOKUP;
+    if (state < 0 || mmu_fetch_host(v, v->st.rip, &host) != 0 || host == NULL) {
         return 0;
     }
-    v->hot.single = false;
+    found = &v->hot.found[found_set(found_key((uintptr_t)host, mode))];
+    if (found->key == found_key((uintptr_t)host, mode)) {
+        remember(v, mode, found->indirect, false);
+        return go_to_unit(v, found->entry);
+    }
+    unit = light_find(v, mode);
+    if (unit == NULL) {
+        return 0;
+    }
     light_remember(v, unit);
-    v->hot.leave = LEAVE_KICK; /* should there be one */
-    v->hot.page = v->st.rip & ~PAGE_MASK;
-    return code_rx(v->vm->translator, unit->entry);
+    if (unit->guest_next == 0) {
+        note_found(v, unit);
+    }
+    return go_to_unit(v, unit->entry);
 }
 
 /* After the interpreter's code ran with the vector registers live: r is what it gave. */
@@ -275,6 +313,7 @@ uint64_t light_access(void *vcpu)
     if ((a->flags & ACCESS_RANGE) != 0) {
         /* Perhaps only a later access is in the way: on in a unit that looks at each. */
         light_undo_access(v);
+        v->hot.stat_ranges++;
         v->hot.single = true;
         v->hot.leave = LEAVE_LOOKUP;
         return v->check != NULL ? 0 : dispatch(v);
@@ -295,7 +334,6 @@ uint64_t light_exit(void *vcpu)
     struct engine_vcpu *v = vcpu;
     const struct unit_exit *exit;
 
-    v->hot.stat_exits++;
     if (v->hot.exit == 0 && v->check == NULL) {
         return dispatch(v);
     }
@@ -310,6 +348,7 @@ uint64_t light_exit(void *vcpu)
             v->hot.leave = LEAVE_INTERP;
             return 0;
         }
+        v->hot.stat_helpers++;
         light_give_flags(v);
         return go_on(v, interp_step(v));
     }

@@ -42,6 +42,7 @@ struct ea ea_of(const struct trace_insn *ti)
     if (insn->base == INSN_REG_RIP) {
         ea.kind = EA_SLOT;
         ea.base = EMIT_NO_REG;
+        ea.slot2 = ea.slot;
         ea.slot = GS_HOT(page);
         ea.disp += (int32_t)ti->offset + insn->len;
     } else if (!ea.is_32bit && ea.base == EMIT_NO_REG && ea.index == EMIT_NO_REG && ea.slot != 0) {
@@ -66,6 +67,9 @@ void ea_emit(struct xlate *x, const struct ea *ea, unsigned dst)
         break;
     case EA_SLOT:
         emit_gs_load(e, dst, ea->slot);
+        if (ea->slot2 != 0) {
+            emit_gs(e, EMIT_ADD_LOAD, dst, ea->slot2);
+        }
         if (ea->disp != 0) {
             emit_lea(e, dst, dst, ea->disp);
         }
@@ -159,7 +163,8 @@ static bool is_simple(const struct ea *ea)
 
 static bool same_origin(const struct ea *a, const struct ea *b)
 {
-    return a->kind == b->kind && (a->kind == EA_REG ? a->base == b->base : a->slot == b->slot);
+    return a->kind == b->kind && (a->kind == EA_REG ? a->base == b->base
+                                                   : a->slot == b->slot && a->slot2 == b->slot2);
 }
 
 /* What an instruction does to memory, as far as windows care. */
@@ -275,7 +280,8 @@ static bool from_window(const struct xlate *x, const struct access *a, struct ho
     for (unsigned i = 0; i < WINDOW_COUNT; i++) {
         const struct window *w = &x->windows[i];
         bool same = a->ea.kind == EA_REG ? w->base == a->ea.base
-                                         : w->base == EMIT_NO_REG && w->slot == a->ea.slot;
+                                         : w->base == EMIT_NO_REG && w->slot == a->ea.slot &&
+                                               w->slot2 == a->ea.slot2;
 
         if (w->is_valid && is_simple(&a->ea) && same && w->mode == x->ti->mode &&
             (w->is_write || !a->is_write) && a->ea.disp >= w->low &&
@@ -305,6 +311,7 @@ static void remember_window(struct xlate *x, const struct access *a, unsigned re
                          .reg = (uint8_t)reg,
                          .base = a->ea.kind == EA_REG ? a->ea.base : EMIT_NO_REG,
                          .slot = a->ea.slot,
+                         .slot2 = a->ea.slot2,
                          .low = low,
                          .high = high};
 }
@@ -379,6 +386,9 @@ struct host_operand mem_access(struct xlate *x, const struct access *a)
     emit_check(x, &ea, a, (unsigned)(high - low), s0, s1);
     if (a->ea.kind == EA_SLOT) {
         emit_gs(&x->e, EMIT_ADD_LOAD, s1, a->ea.slot);
+        if (a->ea.slot2 != 0) {
+            emit_gs(&x->e, EMIT_ADD_LOAD, s1, a->ea.slot2);
+        }
     }
     if (shared) {
         remember_window(x, a, s1, low, high);

@@ -229,6 +229,7 @@ static void enter(struct engine_vcpu *v, const struct unit *unit)
     v->hot.leave = LEAVE_KICK; /* should there be one */
     set_gs_base(v);
     thunk_enter(v);
+    v->hot.stat_leaves++;
     if (v->hot.leave == LEAVE_ACCESS || v->hot.leave == LEAVE_KICK_ACCESS) {
         light_undo_access(v);
     }
@@ -251,6 +252,7 @@ static void begin_code(struct engine_vcpu *v)
     }
     if (v->hot.generation != atomic_load(&t->generation)) {
         light_flush_jump_cache(v);
+        memset(v->hot.found, 0, sizeof(v->hot.found));
         v->hot.generation = atomic_load(&t->generation);
     }
 }
@@ -352,18 +354,34 @@ void translate_invalidate(struct engine_vm *vm, gpa_t start, uint64_t len)
 unsigned translate_stats(struct engine_vm *vm, struct accel_stat *ret_stats, unsigned max)
 {
     const struct translator *t = vm->translator;
-    const struct accel_stat stats[] = {
+    struct accel_stat stats[] = {
         {"translator_units", t->stat_units},
         {"translator_instructions", t->stat_insns},
         {"translator_code_bytes", t->stat_code_bytes},
+        {"translator_cache_used", t->used_bytes},
         {"translator_table_bytes", t->arena_used},
         {"translator_flushes", t->stat_flushes},
         {"translator_invalidated", t->stat_invalidated},
         {"translator_ns", t->stat_translate_ns},
-        {"translator_exits", 0},
-        {"translator_misses", 0},
+        {"jump_misses", 0},
+        {"helper_instructions", 0},
+        {"unit_leaves", 0},
+        {"access_misses", 0},
+        {"range_misses", 0},
     };
+    struct accel_stat *sums = &stats[ARRAY_LEN(stats) - 5];
 
+    for (unsigned i = 0; i < vm->vcpu_count; i++) {
+        const struct engine_vcpu *v = atomic_load(&vm->vcpus[i]);
+
+        if (v != NULL) {
+            sums[0].value += v->hot.stat_jumps;
+            sums[1].value += v->hot.stat_helpers;
+            sums[2].value += v->hot.stat_leaves;
+            sums[3].value += v->hot.stat_accesses;
+            sums[4].value += v->hot.stat_ranges;
+        }
+    }
     for (unsigned i = 0; i < ARRAY_LEN(stats) && i < max; i++) {
         ret_stats[i] = stats[i];
     }

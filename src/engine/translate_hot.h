@@ -35,6 +35,28 @@ struct jump_entry {
     uint64_t host; /* the indirect entry of a unit */
 };
 
+/*
+ * Units found lately, by the host address of their guest code and their mode:
+ * cheaper than the tables of the code cache. Other threads may clear entries.
+ */
+#define FOUND_SETS 4096u
+
+struct found_entry {
+    uint64_t key; /* 0: empty */
+    uint32_t entry;
+    uint32_t indirect;
+};
+
+static inline uint64_t found_key(uintptr_t guest, unsigned mode)
+{
+    return (uint64_t)guest | (uint64_t)mode << 56;
+}
+
+static inline uint32_t found_set(uint64_t key)
+{
+    return (uint32_t)(key * 0x9e3779b97f4a7c15ull >> 52) & (FOUND_SETS - 1);
+}
+
 struct translate_hot {
     uint64_t spill[16];
     /* Arithmetic flags as LAHF and SETO leave them: AH, and OF in AL. */
@@ -58,8 +80,12 @@ struct translate_hot {
     _Atomic bool in_code;
     uint8_t jump_mode;      /* UNIT_MODE_* beside the MMU mode that the jump cache is for */
     uint64_t generation;    /* of the code cache that the jump cache is for */
-    uint64_t stat_exits;    /* from units to C */
+    uint64_t stat_jumps;    /* looked up in C */
+    uint64_t stat_helpers;  /* instructions done by the interpreter without leaving */
+    uint64_t stat_leaves;   /* to run() */
     uint64_t stat_accesses; /* that missed */
+    uint64_t stat_ranges;   /* that had to be checked one by one */
+    struct found_entry found[FOUND_SETS];
     /* Which entries were filled, so that a flush touches only those. */
     uint16_t jump_used[JUMP_CACHE_MODES][JUMP_CACHE_SETS];
     uint32_t jump_count[JUMP_CACHE_MODES];

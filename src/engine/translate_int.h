@@ -22,7 +22,7 @@ enum translate_helper translate_helper_for(const struct insn *insn, unsigned mod
 /* How a guest-virtual address is computed. */
 enum ea_kind {
     EA_REG,    /* base + disp */
-    EA_SLOT,   /* gs:[slot] + disp */
+    EA_SLOT,   /* gs:[slot] + disp, + gs:[slot2] when that is not 0 */
     EA_COMPLEX /* base + index * scale + disp, then + gs:[slot] when slot is not 0 */
 };
 
@@ -34,6 +34,7 @@ struct ea {
     bool is_32bit;
     int32_t disp;
     uint32_t slot;
+    uint32_t slot2;
 };
 
 /* One access of the instruction in hand. */
@@ -60,6 +61,7 @@ struct window {
     uint8_t reg;
     uint8_t base; /* EMIT_NO_REG: relative to slot */
     uint32_t slot;
+    uint32_t slot2;
     int64_t low; /* displacements from low up to high */
     int64_t high;
 };
