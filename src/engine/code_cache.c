@@ -18,6 +18,7 @@
 #define EXIT_BYTES_MIN 24u
 #define ACCESS_BYTES_MIN 48u
 /* After this many writes beside the code of a page, its code is dropped too. */
+#define HEAD_BITS (1u << 21)
 #define SLOW_WRITES_MAX 64u
 #define RELEASE_BYTES (1u << 20)
 
@@ -62,8 +63,9 @@ static int map_tables(struct translator *t, struct err *err)
     t->pages = map_private(PAGE_BUCKETS * sizeof(*t->pages));
     t->by_code = map_private(t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
     t->exits = map_private(t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
+    t->heads = map_private(HEAD_BITS / 8);
     t->accesses = map_private(t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
-    if (t->accesses == NULL || t->arena == NULL || t->units == NULL || t->pages == NULL ||
+    if (t->heads == NULL || t->accesses == NULL || t->arena == NULL || t->units == NULL || t->pages == NULL ||
         t->by_code == NULL || t->exits == NULL) {
         return err_set(err, -ENOMEM, "no memory for the tables of the translation cache");
     }
@@ -89,6 +91,7 @@ void code_cache_destroy(struct translator *t)
     unmap(t->pages, PAGE_BUCKETS * sizeof(*t->pages));
     unmap(t->by_code, t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
     unmap(t->exits, t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
+    unmap(t->heads, HEAD_BITS / 8);
     unmap(t->accesses, t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
     free(t);
 }
@@ -170,6 +173,16 @@ static struct code_page *page_get(struct translator *t, uintptr_t host, gpa_t gp
     return page;
 }
 
+static unsigned head_bit(uintptr_t guest)
+{
+    return (unsigned)((uint64_t)guest * 0x9e3779b97f4a7c15ull >> 32) & (HEAD_BITS - 1);
+}
+
+bool code_cache_is_head(const struct translator *t, uintptr_t guest)
+{
+    return (t->heads[head_bit(guest) / 64] >> (head_bit(guest) % 64) & 1) != 0;
+}
+
 /*
  * Code is hardly written again: its pages in the RW mapping are given up, MiB by
  * MiB (they stay in the memfd, and come back where a branch is linked).
@@ -188,6 +201,9 @@ void code_cache_publish(struct translator *t, struct unit *unit, gpa_t gpa_, gpa
     struct code_page *page = page_get(t, unit->guest & ~PAGE_MASK, gpa_);
 
     release_written(t);
+    if ((unit->mode & UNIT_MODE_SINGLE) == 0) {
+        t->heads[head_bit(unit->guest) / 64] |= 1ull << (head_bit(unit->guest) % 64);
+    }
     unit->page_next = page->units;
     page->units = unit;
     page->lines |= unit->lines;
@@ -363,6 +379,7 @@ void code_cache_reset(struct translator *t)
         atomic_store(&t->units[i], NULL);
     }
     t->arena_used = 0;
+    memset(t->heads, 0, HEAD_BITS / 8);
     t->unit_count = 0;
     t->exit_count = 1;
     t->access_count = 0;

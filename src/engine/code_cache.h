@@ -154,6 +154,7 @@ struct translator {
     unsigned exit_count;
     struct unit_access *accesses;
     unsigned access_count;
+    uint64_t *heads; /* filter of addresses where units begin */
     struct trace *trace; /* work space of translate.c */
     struct xlate *xlate;
 
@@ -164,6 +165,8 @@ struct translator {
     const uint8_t *exit_host;  /* an exit with the flags in the host's */
     const uint8_t *exit_slot;  /* ... in their slot, or dead */
     const uint8_t *jump_miss;  /* an indirect branch that is not in the jump cache */
+    /* A direct branch to hot.offset in or beside the page, by MMU mode: flags in the host's, or not. */
+    const uint8_t *lookup[3][2];
     uint32_t calls[4];         /* offsets of the thunks' calls into C */
     unsigned call_count;
     uint32_t ret; /* offset of the return to run() */
@@ -215,6 +218,9 @@ void *code_cache_alloc(struct translator *translator, size_t bytes);
  */
 struct unit *code_cache_find(const struct translator *translator, uintptr_t guest, unsigned mode,
                              uintptr_t guest_next);
+
+/* May a unit begin at this host address? Never false when one does. */
+bool code_cache_is_head(const struct translator *translator, uintptr_t guest);
 
 /* Makes a finished unit findable; gpa is that of its first byte. */
 void code_cache_publish(struct translator *translator, struct unit *unit, gpa_t gpa,

@@ -45,26 +45,6 @@ static void emit_flags_to_rax(struct xlate *x)
     }
 }
 
-/* Guest RIP in RCX; RAX RCX RDX are borrowed, all others at home; flags in RAX. */
-static void emit_dispatch(struct xlate *x, unsigned mode)
-{
-    struct emit *e = &x->e;
-    uint32_t cache =
-        (uint32_t)(offsetof(struct engine_vcpu, hot.jump) +
-                   (mode & UNIT_MODE_MMU) * sizeof(struct jump_entry) * JUMP_CACHE_SETS);
-
-    emit_rr(e, false, 0x69, X86_RDX, X86_RCX); /* imul edx, ecx, imm32 */
-    emit_u32(e, JUMP_CACHE_HASH);
-    emit_shift_imm(e, false, 5, X86_RDX, 16);
-    emit_alu_imm(e, false, 4, X86_RDX, (int32_t)((JUMP_CACHE_SETS - 1) << 4));
-    emit_gs_indexed(e, EMIT_CMP_LOAD, X86_RCX, X86_RDX,
-                    cache + (uint32_t)offsetof(struct jump_entry, rip));
-    emit_jcc_to(e, EMIT_CC_NE, rw_thunk(x, x->t->jump_miss));
-    emit_u8(e, 0x65);
-    emit_mem(e, false, 0xff, 4, X86_RDX, EMIT_NO_REG, 1,
-             (int32_t)(cache + (uint32_t)offsetof(struct jump_entry, host)));
-}
-
 static void borrow_for_dispatch(struct xlate *x)
 {
     xlate_reload(x, ~DISPATCH_REGS);
@@ -79,7 +59,16 @@ void exit_indirect(struct xlate *x, bool in_rcx)
     if (!in_rcx) {
         emit_gs_load(&x->e, X86_RCX, GS_HOT(target));
     }
-    emit_dispatch(x, x->ti->mode);
+    thunk_emit_dispatch(x->t, &x->e, x->ti->mode);
+}
+
+/* Short, for branches that are taken now and then: the rest is in a thunk. */
+static void emit_far_lookup(struct xlate *x, const struct unit_exit *exit)
+{
+    xlate_reload(x, UINT16_MAX);
+    emit_gs_store_imm32(&x->e, GS_HOT(offset), (uint32_t)exit->target_offset);
+    emit_jmp_to(&x->e, rw_thunk(x, x->t->lookup[exit->mode & UNIT_MODE_MMU]
+                                               [x->flags == FLAGS_HOST ? 0 : 1]));
 }
 
 static void emit_lookup(struct xlate *x, const struct unit_exit *exit)
@@ -87,16 +76,20 @@ static void emit_lookup(struct xlate *x, const struct unit_exit *exit)
     borrow_for_dispatch(x);
     emit_gs_load(&x->e, X86_RCX, GS_HOT(page));
     emit_alu_imm(&x->e, true, 0, X86_RCX, exit->target_offset);
-    emit_dispatch(x, exit->mode);
+    thunk_emit_dispatch(x->t, &x->e, exit->mode);
 }
 
 /* The part of an exit that leaves; registers and flags as the caller set in x. */
-static void emit_stub(struct xlate *x, struct unit_exit *exit)
+static void emit_stub(struct xlate *x, struct unit_exit *exit, bool is_cold)
 {
     struct emit *e = &x->e;
 
     if (exit->kind == EXIT_LOOKUP) {
-        emit_lookup(x, exit);
+        if (is_cold) {
+            emit_far_lookup(x, exit);
+        } else {
+            emit_lookup(x, exit);
+        }
         return;
     }
     exit->stub = code_offset(x->t, e->p);
@@ -139,7 +132,7 @@ void exit_end(struct xlate *x, struct unit_exit *exit)
     if (exit->kind == EXIT_CHAIN) {
         xlate_flags_restore(x);
     }
-    emit_stub(x, exit);
+    emit_stub(x, exit, x->ti->role != TRACE_END);
 }
 
 void exit_emit_cold(struct xlate *x)
@@ -150,6 +143,6 @@ void exit_emit_cold(struct xlate *x)
         x->spilled = cold->spilled;
         x->flags = cold->flags;
         emit_patch(cold->branch, x->e.p);
-        emit_stub(x, cold->exit);
+        emit_stub(x, cold->exit, true);
     }
 }

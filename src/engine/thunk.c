@@ -119,6 +119,45 @@ static const uint8_t *rw_of(struct translator *t, const uint8_t *rx)
     return t->rw + (rx - t->rx);
 }
 
+void thunk_emit_dispatch(const struct translator *t, struct emit *e, unsigned mode)
+{
+    uint32_t cache =
+        (uint32_t)(offsetof(struct engine_vcpu, hot.jump) +
+                   (mode & UNIT_MODE_MMU) * sizeof(struct jump_entry) * JUMP_CACHE_SETS);
+
+    emit_rr(e, false, 0x69, X86_RDX, X86_RCX); /* imul edx, ecx, imm32 */
+    emit_u32(e, JUMP_CACHE_HASH);
+    emit_shift_imm(e, false, 5, X86_RDX, 16);
+    emit_alu_imm(e, false, 4, X86_RDX, (int32_t)((JUMP_CACHE_SETS - 1) << 4));
+    emit_gs_indexed(e, EMIT_CMP_LOAD, X86_RCX, X86_RDX,
+                    cache + (uint32_t)offsetof(struct jump_entry, rip));
+    emit_jcc_to(e, EMIT_CC_NE, t->rw + (t->jump_miss - t->rx));
+    emit_u8(e, 0x65);
+    emit_mem(e, false, 0xff, 4, X86_RDX, EMIT_NO_REG, 1,
+             (int32_t)(cache + (uint32_t)offsetof(struct jump_entry, host)));
+}
+
+/* Direct branches to other pages: hot.page + hot.offset. */
+static void emit_lookups(struct translator *t, struct emit *e)
+{
+    for (unsigned mode = 0; mode < ARRAY_LEN(t->lookup); mode++) {
+        for (unsigned in_slot = 0; in_slot < 2; in_slot++) {
+            t->lookup[mode][in_slot] = here(t, e);
+            emit_gs_store(e, X86_RAX, GS_SPILL(X86_RAX));
+            emit_gs_store(e, X86_RCX, GS_SPILL(X86_RCX));
+            emit_gs_store(e, X86_RDX, GS_SPILL(X86_RDX));
+            if (in_slot != 0) {
+                emit_gs_load(e, X86_RAX, GS_HOT(flags));
+            } else {
+                emit_bytes(e, "\x9f\x0f\x90\xc0", 4); /* lahf; seto al */
+            }
+            emit_gs(e, 0x63, X86_RCX, GS_HOT(offset)); /* movsxd */
+            emit_gs(e, EMIT_ADD_LOAD, X86_RCX, GS_HOT(page));
+            thunk_emit_dispatch(t, e, mode);
+        }
+    }
+}
+
 void thunk_emit_all(struct translator *t)
 {
     struct emit e = {t->rw};
@@ -168,6 +207,7 @@ void thunk_emit_all(struct translator *t)
     emit_gs_load(&e, X86_RDX, GS_SPILL(X86_RDX));
     emit_gs_store_imm32(&e, GS_HOT(exit), 0);
     emit_jmp_to(&e, rw_of(t, t->exit_slot));
+    emit_lookups(t, &e);
     for (unsigned r = 0; r < X86_GPR_COUNT; r++) {
         t->access[r] = here(t, &e);
         emit_gs_store(&e, r, GS_HOT(va));

@@ -282,8 +282,18 @@ static void find_next_uses(struct trace *trace)
     }
 }
 
-int trace_build(const uint8_t *page, uint32_t offset, const uint8_t *next_page, unsigned mode,
-                struct trace *trace)
+/* Another unit begins here: the trace goes on there rather than do it again. */
+static bool is_elsewhere(const struct translator *t, const uint8_t *page, uint32_t offset,
+                         unsigned mode)
+{
+    uintptr_t guest = (uintptr_t)page + offset;
+
+    return (mode & UNIT_MODE_SINGLE) == 0 && code_cache_is_head(t, guest) &&
+           code_cache_find(t, guest, mode, 0) != NULL;
+}
+
+int trace_build(const struct translator *t, const uint8_t *page, uint32_t offset,
+                const uint8_t *next_page, unsigned mode, struct trace *trace)
 {
     bool more = true;
 
@@ -298,7 +308,7 @@ int trace_build(const uint8_t *page, uint32_t offset, const uint8_t *next_page, 
         bool crosses;
         int r = decode_at(page, offset, trace->count == 0 ? next_page : NULL, &insn, &crosses);
 
-        if (crosses && trace->count > 0) {
+        if (trace->count > 0 && (crosses || is_elsewhere(t, page, offset, trace->mode))) {
             break;
         }
         if (r == -ENODATA) {

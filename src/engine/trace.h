@@ -2,7 +2,8 @@
  * A trace: the guest instructions that become one unit.
  *
  * It begins at one instruction, follows fall-through and direct jumps within
- * the page, and ends at the first transfer it cannot follow, the first
+ * the page, and ends at the first transfer it cannot follow, where another
+ * unit (of translator) begins, the first
  * instruction that is not translated inline, or a limit. It also says which
  * arithmetic flags are live before each instruction and where each register is
  * used next. Plain data; the caller owns it.
@@ -50,7 +51,7 @@ struct trace {
  * next_page: the following guest-virtual page, or NULL when it is not known.
  * Returns 0, or -EAGAIN: the first instruction crosses and next_page is NULL.
  */
-int trace_build(const uint8_t *page, uint32_t offset, const uint8_t *next_page, unsigned mode,
-                struct trace *ret_trace) MUST_CHECK;
+int trace_build(const struct translator *translator, const uint8_t *page, uint32_t offset,
+                const uint8_t *next_page, unsigned mode, struct trace *ret_trace) MUST_CHECK;
 
 #endif

@@ -153,13 +153,13 @@ static struct unit *translate_locked(struct engine_vcpu *v, const uint8_t *host,
         drop_everything(v);
     }
     protect_code(v, start);
-    if (trace_build(host - offset, offset, NULL, mode, t->trace) != 0) {
+    if (trace_build(t, host - offset, offset, NULL, mode, t->trace) != 0) {
         if (mmu_fetch_host(v, (v->st.rip & ~PAGE_MASK) + GMEM_PAGE_BYTES, &next) != 0 ||
             next == NULL) {
             return NULL;
         }
         protect_code(v, gpa_of_host(v->vm, next));
-        if (trace_build(host - offset, offset, next, mode, t->trace) != 0) {
+        if (trace_build(t, host - offset, offset, next, mode, t->trace) != 0) {
             return NULL;
         }
     }
