@@ -31,7 +31,7 @@ struct xlate;
 
 #define CODE_CACHE_MIN_BYTES (1u << 20)
 #define CODE_CACHE_MAX_BYTES (512u << 20)
-#define CODE_CACHE_DEFAULT_BYTES (24u << 20)
+#define CODE_CACHE_DEFAULT_BYTES (28u << 20)
 
 #define UNIT_INSNS_MAX 64u
 #define UNIT_EXITS_MAX 72u
@@ -57,7 +57,7 @@ enum unit_flags_home { FLAGS_HOST, FLAGS_SLOT, FLAGS_DEAD };
 
 /* Where an instruction of a unit begins, and where the guest's state is then. */
 struct unit_insn {
-    uint32_t code;        /* offset in the cache */
+    uint16_t code;        /* offset from the start of the unit's code */
     uint16_t page_offset; /* of the guest instruction in its page */
     uint16_t spilled;     /* registers whose value is in a spill slot */
     uint8_t flags;        /* enum unit_flags_home */

@@ -44,13 +44,14 @@ struct unit *code_cache_unit_at(const struct translator *t, uintptr_t rx)
 /* The last mark at or before the offset; the first one for what lies before it. */
 const struct unit_insn *unit_insn_at(const struct unit *unit, uint32_t code)
 {
+    uint32_t wanted = code - unit->code;
     unsigned low = 0;
     unsigned high = unit->insn_count;
 
     while (high - low > 1) {
         unsigned middle = low + (high - low) / 2;
 
-        if (unit->insns[middle].code <= code) {
+        if (unit->insns[middle].code <= wanted) {
             low = middle;
         } else {
             high = middle;
@@ -63,5 +64,5 @@ bool unit_insn_is_boundary(const struct unit *unit, uint32_t code,
                            const struct unit_insn **ret_insn)
 {
     *ret_insn = unit_insn_at(unit, code);
-    return (*ret_insn)->code == code && (*ret_insn)->is_boundary;
+    return unit->code + (*ret_insn)->code == code && (*ret_insn)->is_boundary;
 }

@@ -17,7 +17,9 @@ static uint8_t *rw_thunk(const struct xlate *x, const uint8_t *rx)
 
 struct unit_exit *exit_new(struct xlate *x, enum unit_exit_kind kind, int64_t target_offset)
 {
-    struct unit_exit *exit = &x->t->exits[x->t->exit_count++];
+    /* Lookups leave no trace: their exit is only for the time of emission. */
+    struct unit_exit *exit = kind == EXIT_LOOKUP ? &x->lookups[x->lookup_count++]
+                                                 : &x->t->exits[x->t->exit_count++];
 
     *exit = (struct unit_exit){.unit = x->unit,
                                .kind = (uint8_t)kind,

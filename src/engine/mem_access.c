@@ -9,7 +9,8 @@
 #include "engine/translate_int.h"
 
 #define TLB_ENTRY_BYTES 16u
-#define WINDOW_BYTES_MAX 512
+/* The wider, the more often a range has a page end in it, which costs a detour. */
+#define WINDOW_BYTES_MAX 96
 #define TLB_SHIFT (12u - 4u)
 #define TLB_INDEX_MASK ((MMU_TLB_SETS - 1u) * TLB_ENTRY_BYTES)
 

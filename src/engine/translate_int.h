@@ -99,6 +99,8 @@ struct xlate {
     struct window windows[WINDOW_COUNT];
     unsigned mark_count;
     struct unit_insn marks[UNIT_MARKS_MAX];
+    unsigned lookup_count;
+    struct unit_exit lookups[UNIT_EXITS_MAX];
     unsigned cold_access_count;
     unsigned cold_exit_count;
     struct cold_access cold_access[UNIT_ACCESSES_MAX];

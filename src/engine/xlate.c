@@ -4,7 +4,7 @@
 
 #define INDIRECT_ALIGN 16u
 #define RETURN_REGS (REG_BIT(X86_RAX) | REG_BIT(X86_RCX) | REG_BIT(X86_RDX))
-#define BODY_SCRATCH 3u
+#define BODY_SCRATCH 2u
 
 /* An instruction begins: notes the boundary and brings home what it reads. */
 static void insn_begin(struct xlate *x)
@@ -448,6 +448,7 @@ struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr
     for (unsigned i = 0; i < WINDOW_COUNT; i++) {
         x->windows[i].base = EMIT_NO_REG;
     }
+    x->lookup_count = 0;
     x->cold_access_count = 0;
     x->cold_exit_count = 0;
     x->t = t;

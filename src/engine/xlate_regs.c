@@ -132,7 +132,7 @@ void xlate_mark(struct xlate *x)
     if (same_insn && last->spilled == x->spilled && last->flags == x->flags) {
         return;
     }
-    mark->code = code_offset(x->t, x->e.p);
+    mark->code = (uint16_t)(code_offset(x->t, x->e.p) - x->unit->code);
     mark->page_offset = x->ti->offset;
     mark->spilled = x->spilled;
     mark->flags = x->flags;
