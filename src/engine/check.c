@@ -337,14 +337,12 @@ static uint64_t dead_flags(const struct engine_check *c, unsigned i)
     uint64_t live = 0;
     uint64_t dead = 0;
 
-    if (i == c->steps && c->stopped_in_access) {
-        return X86_FLAGS_ARITH; /* what follows, and might overwrite them, is not known */
-    }
-    for (; i < c->steps + 1 && i < STEPS_MAX; i++) {
+    for (; i < c->steps + (c->stopped_in_access ? 0 : 1) && i < STEPS_MAX; i++) {
         live |= c->insns[i].flags_read & ~dead;
         dead |= c->insns[i].flags_written & ~live;
     }
-    return dead;
+    /* What follows then, and might overwrite them, is not known. */
+    return c->stopped_in_access ? X86_FLAGS_ARITH & ~live : dead;
 }
 
 static bool point_matches(const struct engine_check *c, unsigned i, const struct check_point *have)

@@ -65,8 +65,8 @@ static int map_tables(struct translator *t, struct err *err)
     t->exits = map_private(t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
     t->heads = map_private(HEAD_BITS / 8);
     t->accesses = map_private(t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
-    if (t->heads == NULL || t->accesses == NULL || t->arena == NULL || t->units == NULL || t->pages == NULL ||
-        t->by_code == NULL || t->exits == NULL) {
+    if (t->heads == NULL || t->accesses == NULL || t->arena == NULL || t->units == NULL ||
+        t->pages == NULL || t->by_code == NULL || t->exits == NULL) {
         return err_set(err, -ENOMEM, "no memory for the tables of the translation cache");
     }
     return 0;

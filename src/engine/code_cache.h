@@ -140,10 +140,10 @@ struct translator {
     uint8_t *rx;
     uint8_t *rw;
     uint32_t size_bytes;
-    uint32_t used_bytes;  /* of code */
+    uint32_t used_bytes;     /* of code */
     uint32_t released_bytes; /* of the RW mapping, from its start */
-    uint32_t thunk_bytes; /* at the start; survive a flush */
-    uint8_t *arena;       /* units and their tables; dropped together */
+    uint32_t thunk_bytes;    /* at the start; survive a flush */
+    uint8_t *arena;          /* units and their tables; dropped together */
     size_t arena_bytes;
     size_t arena_used;
     _Atomic(struct unit *) *units; /* hash */
@@ -154,7 +154,7 @@ struct translator {
     unsigned exit_count;
     struct unit_access *accesses;
     unsigned access_count;
-    uint64_t *heads; /* filter of addresses where units begin */
+    uint64_t *heads;     /* filter of addresses where units begin */
     struct trace *trace; /* work space of translate.c */
     struct xlate *xlate;
 
@@ -167,7 +167,7 @@ struct translator {
     const uint8_t *jump_miss;  /* an indirect branch that is not in the jump cache */
     /* A direct branch to hot.offset in or beside the page, by MMU mode: flags in the host's, or not. */
     const uint8_t *lookup[3][2];
-    uint32_t calls[4];         /* offsets of the thunks' calls into C */
+    uint32_t calls[4]; /* offsets of the thunks' calls into C */
     unsigned call_count;
     uint32_t ret; /* offset of the return to run() */
 

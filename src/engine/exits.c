@@ -18,8 +18,8 @@ static uint8_t *rw_thunk(const struct xlate *x, const uint8_t *rx)
 struct unit_exit *exit_new(struct xlate *x, enum unit_exit_kind kind, int64_t target_offset)
 {
     /* Lookups leave no trace: their exit is only for the time of emission. */
-    struct unit_exit *exit = kind == EXIT_LOOKUP ? &x->lookups[x->lookup_count++]
-                                                 : &x->t->exits[x->t->exit_count++];
+    struct unit_exit *exit =
+        kind == EXIT_LOOKUP ? &x->lookups[x->lookup_count++] : &x->t->exits[x->t->exit_count++];
 
     *exit = (struct unit_exit){.unit = x->unit,
                                .kind = (uint8_t)kind,
@@ -69,8 +69,9 @@ static void emit_far_lookup(struct xlate *x, const struct unit_exit *exit)
 {
     xlate_reload(x, UINT16_MAX);
     emit_gs_store_imm32(&x->e, GS_HOT(offset), (uint32_t)exit->target_offset);
-    emit_jmp_to(&x->e, rw_thunk(x, x->t->lookup[exit->mode & UNIT_MODE_MMU]
-                                               [x->flags == FLAGS_HOST ? 0 : 1]));
+    emit_jmp_to(
+        &x->e,
+        rw_thunk(x, x->t->lookup[exit->mode & UNIT_MODE_MMU][x->flags == FLAGS_HOST ? 0 : 1]));
 }
 
 static void emit_lookup(struct xlate *x, const struct unit_exit *exit)

@@ -164,8 +164,8 @@ static bool is_simple(const struct ea *ea)
 
 static bool same_origin(const struct ea *a, const struct ea *b)
 {
-    return a->kind == b->kind && (a->kind == EA_REG ? a->base == b->base
-                                                   : a->slot == b->slot && a->slot2 == b->slot2);
+    return a->kind == b->kind &&
+           (a->kind == EA_REG ? a->base == b->base : a->slot == b->slot && a->slot2 == b->slot2);
 }
 
 /* What an instruction does to memory, as far as windows care. */

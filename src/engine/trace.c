@@ -29,7 +29,8 @@ static bool operand_simple(const struct insn *insn)
         return false;
     }
     if (insn->base == INSN_REG_RIP) {
-        return insn->addrsize_bytes == 8 && insn->disp < INT32_MAX - 8192 && insn->disp > INT32_MIN + 8192;
+        return insn->addrsize_bytes == 8 && insn->disp < INT32_MAX - 8192 &&
+               insn->disp > INT32_MIN + 8192;
     }
     return true;
 }

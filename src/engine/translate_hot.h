@@ -70,7 +70,7 @@ struct translate_hot {
     void *self;         /* the struct engine_vcpu, for calls into C */
     uint32_t site;      /* SITE_*: which access missed */
     uint32_t site_size; /* its bytes */
-    int32_t offset; /* target of a direct branch, from the start of the page */
+    int32_t offset;     /* target of a direct branch, from the start of the page */
     uint32_t exit;      /* index of the struct unit_exit that was taken */
     uint32_t leave;     /* enum translate_leave */
     uint32_t host_mxcsr;
