@@ -7,6 +7,7 @@
 
 #define LIGHT_XSAVE_MASK (X86_XCR0_X87 | X86_XCR0_SSE | X86_XCR0_AVX)
 #define LIGHT_XSAVE_BYTES 1024u
+#define LIGHT_XSAVE_HEADER 512u
 #define PAGE_MASK ((uint64_t)GMEM_PAGE_BYTES - 1)
 
 static unsigned fpu_mode(const struct vcpu_state *st)
@@ -102,7 +103,8 @@ static void flush_page(struct engine_vcpu *v, unsigned mode, uint64_t va)
 void light_flush_jump_cache(struct engine_vcpu *v)
 {
     for (unsigned i = 0; i < JUMP_PAGE_BITS / 64; i++) {
-        v->hot.jump_pages[i] = 0;
+        /* Atomic, so that no compiler makes a call of memset() from the loop. */
+        __atomic_store_n(&v->hot.jump_pages[i], 0, __ATOMIC_RELAXED);
     }
     for (unsigned mode = 0; mode < JUMP_CACHE_MODES; mode++) {
         flush_mode(v, mode);
@@ -361,8 +363,13 @@ uint64_t light_exit(void *vcpu)
  * registers live: they are kept around the work, which knows no such limit. */
 void engine_invalidate_code(struct engine_vm *vm, gpa_t start, uint64_t len)
 {
-    uint8_t area[LIGHT_XSAVE_BYTES] ALIGNED(64) = {0};
+    uint8_t area[LIGHT_XSAVE_BYTES] ALIGNED(64);
+    volatile uint64_t *header = (volatile uint64_t *)(void *)(area + LIGHT_XSAVE_HEADER);
 
+    /* XSAVE64 leaves most of the header as it was. No memset(): that may use what is to be kept. */
+    for (unsigned i = 0; i < 8; i++) {
+        header[i] = 0;
+    }
     __asm__ volatile("xsave64 %0" : "+m"(area) : "a"(LIGHT_XSAVE_MASK), "d"(0));
     translate_invalidate(vm, start, len);
     __asm__ volatile("xrstor64 %0" : : "m"(area), "a"(LIGHT_XSAVE_MASK), "d"(0));

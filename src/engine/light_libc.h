@@ -16,6 +16,14 @@ static inline void *light_memcpy(void *dst, const void *src, size_t count)
     return dst;
 }
 
+static inline void *light_memset(void *dst, int byte, size_t count)
+{
+    void *to = dst;
+
+    __asm__ volatile("rep stosb" : "+D"(to), "+c"(count) : "a"(byte) : "memory");
+    return dst;
+}
+
 static inline int light_memcmp(const void *a, const void *b, size_t count)
 {
     const unsigned char *p = a;
@@ -33,6 +41,9 @@ static inline int light_memcmp(const void *a, const void *b, size_t count)
 #define memcpy(dst, src, count)                                                       \
     (__builtin_constant_p(count) && (count) <= 32 ? __builtin_memcpy(dst, src, count) \
                                                   : light_memcpy(dst, src, count))
+#define memset(dst, byte, count)                                                       \
+    (__builtin_constant_p(count) && (count) <= 64 ? __builtin_memset(dst, byte, count) \
+                                                  : light_memset(dst, byte, count))
 #define memcmp(a, b, count) light_memcmp(a, b, count)
 
 #endif

@@ -521,11 +521,12 @@ void mmu_init(struct engine_vcpu *v)
             tlb_clear(v, mode, 0, set);
             tlb_clear(v, mode, 1, set);
         }
+        /* Atomic, so that no compiler makes a call of memset() from the loop. */
         for (unsigned word = 0; word < MMU_TLB_WORDS; word++) {
             for (unsigned w = 0; w < 2; w++) {
-                v->tlb_index[mode].used[w][word] = 0;
-                v->tlb_index[mode].non_global[w][word] = 0;
-                v->tlb_index[mode].large[w][word] = 0;
+                __atomic_store_n(&v->tlb_index[mode].used[w][word], 0, __ATOMIC_RELAXED);
+                __atomic_store_n(&v->tlb_index[mode].non_global[w][word], 0, __ATOMIC_RELAXED);
+                __atomic_store_n(&v->tlb_index[mode].large[w][word], 0, __ATOMIC_RELAXED);
             }
         }
     }
