@@ -64,13 +64,7 @@ void mutex_done(struct mutex *mutex)
 }
 
 /* The analysis cannot see that the raw mutex is the capability. */
-#ifdef __clang__
-#define NO_ANALYSIS __attribute__((no_thread_safety_analysis))
-#else
-#define NO_ANALYSIS
-#endif
-
-NO_ANALYSIS void mutex_lock(struct mutex *mutex)
+NO_LOCK_ANALYSIS void mutex_lock(struct mutex *mutex)
 {
     rank_push(mutex->rank);
     int rc = pthread_mutex_lock(&mutex->raw);
@@ -79,7 +73,7 @@ NO_ANALYSIS void mutex_lock(struct mutex *mutex)
     (void)rc;
 }
 
-NO_ANALYSIS void mutex_unlock(struct mutex *mutex)
+NO_LOCK_ANALYSIS void mutex_unlock(struct mutex *mutex)
 {
     int rc = pthread_mutex_unlock(&mutex->raw);
 

@@ -28,10 +28,13 @@ enum lock_rank {
 #define CAPABILITY(name) __attribute__((capability(name)))
 #define ACQUIRE(...) __attribute__((acquire_capability(__VA_ARGS__)))
 #define RELEASE(...) __attribute__((release_capability(__VA_ARGS__)))
+/* For functions that take or release a lock on some ways only, which clang cannot follow. */
+#define NO_LOCK_ANALYSIS __attribute__((no_thread_safety_analysis))
 #else
 #define CAPABILITY(name)
 #define ACQUIRE(...)
 #define RELEASE(...)
+#define NO_LOCK_ANALYSIS
 #endif
 
 struct CAPABILITY("mutex") mutex {

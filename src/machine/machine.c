@@ -157,7 +157,8 @@ static int do_reset(struct machine *machine, struct err *err)
     return rc;
 }
 
-static void reset_parked(struct machine *machine)
+/* With the mutex held, but not while the devices are reset. */
+NO_LOCK_ANALYSIS static void reset_parked(struct machine *machine)
 {
     struct err err = {0};
     int rc = 0;

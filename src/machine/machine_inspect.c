@@ -112,7 +112,8 @@ unsigned machine_stats(struct machine *machine, struct accel_stat *ret_stats, un
 }
 
 /* The vCPU, with the machine's mutex held so that it stays parked; NULL and an error otherwise. */
-static struct machine_vcpu *stopped_vcpu_lock(struct machine *machine, unsigned index, int *ret_rc)
+NO_LOCK_ANALYSIS static struct machine_vcpu *stopped_vcpu_lock(struct machine *machine,
+                                                               unsigned index, int *ret_rc)
 {
     if (index >= machine->config.cpus) {
         *ret_rc = -EINVAL;
@@ -133,7 +134,8 @@ unsigned machine_cpu_count(const struct machine *machine)
     return machine->config.cpus;
 }
 
-int machine_cpu_get_state(struct machine *machine, unsigned index, struct vcpu_state *ret_state)
+NO_LOCK_ANALYSIS int machine_cpu_get_state(struct machine *machine, unsigned index,
+                                           struct vcpu_state *ret_state)
 {
     int rc = 0;
     struct machine_vcpu *vcpu = stopped_vcpu_lock(machine, index, &rc);
@@ -146,7 +148,8 @@ int machine_cpu_get_state(struct machine *machine, unsigned index, struct vcpu_s
     return rc;
 }
 
-int machine_cpu_set_state(struct machine *machine, unsigned index, const struct vcpu_state *state)
+NO_LOCK_ANALYSIS int machine_cpu_set_state(struct machine *machine, unsigned index,
+                                           const struct vcpu_state *state)
 {
     int rc = 0;
     struct machine_vcpu *vcpu = stopped_vcpu_lock(machine, index, &rc);
@@ -159,7 +162,8 @@ int machine_cpu_set_state(struct machine *machine, unsigned index, const struct 
     return rc;
 }
 
-int machine_cpu_translate(struct machine *machine, unsigned index, uint64_t va, gpa_t *ret_gpa)
+NO_LOCK_ANALYSIS int machine_cpu_translate(struct machine *machine, unsigned index, uint64_t va,
+                                           gpa_t *ret_gpa)
 {
     int rc = 0;
     struct machine_vcpu *vcpu = stopped_vcpu_lock(machine, index, &rc);
@@ -172,7 +176,8 @@ int machine_cpu_translate(struct machine *machine, unsigned index, uint64_t va, 
     return rc;
 }
 
-int machine_cpu_set_debug(struct machine *machine, unsigned index, const struct accel_debug *debug)
+NO_LOCK_ANALYSIS int machine_cpu_set_debug(struct machine *machine, unsigned index,
+                                           const struct accel_debug *debug)
 {
     int rc = 0;
     struct machine_vcpu *vcpu = stopped_vcpu_lock(machine, index, &rc);

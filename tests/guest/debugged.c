@@ -6,7 +6,7 @@ int add_up(int a, int b);
 volatile int total;
 char message[8] = "before";
 
-int __attribute__((noinline, noclone)) add_up(int a, int b)
+int ONE_COPY add_up(int a, int b)
 {
     total = a + b;
     return total;

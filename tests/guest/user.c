@@ -59,7 +59,7 @@ __asm__(
     "    ud1 %eax, %eax\n"
     "sysenter_entry:\n"
     "    inc %rax\n"
-    "    rex.w sysexitl\n"
+    "    .byte 0x48, 0x0f, 0x35\n" /* rex.w sysexit, which not every assembler knows */
     /* 32-bit user code: what long mode has not, and wrap-around at 32 bits. */
     "    .code32\n"
     "user32:\n"

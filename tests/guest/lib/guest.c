@@ -228,7 +228,7 @@ void entry_handle(struct frame *frame)
     frame->rflags = 2;
 }
 
-bool __attribute__((noinline, noclone)) catch_call(void (*body)(void *), void *arg)
+bool ONE_COPY catch_call(void (*body)(void *), void *arg)
 {
     caught = (struct caught){0};
     catching = true;

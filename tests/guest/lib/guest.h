@@ -12,6 +12,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* A function that exists once, for labels and breakpoints in it. */
+#ifdef __clang__
+#define ONE_COPY __attribute__((noinline))
+#else
+#define ONE_COPY __attribute__((noinline, noclone))
+#endif
+
 #define PORT_SERIAL 0x3f8
 
 #define KERNEL_CS 0x08
