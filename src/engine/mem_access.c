@@ -347,7 +347,10 @@ static void emit_check(struct xlate *x, const struct ea *ea, const struct access
                   (is_ordered(&x->ti->insn) ? ACCESS_ORDERED : 0u));
 
     ea_emit(x, ea, s0);
+    /* mmu_tlb_index(), times the size of an entry */
     emit_mov(e, false, s1, s0);
+    emit_shift_imm(e, false, 5, s1, 10);
+    emit_rr(e, false, EMIT_XOR_LOAD, s1, s0);
     emit_shift_imm(e, false, 5, s1, TLB_SHIFT);
     emit_alu_imm(e, false, 4, s1, (int32_t)TLB_INDEX_MASK);
     emit_gs_indexed(e, EMIT_XOR_LOAD, s0, s1, tlb + (uint32_t)offsetof(struct mmu_tlb_entry, tag));

@@ -289,7 +289,7 @@ static void tlb_clear(struct engine_vcpu *v, unsigned mode, unsigned is_write, u
 static void flush_4k(struct engine_vcpu *v, uint64_t va)
 {
     uint64_t page_va = va & ~(uint64_t)(GMEM_PAGE_BYTES - 1);
-    unsigned set = (unsigned)(va >> 12) & (MMU_TLB_SETS - 1);
+    unsigned set = mmu_tlb_index(va);
 
     for (unsigned mode = 0; mode < MMU_MODE_COUNT; mode++) {
         for (unsigned is_write = 0; is_write < 2; is_write++) {
@@ -421,7 +421,7 @@ static void tlb_enter(struct engine_vcpu *v, uint64_t va, unsigned is_write, enu
                       const struct mmu_page *page)
 {
     uint64_t page_va = va & ~(uint64_t)(GMEM_PAGE_BYTES - 1);
-    unsigned set = (unsigned)(va >> 12) & (MMU_TLB_SETS - 1);
+    unsigned set = mmu_tlb_index(va);
     struct mmu_tlb_entry *entry = tlb_entry(v, mode, is_write, set);
     struct mmu_tlb_index *index = &v->tlb_index[mode];
 
@@ -445,7 +445,7 @@ static void tlb_enter_write(struct engine_vcpu *v, uint64_t va, enum mmu_mode mo
     tlb_enter(v, va, 1, mode, page);
     atomic_thread_fence(memory_order_seq_cst);
     if ((atomic_load(flags) & GMEM_PAGE_CODE) != 0) {
-        tlb_clear(v, mode, 1, (unsigned)(va >> 12) & (MMU_TLB_SETS - 1));
+        tlb_clear(v, mode, 1, mmu_tlb_index(va));
     }
 }
 

@@ -4,7 +4,7 @@
  * The software TLB is a direct-mapped table per access mode and direction. The
  * translator inlines the lookup, so its layout is part of this contract:
  *
- *   index  = (va >> 12) & (MMU_TLB_SETS - 1)
+ *   index  = mmu_tlb_index(va)
  *   hit    = va ^ tag[index] <= 4096 - size      (unsigned; page-crossing misses)
  *   host   = va + addend[index]
  *
@@ -29,6 +29,14 @@
 struct engine_vcpu;
 
 #define MMU_TLB_SETS 1024u
+
+/* Higher bits are mixed in: arrays some MiB apart are often walked together. */
+static inline unsigned mmu_tlb_index(uint64_t va)
+{
+    uint32_t low = (uint32_t)va;
+
+    return (low ^ (low >> 10)) >> 12 & (MMU_TLB_SETS - 1);
+}
 
 /*
  * A va is only ever compared with the tag of its own index, so a tag whose

@@ -70,7 +70,7 @@ static unsigned page_left(uint64_t va)
 int mmu_read_begin(struct engine_vcpu *v, uint64_t va, unsigned len, enum mmu_mode mode,
                    const uint8_t **ret_host)
 {
-    const struct mmu_tlb_entry *entry = &v->tlb[mode].read[(va >> 12) & (MMU_TLB_SETS - 1)];
+    const struct mmu_tlb_entry *entry = &v->tlb[mode].read[mmu_tlb_index(va)];
     struct mmu_page page;
 
     if (likely((va ^ entry->tag) <= GMEM_PAGE_BYTES - len)) {
@@ -96,7 +96,7 @@ int mmu_read_begin(struct engine_vcpu *v, uint64_t va, unsigned len, enum mmu_mo
 int mmu_rmw_begin(struct engine_vcpu *v, uint64_t va, unsigned len, enum mmu_mode mode,
                   uint8_t **ret_host)
 {
-    const struct mmu_tlb_entry *entry = &v->tlb[mode].write[(va >> 12) & (MMU_TLB_SETS - 1)];
+    const struct mmu_tlb_entry *entry = &v->tlb[mode].write[mmu_tlb_index(va)];
     struct mmu_page page;
 
     if (likely((va ^ entry->tag) <= GMEM_PAGE_BYTES - len)) {
@@ -201,7 +201,7 @@ static int read_piece(struct engine_vcpu *v, uint64_t va, void *buf, unsigned le
 
 int mmu_read(struct engine_vcpu *v, uint64_t va, void *buf, unsigned len, enum mmu_mode mode)
 {
-    const struct mmu_tlb_entry *entry = &v->tlb[mode].read[(va >> 12) & (MMU_TLB_SETS - 1)];
+    const struct mmu_tlb_entry *entry = &v->tlb[mode].read[mmu_tlb_index(va)];
     uint8_t *bytes = buf;
 
     if (likely((va ^ entry->tag) <= GMEM_PAGE_BYTES - len)) {
@@ -242,7 +242,7 @@ static int write_piece(struct engine_vcpu *v, uint64_t va, const void *buf, unsi
 
 int mmu_write(struct engine_vcpu *v, uint64_t va, const void *buf, unsigned len, enum mmu_mode mode)
 {
-    const struct mmu_tlb_entry *entry = &v->tlb[mode].write[(va >> 12) & (MMU_TLB_SETS - 1)];
+    const struct mmu_tlb_entry *entry = &v->tlb[mode].write[mmu_tlb_index(va)];
     struct mmu_page page;
     struct mmu_page next = {0};
     unsigned first = page_left(va) < len ? page_left(va) : len;
