@@ -296,8 +296,7 @@ static bool fill(struct engine_vcpu *v, const struct unit_access *a, int *ret_r)
         return false;
     }
     *ret_r = mmu_fill(v, va, is_write ? MMU_WRITE : MMU_READ, (enum mmu_mode)a->mode, &page);
-    return *ret_r == 0 && page.host != NULL &&
-           table[mmu_tlb_index(va)].tag == (va & ~PAGE_MASK);
+    return *ret_r == 0 && page.host != NULL && table[mmu_tlb_index(va)].tag == (va & ~PAGE_MASK);
 }
 
 uint64_t light_access(void *vcpu)

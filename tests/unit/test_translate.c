@@ -114,7 +114,8 @@ static void init_state(struct vcpu_state *st)
 {
     vcpu_state_reset(st, true);
     st->cr0 = X86_CR0_PE | X86_CR0_PG | X86_CR0_NE | X86_CR0_ET | X86_CR0_WP | X86_CR0_MP;
-    st->cr4 = X86_CR4_PAE | X86_CR4_OSFXSR | X86_CR4_OSXMMEXCPT | X86_CR4_OSXSAVE;
+    st->cr4 =
+        X86_CR4_PAE | X86_CR4_OSFXSR | X86_CR4_OSXMMEXCPT | X86_CR4_OSXSAVE | X86_CR4_FSGSBASE;
     st->xcr0 = 7;
     st->efer = X86_EFER_LME | X86_EFER_LMA | X86_EFER_NXE;
     st->cr3 = 0x1000;
@@ -340,6 +341,24 @@ GUEST(self_modify, /* changes the immediate in a function it then calls, and one
       "jmp 4f\n3: movl $0, %eax\nretq\n4:\n");
 CHECK(self_modify)
 
+GUEST(frames, /* frames at every place around a page end: one check for a frame cannot do */
+      "movl $150, %ecx\nxorl %eax, %eax\nmovl $3, %ebx\n"
+      "1: movl $0x1ff140, %esp\nsubq %rcx, %rsp\nsubq %rcx, %rsp\nsubq %rcx, %rsp\n"
+      "pushq %rax\npushq %rbx\npushq %rcx\nsubq $72, %rsp\nmovq %rcx, (%rsp)\n"
+      "movq %rbx, 8(%rsp)\naddq %rax, 16(%rsp)\naddq 8(%rsp), %rax\nmovl %ecx, 60(%rsp)\n"
+      "xorq 24(%rsp), %rax\nmovb 60(%rsp), %dl\nleaq 8(%rsp), %rsp\naddb %dl, (%rsp)\n"
+      "addq (%rsp), %rbx\naddq $64, %rsp\npopq %rcx\npopq %rdx\nxorq %rdx, %rbx\npopq %rdx\n"
+      "loop 1b\nmovl $0x200000, %esp\n");
+CHECK(frames)
+
+GUEST(segments, /* relative to GS and RIP at once, as kernels reach per-CPU data */
+      "movl $0x280000, %eax\nwrgsbase %rax\nmovl $100, %ecx\n"
+      "1: incl %gs:2f(%rip)\naddl %ecx, %gs:2f+8(%rip)\nmovl %gs:2f(%rip), %edx\n"
+      "addl %gs:2f+8(%rip), %edx\naddq %rdx, %rbx\nmovq %gs:8(%rcx,%rcx), %rsi\n"
+      "xorq %rsi, %rbx\nswapgs\nmovl %ecx, %edi\nshll $8, %edi\norl $0x280000, %edi\n"
+      "wrgsbase %rdi\nrdgsbase %rsi\naddq %rsi, %rbx\nloop 1b\nrdgsbase %rdx\n2:\n");
+CHECK(segments)
+
 /* The loop lies across a page end, with an instruction across it too. */
 GUEST(crossing, "xorl %eax, %eax\nmovl $3000, %ecx\n1: addq %rcx, %rax\n"
                 "movabsq $0x1122334455667788, %rdx\nxorq %rdx, %rax\ndecq %rcx\njnz 1b\n");
@@ -455,7 +474,8 @@ int main(void)
         cmocka_unit_test(test_xsave),        cmocka_unit_test(test_strings),
         cmocka_unit_test(test_indirect),     cmocka_unit_test(test_page_fault),
         cmocka_unit_test(test_divide_fault), cmocka_unit_test(test_self_modify),
-        cmocka_unit_test(test_crossing),     cmocka_unit_test(test_cache_full),
+        cmocka_unit_test(test_crossing),     cmocka_unit_test(test_frames),
+        cmocka_unit_test(test_segments),     cmocka_unit_test(test_cache_full),
         cmocka_unit_test(test_kick),
     };
 
