@@ -2,12 +2,14 @@
  * corbel doctor: what this host has and lacks, each lack with the command that
  * mends it. The checks are a table; required ones decide the exit status.
  */
+#include "base/io.h"
 #include "cli/cli.h"
 #include "cli/paths.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <pwd.h>
 #include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -105,6 +107,25 @@ static bool has_user_namespaces(void)
     return child > 0 && waitpid(child, &status, 0) == child && status == 0;
 }
 
+/* Whether /etc/subuid gives this user ids for a namespace of its own. */
+static bool has_subordinate_ids(void)
+{
+    CLEANUP_FREE void *data = NULL;
+    char entry[80];
+    size_t len;
+    struct passwd user;
+    struct passwd *found = NULL;
+    char buf[4096];
+
+    if (getpwuid_r(geteuid(), &user, buf, sizeof(buf), &found) != 0 || found == NULL ||
+        io_read_file("/etc/subuid", 1u << 20, &data, &len) < 0) {
+        return false;
+    }
+    (void)snprintf(entry, sizeof(entry), "\n%s:", user.pw_name);
+    return (len >= strlen(entry) && strncmp(data, entry + 1, strlen(entry) - 1) == 0) ||
+           memmem(data, len, entry, strlen(entry)) != NULL;
+}
+
 /* One way is enough: root, user namespaces with mapped ids, or fakechroot. */
 static bool can_install(const struct cli *cli, const char *argument)
 {
@@ -112,7 +133,7 @@ static bool can_install(const struct cli *cli, const char *argument)
     if (geteuid() == 0) {
         return true;
     }
-    if (has_program(cli, "newuidmap") && has_user_namespaces()) {
+    if (has_program(cli, "newuidmap") && has_subordinate_ids() && has_user_namespaces()) {
         return true;
     }
     return has_program(cli, "fakechroot") && has_program(cli, "fakeroot");

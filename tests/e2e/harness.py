@@ -4,10 +4,12 @@ Nothing here passes or fails by the clock: a test waits for an event (a text on 
 end of a process), and LIMIT_S only keeps a broken build from hanging for ever.
 """
 
+import atexit
 import contextlib
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -112,6 +114,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def end_with(process):
+    """Ends the process when this program ends, however it does, short of SIGKILL."""
+    atexit.register(process.kill)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 class Machine:
     """One running monitor with its console on our pipes."""
 
@@ -127,6 +135,7 @@ class Machine:
                                         env={"PATH": os.environ["PATH"], "HOME": str(place.home),
                                              **{k: v for k, v in os.environ.items()
                                                 if k.startswith("QEMU_")}})
+        end_with(self.process)
         self.stderr = b""
         self.readers = [threading.Thread(target=self._read_console, daemon=True),
                         threading.Thread(target=self._read_errors, daemon=True)]
