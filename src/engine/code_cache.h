@@ -71,6 +71,9 @@ enum unit_exit_kind {
     EXIT_HELPER  /* helper does the instruction that ends at target_offset */
 };
 
+/* Linking costs more than a few lookups, and most code runs once or twice. */
+#define EXIT_LINK_AFTER 2u
+
 struct unit_exit {
     struct unit *unit;
     struct unit *target; /* linked to it; NULL */
@@ -85,6 +88,7 @@ struct unit_exit {
     uint8_t kind;
     uint8_t mode;   /* for the target */
     uint8_t helper; /* enum translate_helper */
+    uint8_t taken;  /* times it was taken unlinked, up to EXIT_LINK_AFTER */
 };
 
 /* An inlined check of guest memory, for when it misses. */

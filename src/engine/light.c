@@ -333,7 +333,7 @@ uint64_t light_access(void *vcpu)
 uint64_t light_exit(void *vcpu)
 {
     struct engine_vcpu *v = vcpu;
-    const struct unit_exit *exit;
+    struct unit_exit *exit;
 
     if (v->hot.exit == 0 && v->check == NULL) {
         return dispatch(v);
@@ -354,6 +354,10 @@ uint64_t light_exit(void *vcpu)
         return go_on(v, interp_step(v));
     }
     v->st.rip = v->hot.page + (uint64_t)(int64_t)exit->target_offset;
+    if (exit->kind == EXIT_CHAIN && exit->taken < EXIT_LINK_AFTER && v->check == NULL) {
+        exit->taken++; /* several vCPUs may count at once: it is not exact */
+        return dispatch(v);
+    }
     v->hot.leave = exit->kind == EXIT_CHAIN ? LEAVE_CHAIN : LEAVE_INTERP;
     return 0;
 }
