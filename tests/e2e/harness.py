@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 
 LIMIT_S = float(os.environ.get("CORBEL_E2E_LIMIT", "900"))
@@ -220,6 +221,21 @@ class Machine:
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             with contextlib.suppress(OSError):
                 stream.close()
+
+
+def wait_greeting(port, machine):
+    """Until the guest's ssh server greets at the forwarded port. The forward takes a connection
+    before the guest does and drops it when the guest refuses, so the only event to wait for is a
+    greeting; it is asked for until it comes or the machine ends."""
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline and not machine.ended:
+        with contextlib.suppress(OSError), \
+                socket.create_connection(("127.0.0.1", port), timeout=60) as peer:
+            if peer.recv(4) == b"SSH-":
+                return
+        with machine.changed:
+            machine.changed.wait(0.2)
+    raise Failure(f"the ssh server does not answer\n{machine.story()}")
 
 
 class Ssh:

@@ -7,7 +7,7 @@ usage: test_boot.py [WORD...]     only the tests whose names hold a word
 
 import os
 
-from harness import Machine, Ssh, expect, free_port, guest, run_tests
+from harness import Machine, Ssh, expect, free_port, guest, run_tests, wait_greeting
 
 DEBIAN_CMDLINE = "root=/dev/vda rw console=ttyS0 systemd.log_color=0"
 ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
@@ -41,10 +41,10 @@ def boot_busybox(place, cpus, container):
         expect(any(file.read(65536)), "what the guest wrote is not in the disk file")
 
 
-def wait_debian(m, after=0):
-    """Until the login prompt and the ssh server are there, in whatever order."""
+def wait_debian(m, port, after=0):
+    """Until the login prompt and the ssh server are there."""
     m.wait_text("login:", after)
-    m.wait_text("Started ssh.service", after)
+    wait_greeting(port, m)
 
 
 def use_debian(ssh, cpus):
@@ -65,14 +65,14 @@ def boot_debian(place, cpus, container, reboot):
     disk = place.disk(image.disk, "debian.raw")
     with Machine(place, arguments(image, cpus, "512M", DEBIAN_CMDLINE, "--disk", disk,
                                   "--net", f"user,forward={port}:22"), container) as m:
-        wait_debian(m)
+        wait_debian(m, port)
         ssh = Ssh(image, port, m)
         use_debian(ssh, cpus)
         if reboot:
             ssh.run("touch /var/tmp/before")
             start = m.mark()
             ssh.start("systemctl reboot")
-            wait_debian(m, start)
+            wait_debian(m, port, start)
             ssh.run("test -e /var/tmp/before && sha256sum </var/tmp/a | cmp - /var/tmp/sum")
         ssh.start("systemctl poweroff")
         expect(m.wait_exit() == 0, f"powering off gives a non-zero status\n{m.story()}")

@@ -15,7 +15,7 @@ def boot_once(place, cpus, container):
     disk = place.disk(image.disk, "debian.raw")
     with Machine(place, arguments(image, cpus, "512M", DEBIAN_CMDLINE, "--disk", disk,
                                   "--net", f"user,forward={port}:22"), container) as m:
-        wait_debian(m)
+        wait_debian(m, port)
         ssh = Ssh(image, port, m)
         expect(ssh.run("nproc").strip() == str(cpus), f"nproc is not {cpus}")
         ssh.start("systemctl poweroff")
