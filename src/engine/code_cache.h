@@ -101,7 +101,13 @@ struct unit_access {
 
 #define ACCESS_WRITE 1u
 #define ACCESS_ORDERED 4u /* other faults may come before the page fault: the interpreter knows */
-#define ACCESS_RANGE 2u /* for more than the instruction in hand: it cannot fault for that */
+#define ACCESS_RANGE 2u   /* for more than the instruction in hand: it cannot fault for that */
+
+#define ACCESS_GATHER 8u /* size is GATHER_*: elements at many addresses, by C each time */
+#define GATHER_QUADWORDS 1u
+#define GATHER_INDEX_QUADWORDS 2u
+#define GATHER_SCALE_SHIFT 2 /* 1, 2, 4, 8 as 0 to 3 */
+#define GATHER_YMM 16u
 
 struct unit {
     struct unit *next;      /* hash chain */

@@ -299,6 +299,61 @@ static bool fill(struct engine_vcpu *v, const struct unit_access *a, int *ret_r)
     return *ret_r == 0 && page.host != NULL && table[mmu_tlb_index(va)].tag == (va & ~PAGE_MASK);
 }
 
+/* The host address for an element; NULL: the interpreter is to look at it. */
+static const uint8_t *element(struct engine_vcpu *v, uint64_t va, unsigned bytes, unsigned mode)
+{
+    const struct mmu_tlb_entry *entry = &v->tlb[mode].read[mmu_tlb_index(va)];
+    struct mmu_page page;
+
+    if ((va & PAGE_MASK) + bytes > GMEM_PAGE_BYTES) {
+        return NULL;
+    }
+    if (entry->tag != (va & ~PAGE_MASK) &&
+        (mmu_fill(v, va, MMU_READ, (enum mmu_mode)mode, &page) != 0 || page.host == NULL ||
+         entry->tag != (va & ~PAGE_MASK))) {
+        return NULL;
+    }
+    return (const uint8_t *)(uintptr_t)(va + entry->addend);
+}
+
+/* VGATHER and VPGATHER on hot.gather; false: not done, and nothing is changed for the guest. */
+static bool gather(struct engine_vcpu *v, const struct unit_access *a)
+{
+    struct gather_operands *g = &v->hot.gather;
+    unsigned bytes = (a->size & GATHER_QUADWORDS) != 0 ? 8 : 4;
+    unsigned index_bytes = (a->size & GATHER_INDEX_QUADWORDS) != 0 ? 8 : 4;
+    unsigned shift = a->size >> GATHER_SCALE_SHIFT & 3u;
+    unsigned count =
+        ((a->size & GATHER_YMM) != 0 ? 32u : 16u) / (bytes > index_bytes ? bytes : index_bytes);
+
+    for (unsigned i = 0; i < count; i++) {
+        int64_t offset = index_bytes == 8 ? ((const int64_t *)(const void *)g->index)[i]
+                                          : ((const int32_t *)(const void *)g->index)[i];
+        uint64_t va = v->hot.va + ((uint64_t)offset << shift);
+        const uint8_t *from;
+
+        if ((g->mask[i * bytes + bytes - 1] & 0x80) == 0) {
+            continue;
+        }
+        from = element(v, va, bytes, a->mode);
+        if (from == NULL) {
+            return false;
+        }
+        if (bytes == 8) {
+            ((uint64_t *)(void *)g->result)[i] = *(const uint64_t *)(const void *)from;
+        } else {
+            ((uint32_t *)(void *)g->result)[i] = *(const uint32_t *)(const void *)from;
+        }
+    }
+    for (unsigned i = count * bytes / 4; i < 8; i++) {
+        ((uint32_t *)(void *)g->result)[i] = 0;
+    }
+    for (unsigned i = 0; i < 4; i++) {
+        ((uint64_t *)(void *)g->mask)[i] = 0;
+    }
+    return true;
+}
+
 uint64_t light_access(void *vcpu)
 {
     struct engine_vcpu *v = vcpu;
@@ -306,6 +361,10 @@ uint64_t light_access(void *vcpu)
     int r;
 
     v->hot.stat_accesses++;
+    if ((a->flags & ACCESS_GATHER) != 0) {
+        v->hot.leave = gather(v, a) ? LEAVE_KICK_ACCESS : LEAVE_ACCESS;
+        return v->hot.leave == LEAVE_ACCESS ? 0 : code_rx(v->vm->translator, a->code);
+    }
     if (fill(v, a, &r)) {
         v->hot.leave = LEAVE_KICK_ACCESS; /* should there be one */
         return code_rx(v->vm->translator, a->code);

@@ -70,6 +70,16 @@ static enum trace_role role_indirect(const struct insn *insn)
     return insn->mem_bytes == 0 || operand_plain(insn, 8) ? TRACE_END : TRACE_INTERP;
 }
 
+/* Operands that are legal, and addresses without segment or cut. */
+static bool role_gather(const struct insn *insn, unsigned mode)
+{
+    unsigned index = (insn->bytes[insn->sib_off] >> 3 & 7u) | ((insn->rex & 2u) != 0 ? 8u : 0u);
+
+    return (mode & UNIT_MODE_AVX) != 0 && insn->addrsize_bytes == 8 && insn->seg != X86_FS &&
+           insn->seg != X86_GS && insn->reg != insn->vex_vvvv && insn->reg != index &&
+           insn->vex_vvvv != index && insn->disp == (int32_t)insn->disp;
+}
+
 /* Instructions of the system that are emitted inline, C functions, or neither. */
 static enum trace_role role_system(const struct insn *insn, unsigned mode)
 {
@@ -101,6 +111,9 @@ static enum trace_role role_system(const struct insn *insn, unsigned mode)
         break;
     case INSN_OP_BIT_MEM:
         is_inline = operand_simple(insn) && insn->opsize_bytes >= 4;
+        break;
+    case INSN_OP_GATHER:
+        is_inline = role_gather(insn, mode);
         break;
     case INSN_OP_XSAVE:
     case INSN_OP_XRSTOR:

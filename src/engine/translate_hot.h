@@ -57,6 +57,13 @@ static inline uint32_t found_set(uint64_t key)
     return (uint32_t)(key * 0x9e3779b97f4a7c15ull >> 52) & (FOUND_SETS - 1);
 }
 
+/* Vector operands of a gather, while C does it. */
+struct gather_operands {
+    uint8_t result[32];
+    uint8_t mask[32];
+    uint8_t index[32];
+};
+
 struct translate_hot {
     uint64_t spill[16];
     /* Arithmetic flags as LAHF and SETO leave them: AH, and OF in AL. */
@@ -86,6 +93,7 @@ struct translate_hot {
     uint64_t stat_leaves;   /* to run() */
     uint64_t stat_accesses; /* that missed */
     uint64_t stat_ranges;   /* that had to be checked one by one */
+    struct gather_operands gather;
     struct found_entry found[FOUND_SETS];
     /* Which entries were filled, so that a flush touches only those. */
     uint16_t jump_used[JUMP_CACHE_MODES][JUMP_CACHE_SETS];

@@ -225,6 +225,48 @@ static void emit_xsave(struct xlate *x)
     }
 }
 
+/* VMOVDQU between a vector register and gs:[offset], 32 bytes. */
+static void emit_gs_ymm(struct xlate *x, bool is_store, unsigned reg, uint32_t offset)
+{
+    emit_u8(&x->e, 0x65);
+    emit_u8(&x->e, 0xc5);
+    emit_u8(&x->e, reg < 8 ? 0xfe : 0x7e);
+    emit_u8(&x->e, is_store ? 0x7f : 0x6f);
+    emit_u8(&x->e, (reg & 7u) << 3 | 4u);
+    emit_u8(&x->e, 0x25);
+    emit_u32(&x->e, offset);
+}
+
+/* The operands go to memory, and C collects the elements (light.c). */
+static void emit_gather(struct xlate *x)
+{
+    const struct insn *insn = &x->ti->insn;
+    unsigned index = (insn->bytes[insn->sib_off] >> 3 & 7u) | ((insn->rex & 2u) != 0 ? 8u : 0u);
+    unsigned scale = insn->bytes[insn->sib_off] >> 6;
+    unsigned s0 = xlate_scratch(x, 0, false, false);
+    struct unit_access *site = &x->t->accesses[x->t->access_count];
+
+    xlate_flags_release(x, x->ti->live);
+    xlate_mark(x);
+    emit_gs_ymm(x, true, insn->reg, GS_HOT(gather.result));
+    emit_gs_ymm(x, true, insn->vex_vvvv, GS_HOT(gather.mask));
+    emit_gs_ymm(x, true, index, GS_HOT(gather.index));
+    emit_mem(&x->e, true, EMIT_LEA, s0, insn->base == INSN_REG_NONE ? EMIT_NO_REG : insn->base,
+             EMIT_NO_REG, 1, (int32_t)insn->disp);
+    emit_gs_store_imm32(&x->e, GS_HOT(site), x->t->access_count);
+    emit_jmp_to(&x->e, x->t->rw + (x->t->access[s0] - x->t->rx));
+    *site = (struct unit_access){
+        .code = code_offset(x->t, x->e.p),
+        .size = (uint16_t)(((insn->rex & 8u) != 0 ? GATHER_QUADWORDS : 0u) |
+                           ((insn->opcode & 1u) != 0 ? GATHER_INDEX_QUADWORDS : 0u) |
+                           scale << GATHER_SCALE_SHIFT | (insn->vex_l ? GATHER_YMM : 0u)),
+        .mode = x->ti->mode & UNIT_MODE_MMU,
+        .flags = ACCESS_GATHER};
+    x->t->access_count++;
+    emit_gs_ymm(x, false, insn->reg, GS_HOT(gather.result));
+    emit_gs_ymm(x, false, insn->vex_vvvv, GS_HOT(gather.mask));
+}
+
 void xlate_system(struct xlate *x)
 {
     switch (x->ti->insn.op) {
@@ -261,6 +303,9 @@ void xlate_system(struct xlate *x)
         break;
     case INSN_OP_BIT_MEM:
         emit_bit_mem(x);
+        break;
+    case INSN_OP_GATHER:
+        emit_gather(x);
         break;
     case INSN_OP_XSAVE:
     case INSN_OP_XRSTOR:

@@ -359,6 +359,22 @@ GUEST(segments, /* relative to GS and RIP at once, as kernels reach per-CPU data
       "wrgsbase %rdi\nrdgsbase %rsi\naddq %rsi, %rbx\nloop 1b\nrdgsbase %rdx\n2:\n");
 CHECK(segments)
 
+GUEST(gather, /* masks of all kinds, all forms, elements across a page end */
+      "movl $0x300000, %edi\nmovl $4096, %ecx\n1: imull $0x9e3779b1, %ecx, %eax\n"
+      "movl %eax, -4(%rdi,%rcx,4)\nloop 1b\nmovl $60, %ecx\n"
+      "2: vmovdqu (%rdi,%rcx,8), %ymm1\nvpslld $20, %ymm1, %ymm1\nvpsrad $20, %ymm1, %ymm1\n"
+      "vmovdqu 64(%rdi,%rcx,8), %ymm2\nvpgatherdd %ymm2, 0x2000(%rdi,%ymm1,4), %ymm3\n"
+      "vpxor %ymm3, %ymm4, %ymm4\nvmovdqu 96(%rdi,%rcx,8), %ymm2\n"
+      "vgatherdpd %ymm2, 0x2000(%rdi,%xmm1,2), %ymm5\nvpxor %ymm5, %ymm4, %ymm4\n"
+      "vmovdqu 32(%rdi,%rcx,8), %ymm9\nvpsrlq $54, %ymm9, %ymm9\n"
+      "vmovdqu 96(%rdi,%rcx,8), %xmm12\nvpgatherqd %xmm12, (%rdi,%ymm9,8), %xmm6\n"
+      "vpxor %ymm6, %ymm4, %ymm4\nvmovdqu 33(%rdi,%rcx,8), %xmm2\n"
+      "vpgatherqq %xmm2, 1(%rdi,%xmm9,4), %xmm7\nvpxor %ymm7, %ymm4, %ymm4\n"
+      "vmovdqu %ymm4, 0x310000(%rcx)\nvmovdqu %ymm2, 0x310100(%rcx)\n"
+      "cmpq $30, %rcx\nvpgatherdd %xmm2, (%rdi,%xmm1,1), %xmm7\nadcq $0, %rbx\n"
+      "decl %ecx\njnz 2b\n");
+CHECK(gather)
+
 /* The loop lies across a page end, with an instruction across it too. */
 GUEST(crossing, "xorl %eax, %eax\nmovl $3000, %ecx\n1: addq %rcx, %rax\n"
                 "movabsq $0x1122334455667788, %rdx\nxorq %rdx, %rax\ndecq %rcx\njnz 1b\n");
@@ -475,8 +491,8 @@ int main(void)
         cmocka_unit_test(test_indirect),     cmocka_unit_test(test_page_fault),
         cmocka_unit_test(test_divide_fault), cmocka_unit_test(test_self_modify),
         cmocka_unit_test(test_crossing),     cmocka_unit_test(test_frames),
-        cmocka_unit_test(test_segments),     cmocka_unit_test(test_cache_full),
-        cmocka_unit_test(test_kick),
+        cmocka_unit_test(test_segments),     cmocka_unit_test(test_gather),
+        cmocka_unit_test(test_cache_full),   cmocka_unit_test(test_kick),
     };
 
     keep_handlers();
