@@ -22,6 +22,7 @@ class User:
 
     def __init__(self, place):
         self.place = place
+        self.container = False  # whether all runs under a container's filter
         # Unix sockets take 107 characters, so the runtime directory must be near the root.
         self.home = place.own(tempfile.mkdtemp(prefix="ce2e-", dir="/tmp"))
         prefix = place.path / "prefix"
@@ -47,7 +48,7 @@ class User:
             subprocess.run(["chown", "-R", str(ORDINARY_UID), self.home], check=True)
 
     def start(self, *words, preexec=None, **more):
-        return subprocess.Popen(self.place.wrap([self.corbel, *words]), cwd=self.home, text=True,
+        return subprocess.Popen(self.place.wrap([self.corbel, *words], self.container), cwd=self.home, text=True,
                                 env={**self.env, **more}, preexec_fn=preexec, stdin=subprocess.DEVNULL,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
