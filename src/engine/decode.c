@@ -688,7 +688,12 @@ static void set_shift_flags(const struct decoder *d, struct insn *insn)
         insn->flags_undefined = 0;
     } else if (count == 1) {
         insn->flags_undefined &= (uint16_t)~OF;
-    } else if (d->desc.flags == FL_SHIFT && count >= 8u * insn->opsize_bytes) {
+    } else if (d->desc.flags != FL_SHIFT) {
+        /* Rotates by more than 1: OF is undefined, and CPUs may leave it as it was. */
+        insn->flags_read |= OF;
+        insn->flags_written &= (uint16_t)~OF;
+        insn->flags_undefined = 0;
+    } else if (count >= 8u * insn->opsize_bytes) {
         insn->flags_undefined = insn->map == 0 ? CF | AF | OF : ALL;
     }
 }

@@ -110,7 +110,8 @@ static enum trace_role role_system(const struct insn *insn, unsigned mode)
         is_inline = insn->opsize_bytes == 8;
         break;
     case INSN_OP_BIT_MEM:
-        is_inline = operand_simple(insn) && insn->opsize_bytes >= 4;
+        /* A 32-bit address is cut after the bit offset is added: rare, so not here. */
+        is_inline = operand_simple(insn) && insn->opsize_bytes >= 4 && insn->addrsize_bytes == 8;
         break;
     case INSN_OP_GATHER:
         is_inline = role_gather(insn, mode);
