@@ -111,6 +111,7 @@ int code_cache_create(struct engine_vm *vm, uint64_t size_bytes, struct err *err
         return err_set(err, -ENOMEM, "no memory for the translator");
     }
     t->vm = vm;
+    t->vcpu_at = (struct emit_vcpu){EMIT_SEG_GS, 0};
     t->size_bytes = (uint32_t)(size_bytes & ~(uint64_t)PAGE_MASK);
     r = map_code(t, err);
     if (r == 0) {

@@ -147,6 +147,7 @@ struct code_page_ref {
 
 struct translator {
     struct engine_vm *vm;
+    struct emit_vcpu vcpu_at; /* how units reach the vCPU that runs them */
     uint8_t *rx;
     uint8_t *rw;
     uint32_t size_bytes;

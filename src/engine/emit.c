@@ -1,7 +1,6 @@
 /* Host instruction encoder; see emit.h. SDM 2A chapter 2. */
 #include "engine/emit.h"
 
-#define SEG_GS 0x65u
 #define NOP 0x90u
 #define INT3 0xccu
 #define CACHE_LINE 64u
@@ -54,14 +53,14 @@ void emit_mem(struct emit *e, bool wide, unsigned opcode, unsigned reg, unsigned
 
 void emit_gs(struct emit *e, unsigned opcode, unsigned reg, uint32_t offset)
 {
-    emit_u8(e, SEG_GS);
-    emit_mem(e, true, opcode, reg, EMIT_NO_REG, EMIT_NO_REG, 1, (int32_t)offset);
+    emit_gs_prefix(e);
+    emit_mem(e, true, opcode, reg, EMIT_NO_REG, EMIT_NO_REG, 1, emit_gs_disp(e, offset));
 }
 
 void emit_gs_indexed(struct emit *e, unsigned opcode, unsigned reg, unsigned index, uint32_t offset)
 {
-    emit_u8(e, SEG_GS);
-    emit_mem(e, true, opcode, reg, index, EMIT_NO_REG, 1, (int32_t)offset);
+    emit_gs_prefix(e);
+    emit_mem(e, true, opcode, reg, index, EMIT_NO_REG, 1, emit_gs_disp(e, offset));
 }
 
 void emit_gs_load(struct emit *e, unsigned reg, uint32_t offset)
@@ -76,8 +75,8 @@ void emit_gs_store(struct emit *e, unsigned reg, uint32_t offset)
 
 void emit_gs_store_imm32(struct emit *e, uint32_t offset, uint32_t value)
 {
-    emit_u8(e, SEG_GS);
-    emit_mem(e, false, 0xc7, 0, EMIT_NO_REG, EMIT_NO_REG, 1, (int32_t)offset);
+    emit_gs_prefix(e);
+    emit_mem(e, false, 0xc7, 0, EMIT_NO_REG, EMIT_NO_REG, 1, emit_gs_disp(e, offset));
     emit_u32(e, value);
 }
 

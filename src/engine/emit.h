@@ -4,7 +4,8 @@
  *
  * The caller makes sure of room beforehand (code_cache_room()). Registers are
  * numbered as instructions encode them. "gs" forms address struct engine_vcpu
- * by byte offset, for the host's GS base points to it. Pure, any thread.
+ * by byte offset, through the segment that struct emit_vcpu names. Pure, any
+ * thread.
  */
 #ifndef CORBEL_ENGINE_EMIT_H
 #define CORBEL_ENGINE_EMIT_H
@@ -13,8 +14,18 @@
 #include <stdint.h>
 #include <string.h>
 
+#define EMIT_SEG_FS 0x64u
+#define EMIT_SEG_GS 0x65u
+
+/* Where the running vCPU is: segment base + delta. */
+struct emit_vcpu {
+    uint8_t seg; /* EMIT_SEG_* */
+    int32_t delta;
+};
+
 struct emit {
     uint8_t *p;
+    struct emit_vcpu vcpu;
 };
 
 /* Opcodes of the form op r, r/m and op r/m, r. */
@@ -54,6 +65,17 @@ void emit_rr(struct emit *e, bool wide, unsigned opcode, unsigned reg, unsigned 
 /* op reg, [base + index * scale + disp]; base and index may be EMIT_NO_REG. */
 void emit_mem(struct emit *e, bool wide, unsigned opcode, unsigned reg, unsigned base,
               unsigned index, unsigned scale, int32_t disp);
+/* For what the forms below do not have: prefix and displacement of an operand in struct engine_vcpu. */
+static inline void emit_gs_prefix(struct emit *e)
+{
+    emit_u8(e, e->vcpu.seg);
+}
+
+static inline int32_t emit_gs_disp(const struct emit *e, uint32_t offset)
+{
+    return (int32_t)offset + e->vcpu.delta;
+}
+
 /* op reg, gs:[offset] (64-bit). */
 void emit_gs(struct emit *e, unsigned opcode, unsigned reg, uint32_t offset);
 /* op reg, gs:[index + offset] (64-bit). */

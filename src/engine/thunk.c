@@ -31,11 +31,11 @@ static void emit_pop(struct emit *e, unsigned reg)
 static void emit_gs_op(struct emit *e, const char *opcode, unsigned count, unsigned ext,
                        uint32_t offset)
 {
-    emit_u8(e, 0x65);
+    emit_gs_prefix(e);
     emit_bytes(e, opcode, count);
     emit_u8(e, ext << 3 | 4u);
     emit_u8(e, 0x25);
-    emit_u32(e, offset);
+    emit_u32(e, (uint32_t)emit_gs_disp(e, offset));
 }
 
 static void emit_xsave_mask(struct emit *e)
@@ -132,9 +132,9 @@ void thunk_emit_dispatch(const struct translator *t, struct emit *e, unsigned mo
     emit_gs_indexed(e, EMIT_CMP_LOAD, X86_RCX, X86_RDX,
                     cache + (uint32_t)offsetof(struct jump_entry, rip));
     emit_jcc_to(e, EMIT_CC_NE, t->rw + (t->jump_miss - t->rx));
-    emit_u8(e, 0x65);
+    emit_gs_prefix(e);
     emit_mem(e, false, 0xff, 4, X86_RDX, EMIT_NO_REG, 1,
-             (int32_t)(cache + (uint32_t)offsetof(struct jump_entry, host)));
+             emit_gs_disp(e, cache + (uint32_t)offsetof(struct jump_entry, host)));
 }
 
 /* Direct branches to other pages: hot.page + hot.offset. */
@@ -160,7 +160,7 @@ static void emit_lookups(struct translator *t, struct emit *e)
 
 void thunk_emit_all(struct translator *t)
 {
-    struct emit e = {t->rw};
+    struct emit e = {t->rw, t->vcpu_at};
     unsigned eax;
     unsigned ebx;
     unsigned ecx;

@@ -61,9 +61,9 @@ static void emit_direction(struct xlate *x)
     bool set = (x->ti->insn.opcode & 1) != 0;
 
     xlate_flags_release(x, x->ti->live);
-    emit_u8(&x->e, 0x65);
+    emit_gs_prefix(&x->e);
     emit_mem(&x->e, false, 0x80, set ? 1 : 4, EMIT_NO_REG, EMIT_NO_REG, 1,
-             (int32_t)(GS_ST(rflags) + 1));
+             emit_gs_disp(&x->e, GS_ST(rflags) + 1));
     emit_u8(&x->e, set ? X86_FLAG_DF >> 8 : (uint8_t) ~(X86_FLAG_DF >> 8));
 }
 
@@ -452,7 +452,7 @@ struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr
     x->cold_access_count = 0;
     x->cold_exit_count = 0;
     x->t = t;
-    x->e.p = t->rw + t->used_bytes;
+    x->e = (struct emit){t->rw + t->used_bytes, t->vcpu_at};
     x->trace = trace;
     x->ti = &trace->insns[0];
     x->unit = unit;

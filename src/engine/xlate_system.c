@@ -11,8 +11,8 @@
 /* op byte gs:[offset], imm8 with group 1: or 1, and 4, cmp 7. */
 static void emit_gs_byte(struct xlate *x, unsigned op, uint32_t offset, unsigned imm)
 {
-    emit_u8(&x->e, 0x65);
-    emit_mem(&x->e, false, 0x80, op, EMIT_NO_REG, EMIT_NO_REG, 1, (int32_t)offset);
+    emit_gs_prefix(&x->e);
+    emit_mem(&x->e, false, 0x80, op, EMIT_NO_REG, EMIT_NO_REG, 1, emit_gs_disp(&x->e, offset));
     emit_u8(&x->e, imm);
 }
 
@@ -228,13 +228,13 @@ static void emit_xsave(struct xlate *x)
 /* VMOVDQU between a vector register and gs:[offset], 32 bytes. */
 static void emit_gs_ymm(struct xlate *x, bool is_store, unsigned reg, uint32_t offset)
 {
-    emit_u8(&x->e, 0x65);
+    emit_gs_prefix(&x->e);
     emit_u8(&x->e, 0xc5);
     emit_u8(&x->e, reg < 8 ? 0xfe : 0x7e);
     emit_u8(&x->e, is_store ? 0x7f : 0x6f);
     emit_u8(&x->e, (reg & 7u) << 3 | 4u);
     emit_u8(&x->e, 0x25);
-    emit_u32(&x->e, offset);
+    emit_u32(&x->e, (uint32_t)emit_gs_disp(&x->e, offset));
 }
 
 /* The operands go to memory, and C collects the elements (light.c). */
