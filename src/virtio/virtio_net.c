@@ -189,15 +189,13 @@ static bool receive_locked(struct virtio_net *net, const uint8_t *frame, uint32_
         return true; /* no driver: the frame is lost */
     }
     count = collect_rx(net, HEADER_BYTES + len);
-    if (count == 0 && vq->running) {
-        /* Wait for buffers; look once more, they may have come before the request for a kick. */
-        if (!virtio_dev_want_kick(dev, RX_QUEUE)) {
+    /* Wait for buffers; those that came before the request for a kick bring none. A ring fills
+     * up in so many steps: a driver that takes more takes buffers back, and may lose its kick. */
+    for (unsigned i = 0; count == 0 && vq->running; i++) {
+        if (i == QUEUE_SIZE || !virtio_dev_want_kick(dev, RX_QUEUE)) {
             return !vq->running;
         }
         count = collect_rx(net, HEADER_BYTES + len);
-        if (count == 0) {
-            return !vq->running;
-        }
     }
     if (count > 0 && !fill_rx(net, count, frame, len) && vq->running) {
         log_guest("virtio-net: receive buffers too small, cutting a frame of %u bytes", len);

@@ -288,6 +288,8 @@ int virtqueue_suppress_notify(struct virtqueue *vq)
 
 int virtqueue_allow_notify(struct virtqueue *vq)
 {
+    /* Not next_avail: chains that were seen and put back bring no kick again. */
+    uint16_t seen = vq->avail_seen;
     int r;
 
     if (!vq->running) {
@@ -295,7 +297,7 @@ int virtqueue_allow_notify(struct virtqueue *vq)
     }
     vq->may_notify = true;
     if (vq->has_event_idx) {
-        r = gmem_store_le16(vq->gmem, gpa(avail_event(vq)), vq->next_avail);
+        r = gmem_store_le16(vq->gmem, gpa(avail_event(vq)), seen);
     } else {
         r = gmem_store_le16(vq->gmem, gpa(vq->used + RING_FLAGS), 0);
     }
@@ -308,5 +310,5 @@ int virtqueue_allow_notify(struct virtqueue *vq)
     if (r < 0) {
         return r;
     }
-    return vq->avail_seen != vq->next_avail;
+    return vq->avail_seen != seen;
 }

@@ -90,7 +90,10 @@ int virtqueue_publish(struct virtqueue *vq) MUST_CHECK;
 
 /* Asks the driver not to kick. */
 int virtqueue_suppress_notify(struct virtqueue *vq) MUST_CHECK;
-/* Asks it to kick again. 1 when more was made available meanwhile: process it, no kick comes. */
+/*
+ * Asks it to kick at the next chain after those that virtqueue_pop() has seen.
+ * 1 when more was made available meanwhile: process it, no kick comes.
+ */
 int virtqueue_allow_notify(struct virtqueue *vq) MUST_CHECK;
 
 /*
