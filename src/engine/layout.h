@@ -23,12 +23,13 @@
 
 #define LAYOUT_START 0x10000ull /* Linux maps nothing below it (mmap_min_addr) */
 
-/* Text, data and heap: a static program at its usual address, brk behind it. */
+/* Text, data and heap: a static program at its usual address; Linux begins its brk up to 1 GiB
+ * behind it. The vCPUs are on the heap, so below 2 GiB. */
 #define LAYOUT_PROGRAM 0x400000ull
-#define LAYOUT_PROGRAM_END 0x40000000ull
+#define LAYOUT_PROGRAM_END 0x60000000ull
 
 /* Stack of the first thread, then one of each vCPU. */
-#define LAYOUT_STACKS 0x40000000ull
+#define LAYOUT_STACKS 0x60000000ull
 #define LAYOUT_STACKS_END 0x70000000ull
 
 /* The pages shared with the monitor (executor/protocol.h). */
