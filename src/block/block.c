@@ -88,7 +88,7 @@ struct loop *block_loop(struct block *block)
 
 uint64_t block_size_bytes(const struct block *block)
 {
-    return block->image->size_bytes;
+    return __atomic_load_n(&block->image->size_bytes, __ATOMIC_ACQUIRE);
 }
 
 bool block_is_read_only(const struct block *block)
@@ -116,7 +116,7 @@ void block_stats(struct block *block, struct block_stats *ret_stats)
 
 static int check_request(const struct block *block, const struct block_request *request)
 {
-    uint64_t size = block->image->size_bytes;
+    uint64_t size = block_size_bytes(block);
 
     if (request->offset > size || request->len > size - request->offset) {
         return -EINVAL;
@@ -384,14 +384,7 @@ int block_create(const struct block_config *config, struct err *err, struct bloc
     }
     r = block_init(block, err);
     if (r == 0) {
-        switch (config->format) {
-        case BLOCK_FORMAT_RAW:
-            r = raw_open(config, err, &block->image);
-            break;
-        default:
-            r = err_set(err, -EINVAL, "'%s': unknown disk format", config->path);
-            break;
-        }
+        r = block_image_open(config, err, &block->image);
     }
     if (r < 0) {
         block_destroy(block);
@@ -416,9 +409,7 @@ void block_destroy(struct block *block)
     }
     loop_remove_fd(block->done_handler);
     loop_destroy(block->loop);
-    if (block->image) {
-        block->image->ops->close(block->image);
-    }
+    block_image_close(block->image);
     if (block->done_fd >= 0) {
         (void)close(block->done_fd); /* an eventfd has nothing to lose */
     }

@@ -27,7 +27,9 @@
 struct block;
 struct loop;
 
-enum block_format { BLOCK_FORMAT_RAW };
+enum block_format { BLOCK_FORMAT_RAW, BLOCK_FORMAT_QCOW2 };
+
+#define BLOCK_MAX_LAYERS 64u /* of a chain, the image itself included */
 
 enum block_op {
     BLOCK_READ,
@@ -37,11 +39,29 @@ enum block_op {
     BLOCK_WRITE_ZEROES /* reads as zero afterwards; may_unmap: space may be given back */
 };
 
+/* One image of a chain, as the caller names it. */
+struct block_layer {
+    enum block_format format;
+    const char *path; /* opened when fd is -1; names the image in messages in any case */
+    int fd;           /* taken over on success */
+};
+
+/*
+ * A backing image is opened, read-only, only when the caller says so: it is
+ * either the next layer of backing, whatever name the image holds, or, with
+ * no backing given, a file below backing_dir that the image names with its
+ * format. A chain that asks for more than that is refused.
+ */
 struct block_config {
     enum block_format format;
     const char *path; /* opened when fd is -1; names the image in messages in any case */
     int fd;           /* taken over on success */
     bool read_only;
+    bool direct;                       /* bypass the host's cache */
+    bool no_backing;                   /* leave backing images shut; to look at this layer alone */
+    const struct block_layer *backing; /* from the nearest to the base */
+    unsigned backing_count;
+    const char *backing_dir; /* NULL: names in images are never followed */
 };
 
 /*
