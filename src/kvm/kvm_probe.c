@@ -13,13 +13,16 @@
 
 #define PROBE_CODE_GPA 0x1000u
 #define PROBE_PORT 0x10u
-/* Lengths of the loop: their difference is free of what an exit costs. An
- * emulator needs some milliseconds for the long one, a CPU some microseconds. */
-#define PROBE_SHORT 512u
-#define PROBE_LONG 8192u
-#define PROBE_TRIES 3
+/*
+ * An emulator needs milliseconds for the loop, a CPU some microseconds and what
+ * an exit costs. Other work on the host only ever makes a try longer, so the
+ * shortest of some counts, and nothing is subtracted from it.
+ */
+#define PROBE_LOOP 16384u
+#define PROBE_TRIES 5
 /* A CPU shared with others may be several times slower for a moment; an emulator is beyond 100. */
 #define PROBE_SLOW 20u
+#define PROBE_EXIT_NS 250000u /* more than an exit takes in a virtual machine inside another */
 
 /*
  * in eax, 0x10; mov ecx, eax; 1: dec ecx; jnz 1b; jmp start: the host hands out
@@ -167,28 +170,23 @@ static int probe_loop_ns(struct probe *probe, uint32_t count, uint64_t *ret_ns)
     return 0;
 }
 
-/* How many times slower than the CPU the guest ran, 1 at best. */
+/* How many times slower than the CPU the guest ran, 0 when that is not more than an exit explains. */
 static int probe_measure(struct probe *probe, uint64_t *ret_times)
 {
+    const uint64_t native = native_loop_ns(PROBE_LOOP) + 1;
     uint64_t best = UINT64_MAX;
-    uint64_t native = native_loop_ns(PROBE_LONG) * (PROBE_LONG - PROBE_SHORT) / PROBE_LONG;
 
-    native = native == 0 ? 1 : native;
     int rc = probe_run(probe);
-    for (int i = 0; rc == 0 && i < PROBE_TRIES && best >= PROBE_SLOW * native; i++) {
-        uint64_t short_ns = 0;
-        uint64_t long_ns = 0;
-        rc = probe_loop_ns(probe, PROBE_SHORT, &short_ns);
-        if (rc == 0) {
-            rc = probe_loop_ns(probe, PROBE_LONG, &long_ns);
-        }
-        const uint64_t spent = long_ns > short_ns ? long_ns - short_ns : 0;
+    for (int i = 0; rc == 0 && i < PROBE_TRIES && best >= PROBE_SLOW * native + PROBE_EXIT_NS;
+         i++) {
+        uint64_t spent = 0;
+        rc = probe_loop_ns(probe, PROBE_LOOP, &spent);
         best = spent < best ? spent : best;
     }
     if (rc < 0) {
         return rc;
     }
-    *ret_times = best <= native ? 1 : best / native;
+    *ret_times = best <= PROBE_EXIT_NS ? 0 : (best - PROBE_EXIT_NS) / native;
     return 0;
 }
 

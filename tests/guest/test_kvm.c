@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <unistd.h>
 
 #include "base/io.h"
@@ -486,6 +487,34 @@ static void test_probe_says_why_not(void **unused)
     }
 }
 
+static void *keep_busy(void *stop)
+{
+    while (!atomic_load((_Atomic bool *)stop)) {
+    }
+    return NULL;
+}
+
+static void test_probe_has_one_verdict_on_a_busy_host(void **unused)
+{
+    pthread_t threads[6];
+    _Atomic bool stop = false;
+    unsigned verdicts[2] = {0};
+
+    (void)unused;
+    for (size_t i = 0; i < ARRAY_LEN(threads); i++) {
+        assert_int_equal(pthread_create(&threads[i], NULL, keep_busy, &stop), 0);
+    }
+    for (unsigned i = 0; i < 20; i++) {
+        struct err err = {0};
+        verdicts[kvm_accel_ops.probe(&err) == 0]++;
+    }
+    atomic_store(&stop, true);
+    for (size_t i = 0; i < ARRAY_LEN(threads); i++) {
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+    }
+    assert_true(verdicts[0] == 0 || verdicts[1] == 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -504,6 +533,7 @@ int main(void)
         cmocka_unit_test(test_full_irqchip_takes_lines_messages_and_reset),
         cmocka_unit_test(test_split_irqchip_routes_pins),
         cmocka_unit_test(test_probe_says_why_not),
+        cmocka_unit_test(test_probe_has_one_verdict_on_a_busy_host),
     };
 
     if (access("/dev/kvm", R_OK | W_OK) != 0) {
