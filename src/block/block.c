@@ -1,89 +1,24 @@
+/* Disks: their lanes, limits, holds and life. */
 #include "block/block.h"
 
-#include "base/io.h"
 #include "base/log.h"
 #include "base/loop.h"
-#include "base/thread.h"
-#include "block/block_int.h"
+#include "block/block_core.h"
 
 #include <assert.h>
 #include <errno.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <string.h>
-#include <sys/epoll.h>
 
-#define MAX_WORKERS 4u
-/* Requests whose results are told together when they execute on the loop. */
-#define INLINE_BATCH 16u
+#define MAX_WORKERS 8u
 
-struct request_list {
-    struct block_request *first;
-    struct block_request **end; /* where the next one is linked */
-};
-
-struct block {
-    struct block_image *image;
-    struct loop *loop;
-    pthread_t thread;
-    bool has_thread;
-    int done_fd; /* workers wake the loop */
-    struct loop_fd *done_handler;
-    void (*batch_done)(void *opaque);
-    void *batch_opaque;
-    atomic_bool cannot_know_wait; /* the file system does not say whether a read would wait */
-
-    struct mutex lock; /* LEAF; guards all below */
-    pthread_cond_t work_cond;
-    pthread_cond_t idle_cond;
-    struct request_list queued; /* submitted, not kicked */
-    struct request_list work;   /* for workers */
-    struct request_list done;   /* executed by workers, or refused */
-    unsigned in_flight;         /* from submission until done has returned */
-    unsigned workers;
-    unsigned idle_workers;
-    bool is_stopping;
-    pthread_t worker_threads[MAX_WORKERS];
-    struct block_stats stats;
-};
-
-static void list_init(struct request_list *list)
+unsigned block_lane_count(const struct block *block)
 {
-    list->first = NULL;
-    list->end = &list->first;
+    return block->lane_count;
 }
 
-static void list_append(struct request_list *list, struct block_request *request)
+struct loop *block_loop(struct block *block, unsigned lane)
 {
-    request->next = NULL;
-    *list->end = request;
-    list->end = &request->next;
-}
-
-static struct block_request *list_take_first(struct request_list *list)
-{
-    struct block_request *request = list->first;
-
-    if (request) {
-        list->first = request->next;
-        if (!list->first) {
-            list->end = &list->first;
-        }
-    }
-    return request;
-}
-
-static struct block_request *list_take_all(struct request_list *list)
-{
-    struct block_request *first = list->first;
-
-    list_init(list);
-    return first;
-}
-
-struct loop *block_loop(struct block *block)
-{
-    return block->loop;
+    return block->lanes[lane].loop;
 }
 
 uint64_t block_size_bytes(const struct block *block)
@@ -101,277 +36,225 @@ bool block_can_discard(const struct block *block)
     return block->image->can_discard;
 }
 
-void block_set_batch_done(struct block *block, void (*fn)(void *opaque), void *opaque)
+enum io_backend block_backend(const struct block *block)
+{
+    return io_engine_backend(block->lanes[0].engine);
+}
+
+void block_inject(struct block *block, const struct io_fault *fault)
+{
+    for (unsigned i = 0; i < block->lane_count; i++) {
+        io_engine_inject(block->lanes[i].engine, fault);
+    }
+}
+
+void block_set_batch_done(struct block *block, void (*fn)(void *opaque, unsigned lane),
+                          void *opaque)
 {
     block->batch_done = fn;
     block->batch_opaque = opaque;
 }
 
+void block_set_stopped(struct block *block, void (*fn)(void *opaque, int error), void *opaque)
+{
+    block->stopped_fn = fn;
+    block->stopped_opaque = opaque;
+}
+
 void block_stats(struct block *block, struct block_stats *ret_stats)
 {
+    *ret_stats = (struct block_stats){0};
+    for (unsigned i = 0; i < block->lane_count; i++) {
+        struct lane *lane = &block->lanes[i];
+
+        for (unsigned op = 0; op < ARRAY_LEN(lane->requests); op++) {
+            ret_stats->requests[op] += atomic_load(&lane->requests[op]);
+        }
+        ret_stats->read_bytes += atomic_load(&lane->read_bytes);
+        ret_stats->written_bytes += atomic_load(&lane->written_bytes);
+        ret_stats->errors += atomic_load(&lane->errors);
+        ret_stats->throttled += atomic_load(&lane->throttled);
+    }
+}
+
+static void wake_all(struct block *block)
+{
+    for (unsigned i = 0; i < block->lane_count; i++) {
+        lane_wake(&block->lanes[i]);
+    }
+}
+
+int block_set_limits(struct block *block, const struct limit_config *config)
+{
+    int r;
+
     mutex_lock(&block->lock);
-    *ret_stats = block->stats;
+    r = limit_set(&block->limit, config, clock_monotonic_ns());
+    atomic_store(&block->has_limits, limit_is_set(&block->limit));
+    mutex_unlock(&block->lock);
+    wake_all(block);
+    return r;
+}
+
+void block_limits(struct block *block, struct limit_config *ret_config)
+{
+    mutex_lock(&block->lock);
+    *ret_config = block->limit.config;
     mutex_unlock(&block->lock);
 }
 
-static int check_request(const struct block *block, const struct block_request *request)
+void block_retry(struct block *block)
 {
-    uint64_t size = block_size_bytes(block);
-
-    if (request->offset > size || request->len > size - request->offset) {
-        return -EINVAL;
+    atomic_store(&block->stopped_error, 0);
+    for (unsigned i = 0; i < block->lane_count; i++) {
+        atomic_store(&block->lanes[i].must_retry, true);
     }
-    if (block->image->is_read_only && request->op != BLOCK_READ && request->op != BLOCK_FLUSH) {
-        return -EROFS;
-    }
-    return 0;
+    wake_all(block);
 }
 
-void block_submit(struct block *block, struct block_request *request)
+int block_stopped_error(struct block *block)
 {
-    request->result = check_request(block, request);
+    return atomic_load(&block->stopped_error);
+}
+
+/* ---- holding and draining ---- */
+
+static bool is_quiet_locked(const struct block *block)
+{
+    for (unsigned i = 0; i < block->lane_count; i++) {
+        if (block->lanes[i].has_thread && block->lanes[i].is_open) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void block_hold(struct block *block)
+{
     mutex_lock(&block->lock);
-    block->in_flight++;
-    list_append(request->result == 0 ? &block->queued : &block->done, request);
+    (void)atomic_fetch_add(&block->holds, 1);
+    mutex_unlock(&block->lock);
+    wake_all(block);
+    mutex_lock(&block->lock);
+    while (!is_quiet_locked(block)) {
+        (void)pthread_cond_wait(&block->changed, &block->lock.raw); /* cannot fail */
+    }
     mutex_unlock(&block->lock);
 }
 
-/* The batch has been executed: tell, then let block_drain() see that it is gone. */
-static void deliver(struct block *block, struct block_request *first)
+void block_release(struct block *block)
 {
-    struct block_stats add = {0};
-    struct block_request *request;
-    unsigned count = 0;
+    mutex_lock(&block->lock);
+    assert(atomic_load(&block->holds) > 0);
+    (void)atomic_fetch_sub(&block->holds, 1);
+    mutex_unlock(&block->lock);
+    wake_all(block);
+}
 
-    if (!first) {
+/* A lane without a thread, or of this thread, is driven from here. */
+static bool is_ours(const struct lane *lane)
+{
+    return !lane->has_thread || pthread_equal(lane->thread, pthread_self());
+}
+
+static void finish_lane(struct lane *lane)
+{
+    lane_pump(lane);
+    while (atomic_load(&lane->in_flight) > 0) {
+        io_engine_wait(lane->engine);
+        lane_pump(lane);
+    }
+}
+
+static void drain_lane(struct lane *lane)
+{
+    struct block *block = lane->block;
+
+    if (is_ours(lane)) {
+        finish_lane(lane);
         return;
     }
-    while (first) {
-        request = first;
-        first = request->next;
-        add.requests[request->op]++;
-        add.read_bytes += request->op == BLOCK_READ ? request->len : 0;
-        add.written_bytes += request->op == BLOCK_WRITE ? request->len : 0;
-        add.errors += request->result != 0;
-        request->done(request, request->result);
-        count++;
-    }
-    if (block->batch_done) {
-        block->batch_done(block->batch_opaque);
-    }
+    lane_wake(lane);
     mutex_lock(&block->lock);
-    for (unsigned i = 0; i < ARRAY_LEN(add.requests); i++) {
-        block->stats.requests[i] += add.requests[i];
-    }
-    block->stats.read_bytes += add.read_bytes;
-    block->stats.written_bytes += add.written_bytes;
-    block->stats.errors += add.errors;
-    assert(block->in_flight >= count);
-    block->in_flight -= count;
-    if (block->in_flight == 0) {
-        (void)pthread_cond_broadcast(&block->idle_cond); /* cannot fail */
+    while (atomic_load(&lane->in_flight) > 0) {
+        (void)pthread_cond_wait(&block->changed, &block->lock.raw); /* cannot fail */
     }
     mutex_unlock(&block->lock);
-}
-
-static void deliver_done(struct block *block)
-{
-    struct block_request *first;
-
-    mutex_lock(&block->lock);
-    first = list_take_all(&block->done);
-    mutex_unlock(&block->lock);
-    deliver(block, first);
-}
-
-static void *worker_main(void *opaque)
-{
-    struct block *block = opaque;
-    struct block_request *request;
-    bool wake;
-
-    mutex_lock(&block->lock);
-    for (;;) {
-        request = list_take_first(&block->work);
-        if (!request) {
-            if (block->is_stopping) {
-                break;
-            }
-            block->idle_workers++;
-            (void)pthread_cond_wait(&block->work_cond, &block->lock.raw); /* cannot fail */
-            block->idle_workers--;
-            continue;
-        }
-        mutex_unlock(&block->lock);
-        request->result = block->image->ops->execute(block->image, request, true);
-        mutex_lock(&block->lock);
-        wake = block->done.first == NULL;
-        list_append(&block->done, request);
-        if (wake) {
-            io_eventfd_signal(block->done_fd);
-            (void)pthread_cond_broadcast(&block->idle_cond); /* cannot fail */
-        }
-    }
-    mutex_unlock(&block->lock);
-    return NULL;
-}
-
-/* False when there is no worker and none can be had. */
-static bool give_to_worker(struct block *block, struct block_request *request)
-{
-    bool has_worker;
-
-    mutex_lock(&block->lock);
-    if (block->idle_workers == 0 && block->workers < MAX_WORKERS && !block->is_stopping &&
-        thread_start(&block->worker_threads[block->workers], "work/disk", worker_main, block) ==
-            0) {
-        block->workers++;
-    }
-    has_worker = block->workers > 0;
-    if (has_worker) {
-        list_append(&block->work, request);
-        (void)pthread_cond_signal(&block->work_cond); /* cannot fail */
-    }
-    mutex_unlock(&block->lock);
-    return has_worker;
-}
-
-/*
- * Executes a request here when that takes no longer than a copy: writes go to
- * the page cache, and so do reads of what is cached. True when it is done.
- */
-static bool try_here(struct block *block, struct block_request *request, bool is_alone)
-{
-    int r = -EAGAIN;
-
-    if (request->op == BLOCK_WRITE || (block->cannot_know_wait && is_alone)) {
-        r = block->image->ops->execute(block->image, request, true);
-    } else if (request->op == BLOCK_READ && !block->cannot_know_wait) {
-        r = block->image->ops->execute(block->image, request, false);
-        block->cannot_know_wait = r == -EOPNOTSUPP;
-        if (r == -EOPNOTSUPP) {
-            r = -EAGAIN;
-        }
-    }
-    request->result = r;
-    return r != -EAGAIN;
-}
-
-static void run_queued(struct block *block)
-{
-    struct block_request *request;
-    struct block_request *next;
-    struct request_list batch;
-    bool is_alone;
-    unsigned count = 0;
-
-    mutex_lock(&block->lock);
-    next = list_take_all(&block->queued);
-    mutex_unlock(&block->lock);
-    is_alone = next && !next->next && next->op == BLOCK_READ;
-    list_init(&batch);
-    while (next) {
-        request = next;
-        next = request->next;
-        if (try_here(block, request, is_alone)) {
-            list_append(&batch, request);
-            count++;
-        } else if (!give_to_worker(block, request)) {
-            request->result = block->image->ops->execute(block->image, request, true);
-            list_append(&batch, request);
-            count++;
-        }
-        if (count == INLINE_BATCH) {
-            deliver(block, list_take_all(&batch));
-            count = 0;
-        }
-    }
-    deliver(block, list_take_all(&batch));
-}
-
-void block_kick(struct block *block)
-{
-    run_queued(block);
-    deliver_done(block);
-}
-
-static void on_done_event(void *opaque, uint32_t events)
-{
-    struct block *block = opaque;
-
-    (void)events; /* only EPOLLIN is asked for */
-    (void)io_eventfd_drain(block->done_fd);
-    deliver_done(block);
 }
 
 void block_drain(struct block *block)
 {
-    for (;;) {
-        block_kick(block);
-        mutex_lock(&block->lock);
-        while (block->in_flight > 0 && !block->done.first && !block->queued.first) {
-            (void)pthread_cond_wait(&block->idle_cond, &block->lock.raw); /* cannot fail */
-        }
-        if (block->in_flight == 0) {
-            mutex_unlock(&block->lock);
-            return;
-        }
-        mutex_unlock(&block->lock);
+    (void)atomic_fetch_add(&block->drains, 1);
+    for (unsigned i = 0; i < block->lane_count; i++) {
+        drain_lane(&block->lanes[i]);
     }
+    (void)atomic_fetch_sub(&block->drains, 1);
 }
 
-static void *loop_main(void *opaque)
+/* ---- life ---- */
+
+static void *lane_main(void *opaque)
 {
-    struct block *block = opaque;
-    int r = loop_run(block->loop);
+    struct lane *lane = opaque;
+    int r = loop_run(lane->loop);
 
     if (r < 0) {
-        log_error("the disk thread ends: %s", strerror(-r));
+        log_error("a disk's thread ends: %s", strerror(-r));
     }
+    /* Here, and not on another thread: what a thread has in the kernel ends with it. */
+    finish_lane(lane);
     return NULL;
 }
 
 int block_start(struct block *block, struct err *err)
 {
-    int r = thread_start(&block->thread, "io/disk", loop_main, block);
+    for (unsigned i = 0; i < block->lane_count; i++) {
+        struct lane *lane = &block->lanes[i];
+        int r;
 
-    if (r < 0) {
-        return err_set_errno(err, r, "cannot start the disk thread");
+        lane->has_thread = true;
+        r = thread_start(&lane->thread, "io/disk", lane_main, lane);
+        if (r < 0) {
+            lane->has_thread = false;
+            return err_set_errno(err, r, "cannot start a disk's thread");
+        }
     }
-    block->has_thread = true;
     return 0;
 }
 
 void block_stop(struct block *block)
 {
-    if (block->has_thread) {
-        loop_stop(block->loop);
-        (void)pthread_join(block->thread, NULL); /* the thread is ours and joinable */
-        block->has_thread = false;
+    (void)atomic_fetch_add(&block->drains, 1); /* nothing waits for limits or better times */
+    for (unsigned i = 0; i < block->lane_count; i++) {
+        struct lane *lane = &block->lanes[i];
+
+        if (lane->has_thread) {
+            loop_stop(lane->loop);
+            (void)pthread_join(lane->thread, NULL); /* the thread is ours and joinable */
+            lane->has_thread = false;
+        }
+        finish_lane(lane);
     }
-    block_drain(block);
+    (void)atomic_fetch_sub(&block->drains, 1);
 }
 
-static int block_init(struct block *block, struct err *err)
+static int lanes_init(struct block *block, const struct block_config *config, struct err *err)
 {
-    int r;
+    unsigned count = config->lanes == 0 ? 1 : config->lanes;
+    int r = io_pool_create(MAX_WORKERS, &block->pool);
 
-    mutex_init(&block->lock, LOCK_RANK_LEAF);
-    (void)pthread_cond_init(&block->work_cond, NULL); /* cannot fail on Linux */
-    (void)pthread_cond_init(&block->idle_cond, NULL);
-    list_init(&block->queued);
-    list_init(&block->work);
-    list_init(&block->done);
-    block->done_fd = io_eventfd();
-    if (block->done_fd < 0) {
-        return err_set_errno(err, block->done_fd, "cannot make an event descriptor");
+    if (r < 0) {
+        return err_set_errno(err, r, "cannot make a disk's threads");
     }
-    r = loop_create(&block->loop);
-    if (r == 0) {
-        r = loop_add_fd(block->loop, block->done_fd, EPOLLIN, on_done_event, block,
-                        &block->done_handler);
+    if (count > BLOCK_MAX_LANES) {
+        return err_set(err, -EINVAL, "disk '%s': at most %u I/O threads are possible", config->path,
+                       BLOCK_MAX_LANES);
     }
-    return r == 0 ? 0 : err_set_errno(err, r, "cannot make the disk's event loop");
+    for (unsigned i = 0; r == 0 && i < count; i++) {
+        block->lane_count++;
+        r = lane_init(&block->lanes[i], block, i, config->aio, err);
+    }
+    return r;
 }
 
 int block_create(const struct block_config *config, struct err *err, struct block **ret_block)
@@ -382,13 +265,20 @@ int block_create(const struct block_config *config, struct err *err, struct bloc
     if (!block) {
         return err_set(err, -ENOMEM, "no memory for a disk");
     }
-    r = block_init(block, err);
+    mutex_init(&block->lock, LOCK_RANK_LEAF);
+    (void)pthread_cond_init(&block->changed, NULL); /* cannot fail on Linux */
+    block->on_error = config->on_error;
+    r = lanes_init(block, config, err);
     if (r == 0) {
         r = block_image_open(config, err, &block->image);
     }
     if (r < 0) {
         block_destroy(block);
         return r;
+    }
+    if (io_engine_refusal(block->lanes[0].engine) != 0) {
+        log_info("disk '%s' uses threads: io_uring is refused (%s)", config->path,
+                 strerror(-io_engine_refusal(block->lanes[0].engine)));
     }
     *ret_block = block;
     return 0;
@@ -399,22 +289,13 @@ void block_destroy(struct block *block)
     if (!block) {
         return;
     }
-    assert(!block->has_thread && block->in_flight == 0);
-    mutex_lock(&block->lock);
-    block->is_stopping = true;
-    (void)pthread_cond_broadcast(&block->work_cond); /* cannot fail */
-    mutex_unlock(&block->lock);
-    for (unsigned i = 0; i < block->workers; i++) {
-        (void)pthread_join(block->worker_threads[i], NULL); /* ours and joinable */
+    for (unsigned i = 0; i < block->lane_count; i++) {
+        assert(!block->lanes[i].has_thread && atomic_load(&block->lanes[i].in_flight) == 0);
+        lane_done(&block->lanes[i]);
     }
-    loop_remove_fd(block->done_handler);
-    loop_destroy(block->loop);
+    io_pool_destroy(block->pool);
     block_image_close(block->image);
-    if (block->done_fd >= 0) {
-        (void)close(block->done_fd); /* an eventfd has nothing to lose */
-    }
-    (void)pthread_cond_destroy(&block->work_cond);
-    (void)pthread_cond_destroy(&block->idle_cond);
+    (void)pthread_cond_destroy(&block->changed);
     mutex_done(&block->lock);
     free(block);
 }

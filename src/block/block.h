@@ -3,26 +3,30 @@
  *
  * A struct block is one open image with a format given by the caller, never
  * probed. Requests are asynchronous: the caller owns a struct block_request,
- * submits it, and gets its done callback exactly once. An image has an event
- * loop and a thread ("io/disk") of its own, so that a slow disk delays nobody
- * else; its callbacks run on that thread, or inside block_drain().
+ * submits it to one of the image's lanes, and gets its done callback exactly
+ * once. A lane is an event loop with a thread ("io/disk") of its own, so that
+ * a slow disk delays nobody else, and one image can be worked on by several
+ * threads; callbacks run on the lane's thread, or inside block_drain().
  *
- * block_create() opens; add what shares the loop (block_loop()); block_start()
- * runs the thread; block_stop() finishes what is in flight and joins it;
- * block_destroy() closes. Before the thread runs, and after, the caller's
- * thread stands in for it.
+ * block_create() opens; add what shares the loops (block_loop()); block_start()
+ * runs the threads; block_stop() finishes what is in flight and joins them;
+ * block_destroy() closes. Before the threads run, and after, the caller's
+ * thread stands in for them.
  */
 #ifndef CORBEL_BLOCK_BLOCK_H
 #define CORBEL_BLOCK_BLOCK_H
 
 #include "base/compiler.h"
 #include "base/error.h"
+#include "block/io_engine.h"
+#include "block/limit.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/uio.h>
 
 #define BLOCK_SECTOR_BYTES 512u
+#define BLOCK_MAX_LANES 8u
 
 struct block;
 struct loop;
@@ -37,6 +41,12 @@ enum block_op {
     BLOCK_FLUSH,       /* all writes that were done before its submission are durable */
     BLOCK_DISCARD,     /* contents are no longer needed; may do nothing */
     BLOCK_WRITE_ZEROES /* reads as zero afterwards; may_unmap: space may be given back */
+};
+
+/* What becomes of a request that the host cannot carry out. */
+enum block_on_error {
+    BLOCK_ON_ERROR_REPORT, /* its done callback gets the error */
+    BLOCK_ON_ERROR_HOLD    /* it waits for block_retry(), and the stopped callback is told */
 };
 
 /* One image of a chain, as the caller names it. */
@@ -62,6 +72,10 @@ struct block_config {
     const struct block_layer *backing; /* from the nearest to the base */
     unsigned backing_count;
     const char *backing_dir; /* NULL: names in images are never followed */
+
+    unsigned lanes; /* 0: one */
+    enum io_backend aio;
+    enum block_on_error on_error;
 };
 
 /*
@@ -86,6 +100,7 @@ struct block_stats {
     uint64_t requests[5]; /* by enum block_op */
     uint64_t read_bytes, written_bytes;
     uint64_t errors;
+    uint64_t throttled; /* requests that waited for a limit */
 };
 
 /*
@@ -100,7 +115,8 @@ void block_destroy(struct block *block); /* stopped; accepts NULL */
 int block_start(struct block *block, struct err *err) MUST_CHECK;
 void block_stop(struct block *block); /* accepts a block that was never started */
 
-struct loop *block_loop(struct block *block);
+unsigned block_lane_count(const struct block *block);
+struct loop *block_loop(struct block *block, unsigned lane);
 uint64_t block_size_bytes(const struct block *block);
 bool block_is_read_only(const struct block *block);
 bool block_can_discard(const struct block *block);
@@ -108,23 +124,43 @@ bool block_can_discard(const struct block *block);
 /*
  * Hands over a request. It fails with -EINVAL when out of range, -EROFS on a
  * read-only image; as every result, this is told through done, which is never
- * called from here. The loop's thread.
+ * called from here. The lane's thread.
  */
-void block_submit(struct block *block, struct block_request *request);
+void block_submit(struct block *block, unsigned lane, struct block_request *request);
 
 /*
  * Ends a batch of submissions: starts what waits and delivers what is done.
- * The loop's thread, with no lock held that done takes.
+ * The lane's thread, with no lock held that done takes.
  */
-void block_kick(struct block *block);
+void block_kick(struct block *block, unsigned lane);
 
 /* Called once after each batch of done callbacks, on the same thread. Set before block_start(). */
-void block_set_batch_done(struct block *block, void (*fn)(void *opaque), void *opaque);
+void block_set_batch_done(struct block *block, void (*fn)(void *opaque, unsigned lane),
+                          void *opaque);
 
-/* Returns when nothing is in flight and every done has returned. Any thread, also the loop's. */
+/* Returns when nothing is in flight and every done has returned. Limits and holds for errors do
+ * not apply meanwhile. Any thread, also a lane's. */
 void block_drain(struct block *block);
+
+/* With BLOCK_ON_ERROR_HOLD: a request has failed with error, and waits. On a lane's thread, with
+ * no lock held, once until block_retry(). Set before block_start(). */
+void block_set_stopped(struct block *block, void (*fn)(void *opaque, int error), void *opaque);
+/* Starts again what waits because of an error. Any thread. */
+void block_retry(struct block *block);
+/* Whether something waits, and why: a negative errno, or 0. Any thread. */
+int block_stopped_error(struct block *block);
+
+/* From now on; any thread. -EINVAL as limit_set(). */
+int block_set_limits(struct block *block, const struct limit_config *config) MUST_CHECK;
+void block_limits(struct block *block, struct limit_config *ret_config);
 
 /* A copy; any thread. */
 void block_stats(struct block *block, struct block_stats *ret_stats);
+
+/* What moves the data. Any thread. */
+enum io_backend block_backend(const struct block *block);
+
+/* For tests: before block_start(). */
+void block_inject(struct block *block, const struct io_fault *fault);
 
 #endif

@@ -173,7 +173,9 @@ static int disks_build(struct machine *machine, const struct virtio_env *env, st
             return rc;
         }
         machine->block_count++;
-        rc = virtio_blk_create(env, machine->blocks[i], disk->serial, &dev);
+        rc = virtio_blk_create(
+            env, &(struct virtio_blk_config){.block = machine->blocks[i], .serial = disk->serial},
+            &dev);
         rc = virtio_built(machine, rc, dev, "disk", err);
         if (rc != 0) {
             return rc;

@@ -264,14 +264,14 @@ static void on_doorbell(void *opaque, uint32_t events)
     again = process_locked(queue);
     virtio_dev_unlock(dev);
     if (dev->ops->after_process) {
-        dev->ops->after_process(dev);
+        dev->ops->after_process(dev, queue->index);
     }
     if (again) {
         io_eventfd_signal(queue->fd);
     }
 }
 
-static int init_events(struct virtio_dev *dev)
+static int init_events(struct virtio_dev *dev, const struct virtio_dev_config *config)
 {
     int r = 0;
 
@@ -279,7 +279,8 @@ static int init_events(struct virtio_dev *dev)
         r = io_eventfd();
         if (r >= 0) {
             dev->queues[i].fd = r;
-            r = loop_add_fd(dev->loop, dev->queues[i].fd, EPOLLIN, on_doorbell, &dev->queues[i],
+            r = loop_add_fd(config->queue_loops[i] ? config->queue_loops[i] : dev->loop,
+                            dev->queues[i].fd, EPOLLIN, on_doorbell, &dev->queues[i],
                             &dev->queues[i].handler);
         }
     }
@@ -305,7 +306,7 @@ int virtio_dev_init(struct virtio_dev *dev, const struct virtio_dev_config *conf
         virtqueue_init(&dev->queues[i].vq, dev->gmem, config->queue_sizes[i]);
     }
     virtio_pci_reset_regs(dev);
-    r = init_events(dev);
+    r = init_events(dev, config);
     if (r >= 0) {
         r = virtio_pci_init(dev, config->host);
     }

@@ -63,10 +63,10 @@ struct virtio_dev_ops {
     uint8_t class_code, subclass; /* PCI */
     /* The driver said DRIVER_OK; any thread. Optional. */
     void (*activate)(struct virtio_dev *dev);
-    /* The driver kicked queue index, or nobody did; the loop's thread. Bounded work. */
+    /* The driver kicked queue index, or nobody did; the queue's loop's thread. Bounded work. */
     enum virtio_progress (*process)(struct virtio_dev *dev, unsigned index);
-    /* After a round of process(), without the mutex; the loop's thread. Optional. */
-    void (*after_process)(struct virtio_dev *dev);
+    /* After a round of process() of queue index, without the mutex; its loop's thread. Optional. */
+    void (*after_process)(struct virtio_dev *dev, unsigned index);
     /* The driver wrote these bytes of dev->config, all of them marked writable. Optional. */
     void (*config_written)(struct virtio_dev *dev, unsigned offset, unsigned len);
     /* Back to the state after creation; nothing is in flight. Any thread. */
@@ -137,6 +137,7 @@ struct virtio_dev_config {
     uint16_t config_len;
     unsigned queue_count;
     uint16_t queue_sizes[VIRTIO_MAX_QUEUES];
+    struct loop *queue_loops[VIRTIO_MAX_QUEUES]; /* NULL: loop */
 };
 
 /*

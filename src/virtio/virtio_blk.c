@@ -3,8 +3,8 @@
  *
  * A request lives in a slot from pop to push; slots and their segment arrays
  * are allocated once. Data goes between guest memory and the kernel without a
- * copy. The queue is processed on the image's loop; results come back there
- * or, while draining, on the draining thread.
+ * copy. Each queue is processed on the loop of one of the image's lanes;
+ * results come back there or, while draining, on the draining thread.
  */
 #include "base/loop.h"
 #include "base/wire.h"
@@ -25,6 +25,7 @@
 #define F_BLK_SIZE (1ull << 6)
 #define F_FLUSH (1ull << 9)
 #define F_TOPOLOGY (1ull << 10)
+#define F_MQ (1ull << 12)
 #define F_DISCARD (1ull << 13)
 #define F_WRITE_ZEROES (1ull << 14)
 
@@ -70,19 +71,24 @@ enum request_status { STATUS_OK = 0, STATUS_IOERR = 1, STATUS_UNSUPP = 2 };
 struct blk_request {
     struct block_request io;
     struct virtio_blk *blk;
+    unsigned queue;
     struct virtq_chain chain;
     uint32_t pinned_bytes; /* 0: no memory is pinned */
     struct virtq_seg segs[CHAIN_MAX];
     struct iovec iov[CHAIN_MAX];
 };
 
+struct blk_queue {
+    struct blk_request *slots;       /* QUEUE_SIZE of them */
+    uint16_t free_slots[QUEUE_SIZE]; /* a stack, guarded by the device's mutex */
+    unsigned free_count;
+};
+
 struct virtio_blk {
     struct virtio_dev dev;
     struct block *block;
     char id[ID_BYTES];
-    struct blk_request *slots;
-    uint16_t free_slots[QUEUE_SIZE]; /* a stack, guarded by the device's mutex */
-    unsigned free_count;
+    struct blk_queue queues[VIRTIO_BLK_MAX_QUEUES];
 };
 
 static struct virtio_blk *to_blk(struct virtio_dev *dev)
@@ -90,21 +96,31 @@ static struct virtio_blk *to_blk(struct virtio_dev *dev)
     return container_of(dev, struct virtio_blk, dev);
 }
 
-static struct blk_request *take_slot(struct virtio_blk *blk)
+static struct blk_request *take_slot(struct virtio_blk *blk, unsigned index)
 {
+    struct blk_queue *queue = &blk->queues[index];
     struct blk_request *request;
 
-    if (blk->free_count == 0) {
+    if (queue->free_count == 0) {
         return NULL;
     }
-    request = &blk->slots[blk->free_slots[--blk->free_count]];
+    request = &queue->slots[queue->free_slots[--queue->free_count]];
+    request->queue = index;
     request->pinned_bytes = 0;
     return request;
 }
 
 static void free_slot(struct virtio_blk *blk, struct blk_request *request)
 {
-    blk->free_slots[blk->free_count++] = (uint16_t)(request - blk->slots);
+    struct blk_queue *queue = &blk->queues[request->queue];
+
+    queue->free_slots[queue->free_count++] = (uint16_t)(request - queue->slots);
+}
+
+/* The lane of the image that a queue works on. */
+static unsigned lane_of(const struct virtio_blk *blk, unsigned queue)
+{
+    return queue % block_lane_count(blk->block);
 }
 
 /* Status byte and used entry; the slot is free afterwards. written: bytes before the status. */
@@ -114,11 +130,11 @@ static void finish(struct virtio_blk *blk, struct blk_request *request, uint8_t 
     struct virtio_dev *dev = &blk->dev;
     uint32_t status_at = request->chain.in_bytes - 1;
 
-    if (dev->queues[0].vq.running) {
+    if (dev->queues[request->queue].vq.running) {
         if (virtq_chain_write(dev->gmem, &request->chain, status_at, &status, 1) != 0) {
             virtio_dev_break(dev, "status byte outside memory");
         } else {
-            virtio_dev_push(dev, 0, request->chain.head, written + 1);
+            virtio_dev_push(dev, request->queue, request->chain.head, written + 1);
         }
     }
     free_slot(blk, request);
@@ -151,20 +167,22 @@ static void on_done(struct block_request *io, int result)
     virtio_dev_unlock(dev);
 }
 
-static void on_batch_done(void *opaque)
+static void on_batch_done(void *opaque, unsigned lane)
 {
-    struct virtio_dev *dev = opaque;
+    struct virtio_blk *blk = opaque;
 
-    virtio_dev_lock(dev);
-    virtio_dev_publish(dev, 0);
-    virtio_dev_unlock(dev);
+    virtio_dev_lock(&blk->dev);
+    for (unsigned i = lane; i < blk->dev.queue_count; i += block_lane_count(blk->block)) {
+        virtio_dev_publish(&blk->dev, i);
+    }
+    virtio_dev_unlock(&blk->dev);
 }
 
 static void submit(struct virtio_blk *blk, struct blk_request *request)
 {
     request->io.done = on_done;
     virtio_dev_get_request(&blk->dev);
-    block_submit(blk->block, &request->io);
+    block_submit(blk->block, lane_of(blk, request->queue), &request->io);
 }
 
 static void start_transfer(struct virtio_blk *blk, struct blk_request *request, uint64_t sector)
@@ -285,7 +303,7 @@ static enum virtio_progress blk_process(struct virtio_dev *dev, unsigned index)
     struct virtio_blk *blk = to_blk(dev);
 
     for (unsigned i = 0; i < PROCESS_BUDGET; i++) {
-        struct blk_request *request = take_slot(blk);
+        struct blk_request *request = take_slot(blk, index);
 
         if (!request) {
             /* As many as the ring holds: only a driver that reuses descriptors gets here. */
@@ -305,9 +323,11 @@ static enum virtio_progress blk_process(struct virtio_dev *dev, unsigned index)
     return VIRTIO_AGAIN;
 }
 
-static void blk_after_process(struct virtio_dev *dev)
+static void blk_after_process(struct virtio_dev *dev, unsigned index)
 {
-    block_kick(to_blk(dev)->block);
+    struct virtio_blk *blk = to_blk(dev);
+
+    block_kick(blk->block, lane_of(blk, index));
 }
 
 static void blk_reset(struct virtio_dev *dev)
@@ -320,14 +340,22 @@ static void blk_drain(struct virtio_dev *dev)
     block_drain(to_blk(dev)->block);
 }
 
+static void blk_free(struct virtio_blk *blk)
+{
+    for (unsigned i = 0; i < ARRAY_LEN(blk->queues); i++) {
+        free(blk->queues[i].slots);
+    }
+    free(blk);
+}
+
 static void blk_destroy(struct virtio_dev *dev)
 {
     struct virtio_blk *blk = to_blk(dev);
 
     block_drain(blk->block);
+    block_set_batch_done(blk->block, NULL, NULL);
     virtio_dev_done(dev);
-    free(blk->slots);
-    free(blk);
+    blk_free(blk);
 }
 
 static const struct virtio_dev_ops blk_ops = {
@@ -342,9 +370,9 @@ static const struct virtio_dev_ops blk_ops = {
     .destroy = blk_destroy,
 };
 
-static uint64_t blk_features(const struct block *block)
+static uint64_t blk_features(const struct block *block, unsigned queues)
 {
-    uint64_t features = F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY;
+    uint64_t features = F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | (queues > 1 ? F_MQ : 0);
 
     if (block_is_read_only(block)) {
         features |= F_RO;
@@ -364,7 +392,7 @@ static void fill_config(struct virtio_blk *blk)
     config[CONFIG_PHYSICAL_EXP] = PHYSICAL_EXP;
     store_le16(config + CONFIG_MIN_IO, 1u << PHYSICAL_EXP);
     store_le32(config + CONFIG_OPT_IO, 0);
-    store_le16(config + CONFIG_NUM_QUEUES, 1);
+    store_le16(config + CONFIG_NUM_QUEUES, (uint16_t)blk->dev.queue_count);
     store_le32(config + CONFIG_MAX_DISCARD_SECTORS, MAX_RANGE_SECTORS);
     store_le32(config + CONFIG_MAX_DISCARD_SEG, 1);
     store_le32(config + CONFIG_DISCARD_ALIGN, DISCARD_ALIGN_SECTORS);
@@ -373,46 +401,69 @@ static void fill_config(struct virtio_blk *blk)
     config[CONFIG_ZEROES_MAY_UNMAP] = block_can_discard(blk->block);
 }
 
-int virtio_blk_create(const struct virtio_env *env, struct block *block, const char *serial,
+void virtio_blk_resized(struct virtio_dev *dev)
+{
+    struct virtio_blk *blk = to_blk(dev);
+
+    virtio_dev_lock(dev);
+    store_le64(dev->config + CONFIG_CAPACITY, block_size_bytes(blk->block) / BLOCK_SECTOR_BYTES);
+    virtio_dev_config_changed(dev);
+    virtio_dev_unlock(dev);
+}
+
+/* Untouched slots cost no memory; the stack hands out the last freed one first. */
+static int queue_init(struct blk_queue *queue)
+{
+    queue->slots = calloc(QUEUE_SIZE, sizeof(*queue->slots));
+    if (!queue->slots) {
+        return -ENOMEM;
+    }
+    for (unsigned i = QUEUE_SIZE; i-- > 0;) {
+        queue->free_slots[queue->free_count++] = (uint16_t)i;
+    }
+    return 0;
+}
+
+int virtio_blk_create(const struct virtio_env *env, const struct virtio_blk_config *config,
                       struct virtio_dev **ret_dev)
 {
     struct virtio_blk *blk = calloc(1, sizeof(*blk));
-    const struct virtio_dev_config config = {
+    struct block *block = config->block;
+    struct virtio_dev_config dev_config = {
         .ops = &blk_ops,
         .host = env->host,
         .gmem = env->gmem,
-        .loop = block_loop(block),
-        .features = blk_features(block),
+        .loop = block_loop(block, 0),
         .config_len = CONFIG_LEN,
-        .queue_count = 1,
-        .queue_sizes = {QUEUE_SIZE},
+        .queue_count = config->queues == 0 ? 1 : config->queues,
     };
-    int r;
+    int r = 0;
 
     if (!blk) {
         return -ENOMEM;
     }
-    /* Untouched slots cost no memory; the stack hands out the last freed one first. */
-    blk->slots = calloc(QUEUE_SIZE, sizeof(*blk->slots));
-    if (!blk->slots) {
-        free(blk);
-        return -ENOMEM;
+    if (dev_config.queue_count > VIRTIO_BLK_MAX_QUEUES) {
+        dev_config.queue_count = VIRTIO_BLK_MAX_QUEUES;
     }
-    for (unsigned i = QUEUE_SIZE; i-- > 0;) {
-        blk->free_slots[blk->free_count++] = (uint16_t)i;
-    }
+    dev_config.features = blk_features(block, dev_config.queue_count);
     blk->block = block;
-    if (serial) {
-        memcpy(blk->id, serial, strnlen(serial, sizeof(blk->id)));
+    for (unsigned i = 0; i < dev_config.queue_count && r == 0; i++) {
+        dev_config.queue_sizes[i] = QUEUE_SIZE;
+        dev_config.queue_loops[i] = block_loop(block, lane_of(blk, i));
+        r = queue_init(&blk->queues[i]);
     }
-    r = virtio_dev_init(&blk->dev, &config);
+    if (config->serial) {
+        memcpy(blk->id, config->serial, strnlen(config->serial, sizeof(blk->id)));
+    }
+    if (r == 0) {
+        r = virtio_dev_init(&blk->dev, &dev_config);
+    }
     if (r < 0) {
-        free(blk->slots);
-        free(blk);
+        blk_free(blk);
         return r;
     }
     fill_config(blk);
-    block_set_batch_done(block, on_batch_done, &blk->dev);
+    block_set_batch_done(block, on_batch_done, blk);
     *ret_dev = &blk->dev;
     return 0;
 }

@@ -43,10 +43,19 @@ void virtio_dev_reset(struct virtio_dev *dev);
 /* "virtio-blk" ...; static storage. */
 const char *virtio_dev_name(const struct virtio_dev *dev);
 
-/* Block device over an image, which outlives it. serial: at most 20 bytes, may be NULL. -ENOMEM,
- * -ENOSPC (no PCI slot). So for all below. */
-int virtio_blk_create(const struct virtio_env *env, struct block *block, const char *serial,
+#define VIRTIO_BLK_MAX_QUEUES 8u
+
+struct virtio_blk_config {
+    struct block *block; /* outlives the device; queue i works on its lane i modulo their number */
+    const char *serial;  /* at most 20 bytes, may be NULL */
+    unsigned queues;     /* 0: one; at most VIRTIO_BLK_MAX_QUEUES */
+};
+
+/* Block device over an image. -ENOMEM, -ENOSPC (no PCI slot). So for all below. */
+int virtio_blk_create(const struct virtio_env *env, const struct virtio_blk_config *config,
                       struct virtio_dev **ret_dev) MUST_CHECK;
+/* The image has another size now: tells the guest. Any thread. */
+void virtio_blk_resized(struct virtio_dev *dev);
 
 /* Network card; mac all zero: 52:54:00:12:34:56. */
 int virtio_net_create(const struct virtio_env *env, struct netdev *netdev, const uint8_t mac[6],

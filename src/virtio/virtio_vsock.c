@@ -459,8 +459,9 @@ static enum virtio_progress vsock_process(struct virtio_dev *dev, unsigned index
 }
 
 /* Also called when the device is not live, which is when a reset has to be finished here. */
-static void vsock_after_process(struct virtio_dev *dev)
+static void vsock_after_process(struct virtio_dev *dev, unsigned index)
 {
+    (void)index; /* whichever */
     virtio_dev_lock(dev);
     purge(to_vsock(dev));
     virtio_dev_unlock(dev);

@@ -28,6 +28,7 @@ struct fixture {
     struct virtio_dev *dev;
     struct test_driver driver;
     char path[64];
+    unsigned queues;
     int fd;           /* another view of the file */
     uint8_t *content; /* what the disk must hold */
 };
@@ -53,6 +54,14 @@ static void make_disk(struct fixture *f)
     assert_int_equal(pwrite(f->fd, f->content, DISK_BYTES, 0), DISK_BYTES);
 }
 
+static int create_device(struct fixture *f, const char *serial)
+{
+    const struct virtio_blk_config config = {
+        .block = f->block, .serial = serial, .queues = f->queues};
+
+    return virtio_blk_create(&f->machine.env, &config, &f->dev);
+}
+
 static struct fixture *create(bool read_only)
 {
     struct fixture *f = calloc(1, sizeof(*f));
@@ -64,7 +73,7 @@ static struct fixture *create(bool read_only)
     config.path = f->path;
     test_machine_init(&f->machine);
     assert_int_equal(block_create(&config, &err, &f->block), 0);
-    assert_int_equal(virtio_blk_create(&f->machine.env, f->block, "serial-7", &f->dev), 0);
+    assert_int_equal(create_device(f, "serial-7"), 0);
     assert_int_equal(block_start(f->block, &err), 0);
     return f;
 }
@@ -672,7 +681,7 @@ static void test_writes_the_host_refuses_fail(void **state)
     virtio_dev_destroy(f->dev);
     block_destroy(f->block);
     assert_int_equal(block_create(&config, &err, &f->block), 0);
-    assert_int_equal(virtio_blk_create(&f->machine.env, f->block, NULL, &f->dev), 0);
+    assert_int_equal(create_device(f, NULL), 0);
     assert_int_equal(block_start(f->block, &err), 0);
     start(f, ~0ull);
     assert_int_equal(request(f, OUT, 0, DATA, 4096, false, NULL), IOERR);

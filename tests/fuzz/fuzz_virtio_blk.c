@@ -44,11 +44,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 
     test_machine_init(&fuzz.machine);
     if (config.fd < 0 || block_create(&config, NULL, &block) != 0 ||
-        virtio_blk_create(&fuzz.machine.env, block, "fuzz", &fuzz.dev) != 0) {
+        virtio_blk_create(
+            &fuzz.machine.env,
+            &(struct virtio_blk_config){.block = block, .serial = "fuzz", .queues = 2},
+            &fuzz.dev) != 0) {
         abort();
     }
     fuzz.opaque = block;
-    fuzz.loop = block_loop(block);
+    fuzz.loop = block_loop(block, 0);
     fuzz_run(&fuzz, &input);
     virtio_dev_destroy(fuzz.dev);
     block_destroy(block);
