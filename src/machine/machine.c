@@ -63,6 +63,7 @@ static bool all_parked_locked(const struct machine *machine)
 static void state_set_locked(struct machine *machine, enum machine_state state)
 {
     machine->state = state;
+    machine->changes++;
     io_eventfd_signal(machine->event_fd);
     gdbstub_state_changed(machine->gdb);
 }
@@ -463,7 +464,9 @@ void machine_status(struct machine *machine, struct machine_status *ret_status)
         .state = machine->state,
         .end = machine->state == MACHINE_ENDED ? machine->end : MACHINE_END_NONE,
         .debug_exit_code = machine->debug_exit_code,
+        .changes = machine->changes,
         .resets = machine->resets,
+        .balloon_bytes = atomic_load(&machine->balloon_bytes),
         .engine = machine->accel->name,
         .engine_reason = machine->engine_reason,
         .error = machine->end_error,

@@ -11,8 +11,9 @@
  *      any state --power off, stop, crash, failure--> ENDED
  *
  * ENDED is final: devices are quiet, vCPU threads have left guest code, memory
- * and registers can still be read. Whenever the state changes,
- * machine_event_fd() becomes readable; machine_status() says what happened.
+ * and registers can still be read. Whenever the state or the
+ * balloon changes, machine_event_fd() becomes readable; machine_status() says
+ * what happened.
  * Nothing the guest does ends the process or blocks the caller.
  */
 #ifndef CORBEL_MACHINE_MACHINE_H
@@ -62,7 +63,7 @@ struct machine_disk {
 /* A host port whose connections reach a guest port. */
 struct machine_forward {
     uint32_t host_address; /* IPv4, host byte order; 0x7f000001 for loopback only */
-    uint16_t host_port;
+    uint16_t host_port;    /* 0: any free one; machine_forward_port() tells */
     uint16_t guest_port;
     bool is_udp;
 };
@@ -154,7 +155,9 @@ struct machine_status {
     enum machine_state state;
     enum machine_end end;
     uint8_t debug_exit_code;
+    unsigned changes;          /* of state, since creation */
     unsigned resets;           /* since start */
+    uint64_t balloon_bytes;    /* what the guest says it has given up */
     const char *engine;        /* "kvm" or "soft" */
     const char *engine_reason; /* why that one, a phrase; owned by the machine */
     struct err error;
@@ -207,8 +210,12 @@ unsigned machine_stats(struct machine *machine, struct accel_stat *ret_stats, un
 /* Blocks until ENDED. Any thread but the machine's own. */
 enum machine_end machine_wait(struct machine *machine);
 
-/* Readable after each change of state until drained (io_eventfd_drain); the machine's. */
+/* Readable after each change of state and of balloon_bytes until drained (io_eventfd_drain);
+ * the machine's. */
 int machine_event_fd(const struct machine *machine);
+
+/* The host port of config.net.forwards[index] as it was opened, 0 when there is none. Any thread. */
+uint16_t machine_forward_port(const struct machine *machine, unsigned index);
 
 /* Asks the balloon for a size, in bytes taken from the guest. -ENODEV without one. Any thread. */
 int machine_set_balloon(struct machine *machine, uint64_t bytes) MUST_CHECK;

@@ -97,6 +97,11 @@ static void io_stats_add(struct machine *machine, struct stat_list *list)
     }
 }
 
+uint16_t machine_forward_port(const struct machine *machine, unsigned index)
+{
+    return machine->netdev != NULL ? netdev_forward_port(machine->netdev, index) : 0;
+}
+
 unsigned machine_stats(struct machine *machine, struct accel_stat *ret_stats, unsigned max)
 {
     struct stat_list list = {.stats = ret_stats, .max = max};

@@ -92,6 +92,8 @@ struct machine {
 
     _Atomic bool attention; /* vCPU threads look at the above before they run on */
     int event_fd;
+    unsigned changes;               /* of state, since creation */
+    _Atomic uint64_t balloon_bytes; /* as the guest said last */
     machine_debug_fn debug_fn;
     void *debug_opaque;
 

@@ -1,4 +1,5 @@
 /* The hardware of the machine: built from top to bottom, taken down from bottom to top. */
+#include "base/io.h"
 #include "base/loop.h"
 #include "block/block.h"
 #include "bus/pci.h"
@@ -210,6 +211,16 @@ static int net_build(struct machine *machine, const struct virtio_env *env, stru
     return virtio_built(machine, rc, dev, "network card", err);
 }
 
+/* On a vCPU's thread: who watches the machine looks for itself. */
+static void on_balloon(void *opaque, uint64_t actual_bytes)
+{
+    struct machine *machine = opaque;
+
+    if (atomic_exchange(&machine->balloon_bytes, actual_bytes) != actual_bytes) {
+        io_eventfd_signal(machine->event_fd);
+    }
+}
+
 /* The virtio console and its chardev: two ways of saying the same. */
 static size_t console_write(void *opaque, const uint8_t *data, size_t len)
 {
@@ -286,7 +297,7 @@ static int virtio_build(struct machine *machine, struct err *err)
         rc = virtio_built(machine, rc, dev, "entropy device", err);
     }
     if (rc == 0 && config->has_balloon) {
-        rc = virtio_balloon_create(&env, &machine->balloon);
+        rc = virtio_balloon_create(&env, on_balloon, machine, &machine->balloon);
         rc = virtio_built(machine, rc, machine->balloon, "balloon", err);
     }
     if (rc == 0 && config->has_vsock) {

@@ -45,6 +45,8 @@ enum queue { INFLATE_QUEUE, DEFLATE_QUEUE, STATS_QUEUE, HINT_QUEUE, REPORT_QUEUE
 
 struct virtio_balloon {
     struct virtio_dev dev;
+    virtio_balloon_fn on_actual;
+    void *opaque;
     struct virtio_balloon_stats stats; /* all but target and actual */
     bool has_stats_buffer;             /* the driver's, returned to ask for new numbers */
     uint16_t stats_head;
@@ -56,6 +58,11 @@ struct virtio_balloon {
 static struct virtio_balloon *to_balloon(struct virtio_dev *dev)
 {
     return container_of(dev, struct virtio_balloon, dev);
+}
+
+static uint64_t actual_bytes(const struct virtio_dev *dev)
+{
+    return (uint64_t)load_le32(dev->config + CONFIG_ACTUAL) << GMEM_PAGE_SHIFT;
 }
 
 static void discard(struct virtio_balloon *balloon, uint64_t address, uint64_t len)
@@ -269,16 +276,21 @@ void virtio_balloon_stats(struct virtio_dev *dev, struct virtio_balloon_stats *r
     *ret_stats = balloon->stats;
     ret_stats->target_bytes = (uint64_t)load_le32(dev->config + CONFIG_NUM_PAGES)
                               << GMEM_PAGE_SHIFT;
-    ret_stats->actual_bytes = (uint64_t)load_le32(dev->config + CONFIG_ACTUAL) << GMEM_PAGE_SHIFT;
+    ret_stats->actual_bytes = actual_bytes(dev);
     return_stats_buffer(balloon);
     virtio_dev_unlock(dev);
 }
 
+/* "actual" is read where it stands, and is not trusted for anything. */
 static void balloon_config_written(struct virtio_dev *dev, unsigned offset, unsigned len)
 {
-    (void)dev; /* "actual" is read where it stands, and is not trusted for anything */
+    struct virtio_balloon *balloon = to_balloon(dev);
+
     (void)offset;
     (void)len;
+    if (balloon->on_actual != NULL) {
+        balloon->on_actual(balloon->opaque, actual_bytes(dev));
+    }
 }
 
 static void balloon_reset(struct virtio_dev *dev)
@@ -291,6 +303,9 @@ static void balloon_reset(struct virtio_dev *dev)
     balloon->is_hinting = false;
     store_le32(dev->config + CONFIG_HINT_CMD, HINT_CMD_DONE);
     store_le32(dev->config + CONFIG_ACTUAL, 0);
+    if (balloon->on_actual != NULL) {
+        balloon->on_actual(balloon->opaque, 0);
+    }
 }
 
 static void balloon_destroy(struct virtio_dev *dev)
@@ -310,7 +325,8 @@ static const struct virtio_dev_ops balloon_ops = {
     .destroy = balloon_destroy,
 };
 
-int virtio_balloon_create(const struct virtio_env *env, struct virtio_dev **ret_dev)
+int virtio_balloon_create(const struct virtio_env *env, virtio_balloon_fn on_actual, void *opaque,
+                          struct virtio_dev **ret_dev)
 {
     struct virtio_balloon *balloon = calloc(1, sizeof(*balloon));
     const struct virtio_dev_config config = {
@@ -333,6 +349,8 @@ int virtio_balloon_create(const struct virtio_env *env, struct virtio_dev **ret_
         free(balloon);
         return r;
     }
+    balloon->on_actual = on_actual;
+    balloon->opaque = opaque;
     for (unsigned i = CONFIG_ACTUAL; i < CONFIG_HINT_CMD; i++) {
         balloon->dev.config_writable[i] = 0xff;
     }

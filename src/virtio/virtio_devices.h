@@ -90,7 +90,13 @@ struct virtio_balloon_stats {
     uint64_t guest_free_bytes, guest_total_bytes, guest_available_bytes; /* as the guest says */
 };
 
-int virtio_balloon_create(const struct virtio_env *env, struct virtio_dev **ret_dev) MUST_CHECK;
+/* The guest gave or took back memory: what it says the balloon holds now. Any thread, with the
+ * device's mutex held; must not block nor call back. */
+typedef void (*virtio_balloon_fn)(void *opaque, uint64_t actual_bytes);
+
+/* on_actual may be NULL. */
+int virtio_balloon_create(const struct virtio_env *env, virtio_balloon_fn on_actual, void *opaque,
+                          struct virtio_dev **ret_dev) MUST_CHECK;
 /* Bytes to take from the guest, rounded down to pages, at most guest memory. Any thread. */
 void virtio_balloon_set_target(struct virtio_dev *dev, uint64_t bytes);
 /* Asks the guest for all its free pages once. Any thread. */

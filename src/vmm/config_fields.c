@@ -159,16 +159,18 @@ static int add_forward(const struct vmm_setting *setting, char *ports)
     char *guest = parse_split(ports, ':');
     uint64_t host_port, guest_port;
 
-    if (guest == NULL || !parse_number(ports, 1, UINT16_MAX, &host_port) ||
+    if (guest == NULL || !parse_number(ports, 0, UINT16_MAX, &host_port) ||
         !parse_number(guest, 1, UINT16_MAX, &guest_port)) {
-        return refuse(setting, "forward=HOSTPORT:GUESTPORT with ports from 1 to 65535");
+        return refuse(
+            setting,
+            "forward=HOSTPORT:GUESTPORT with ports up to 65535; HOSTPORT 0 takes a free one");
     }
     if (net->forward_count == MACHINE_MAX_FORWARDS) {
         return err_set(setting->err, -EINVAL, "%s: more than %d forwards; leave some out",
                        setting->place, MACHINE_MAX_FORWARDS);
     }
     for (unsigned i = 0; i < net->forward_count; i++) {
-        if (net->forwards[i].host_port == host_port) {
+        if (host_port != 0 && net->forwards[i].host_port == host_port) {
             return refuse(setting, "each host port once");
         }
     }

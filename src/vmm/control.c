@@ -25,6 +25,8 @@ struct control {
     struct control_env env;
     int listen_fd;
     struct loop_fd *handler;
+    unsigned told_changes; /* what the watching clients know */
+    uint64_t told_balloon_bytes;
     struct client clients[CONTROL_MAX_CLIENTS];
 };
 
@@ -64,6 +66,23 @@ static void add_status(json_t *object, struct machine *machine)
     (void)json_object_set_new(object, "engine_reason", json_string(status.engine_reason));
 }
 
+static void add_forwards(json_t *object, struct machine *machine,
+                         const struct machine_config *config)
+{
+    json_t *forwards = json_array();
+
+    for (unsigned i = 0; i < config->net.forward_count; i++) {
+        json_t *forward = json_object();
+
+        (void)json_object_set_new(forward, "host_port",
+                                  json_integer(machine_forward_port(machine, i)));
+        (void)json_object_set_new(forward, "guest_port",
+                                  json_integer(config->net.forwards[i].guest_port));
+        (void)json_array_append_new(forwards, forward);
+    }
+    (void)json_object_set_new(object, "forwards", forwards);
+}
+
 static int run_status(struct call *call)
 {
     const struct machine_config *config = call->client->control->env.config;
@@ -73,6 +92,7 @@ static int run_status(struct call *call)
     (void)json_object_set_new(call->answer, "memory_bytes",
                               json_integer((json_int_t)config->memory_bytes));
     (void)json_object_set_new(call->answer, "pid", json_integer(getpid()));
+    add_forwards(call->answer, call_machine(call), config);
     return 0;
 }
 
@@ -361,17 +381,37 @@ void control_destroy(struct control *control)
     free(control);
 }
 
-void control_announce(struct control *control)
+/* Sends a copy of the event to each client that watches. */
+static void tell_watchers(struct control *control, json_t *event)
 {
     for (unsigned i = 0; i < CONTROL_MAX_CLIENTS; i++) {
         struct client *client = &control->clients[i];
 
         if (client->control != NULL && client->is_watching) {
-            json_t *event = json_object();
-
-            (void)json_object_set_new(event, "event", json_string("state"));
-            add_status(event, control->env.machine);
-            (void)client_send(client, event);
+            (void)client_send(client, json_incref(event));
         }
+    }
+    json_decref(event);
+}
+
+void control_announce(struct control *control)
+{
+    struct machine_status status;
+    json_t *event;
+
+    machine_status(control->env.machine, &status);
+    if (status.changes != control->told_changes) {
+        control->told_changes = status.changes;
+        event = json_object();
+        (void)json_object_set_new(event, "event", json_string("state"));
+        add_status(event, control->env.machine);
+        tell_watchers(control, event);
+    }
+    if (status.balloon_bytes != control->told_balloon_bytes) {
+        control->told_balloon_bytes = status.balloon_bytes;
+        event = json_object();
+        (void)json_object_set_new(event, "event", json_string("balloon"));
+        (void)json_object_set_new(event, "bytes", json_integer((json_int_t)status.balloon_bytes));
+        tell_watchers(control, event);
     }
 }

@@ -35,7 +35,8 @@ int control_create(const struct control_env *env, int listen_fd, struct control 
     MUST_CHECK;
 void control_destroy(struct control *control); /* accepts NULL */
 
-/* Tells the clients that asked for it (watch) that the machine's state changed. */
+/* Tells the clients that asked for it (watch) what changed since the last call: the machine's
+ * state, the balloon. */
 void control_announce(struct control *control);
 
 #endif

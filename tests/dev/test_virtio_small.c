@@ -74,7 +74,7 @@ static int setup_balloon(void **state)
 {
     struct fixture *f = create();
 
-    assert_int_equal(virtio_balloon_create(&f->machine.env, &f->dev), 0);
+    assert_int_equal(virtio_balloon_create(&f->machine.env, NULL, NULL, &f->dev), 0);
     test_machine_start_loop(&f->machine);
     *state = f;
     return 0;

@@ -6,8 +6,10 @@ end of a process), and LIMIT_S only keeps a broken build from hanging for ever.
 
 import atexit
 import contextlib
+import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +23,9 @@ import traceback
 LIMIT_S = float(os.environ.get("CORBEL_E2E_LIMIT", "900"))
 SOURCE = pathlib.Path(__file__).resolve().parent.parent.parent
 BUILD = pathlib.Path(os.environ.get("CORBEL_BUILD", SOURCE / "build")).resolve()
+# What the kernel says stands on the console too, in the middle of what a program writes there.
+KERNEL_LINE = re.compile(rb"\[ *\d+\.\d{6}\] [^\n]*\n")
+KERNEL_LINE_BEGUN = re.compile(rb"\[ *(\d+(\.(\d{1,5}|\d{6}(\]( [^\n]*)?)?)?)?)?\Z")
 # A user that owns nothing here. Without root the tests run as who we are, an ordinary user already.
 ORDINARY_UID = 65534
 
@@ -123,10 +128,41 @@ def guest(kind):
     return Guest(place)
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+class Control:
+    """A client of a monitor's control socket."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(LIMIT_S)
+        self.socket.connect(str(path))
+        self.file = self.socket.makefile("rwb")
+
+    def line(self):
+        try:
+            data = self.file.readline()
+        except ConnectionResetError:  # closed before it had read all of ours
+            data = b""
+        return json.loads(data) if data else None
+
+    def ask(self, command, **more):
+        self.file.write(json.dumps({"command": command, **more}).encode() + b"\n")
+        self.file.flush()
+        return self.line()
+
+    def expect_ok(self, command, **more):
+        answer = self.ask(command, **more)
+        expect(answer and answer["ok"], f"{command}: {answer}")
+        return answer
+
+    def close(self):
+        self.file.close()
+        self.socket.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        self.close()
 
 
 def end_with(process):
@@ -139,7 +175,9 @@ class Machine:
     """One running monitor with its console on our pipes."""
 
     def __init__(self, place, arguments, container=False, preexec=None):
-        self.console = b""
+        self.console = b""  # without the kernel's lines
+        self.held = b""  # the end, which may begin one
+        self.raw = b""
         self.changed = threading.Condition()
         self.ended = False
         command = place.wrap([place.vmm, *arguments], container)
@@ -160,9 +198,14 @@ class Machine:
     def _read_console(self):
         for chunk in iter(lambda: self.process.stdout.read1(65536), b""):
             with self.changed:
-                self.console += chunk
+                self.raw += chunk
+                fresh = KERNEL_LINE.sub(b"", self.held + chunk)
+                begun = KERNEL_LINE_BEGUN.search(fresh)
+                self.held = begun.group() if begun else b""
+                self.console += fresh[:len(fresh) - len(self.held)]
                 self.changed.notify_all()
         with self.changed:
+            self.console += self.held
             self.ended = True
             self.changed.notify_all()
 
@@ -207,6 +250,10 @@ class Machine:
         expect("status=0." in output, f"{command!r} failed in the guest:\n{output}")
         return output
 
+    def network_up(self):
+        """Gives the busybox guest its address; its own try at boot ends after some seconds."""
+        self.run("udhcpc -i eth0 -q -T 1 -A 1 -s /etc/udhcpc.script")
+
     def wait_exit(self):
         """The exit status of the monitor."""
         try:
@@ -214,14 +261,14 @@ class Machine:
         except subprocess.TimeoutExpired as late:
             raise Failure(f"the monitor did not end\n{self.story()}") from late
         for reader in self.readers:
-            reader.join(10)
+            reader.join(LIMIT_S)
         return status
 
     def story(self):
         """What a person needs to see when a test failed."""
         return (f"command: {' '.join(self.command)}\n"
                 f"stderr: {self.stderr.decode(errors='replace')[-2000:]}\n"
-                f"console: {self.console.decode(errors='replace')[-3000:]}")
+                f"console: {self.raw.decode(errors='replace')[-3000:]}")
 
     def __enter__(self):
         return self
@@ -263,7 +310,8 @@ class Ssh:
         key.chmod(0o600)
         self.base = ["ssh", "-i", str(key), "-o", f"UserKnownHostsFile={image.dir}/known_hosts",
                      "-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR", "-o", "BatchMode=yes",
-                     "-o", "ConnectTimeout=120", "-o", "ServerAliveInterval=60",
+                     "-o", "ConnectTimeout=900", "-o", "ServerAliveInterval=60",
+                     "-o", "ServerAliveCountMax=15",
                      "-p", str(port), "root@127.0.0.1"]
 
     def start(self, command):

@@ -7,9 +7,13 @@ usage: test_boot.py [WORD...]     only the tests whose names hold a word
 
 import os
 
-from harness import Machine, Ssh, expect, free_port, guest, run_tests, wait_greeting
+from harness import Control, Machine, Ssh, expect, guest, run_tests, wait_greeting
 
-DEBIAN_CMDLINE = "root=/dev/vda rw console=ttyS0 systemd.log_color=0"
+# systemd gives its units more time than any host needs.
+DEBIAN_CMDLINE = ("root=/dev/vda rw console=ttyS0 systemd.log_color=0 "
+                  "systemd.default_timeout_start_sec=900 systemd.default_device_timeout_sec=900")
+CONTROL = "control"
+
 ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
 
 
@@ -33,7 +37,8 @@ def boot_busybox(place, cpus, container):
         m.run("dd if=/tmp/a of=/dev/vda bs=64k seek=100 conv=fsync 2>/dev/null")
         m.run("dd if=/dev/vda of=/tmp/b bs=64k skip=100 count=64 iflag=direct 2>/dev/null")
         m.run("cmp /tmp/a /tmp/b")
-        m.run("ping -c 2 10.0.2.2")
+        m.network_up()
+        m.run("ping -c 2 -W 600 10.0.2.2")
         m.type("poweroff -f\n")
         expect(m.wait_exit() == 0, f"powering off gives a non-zero status\n{m.story()}")
     with open(disk, "rb") as file:
@@ -41,10 +46,20 @@ def boot_busybox(place, cpus, container):
         expect(any(file.read(65536)), "what the guest wrote is not in the disk file")
 
 
-def wait_debian(m, port, after=0):
-    """Until the login prompt and the ssh server are there."""
+def start_debian(place, cpus, container):
+    image = guest("debian")
+    disk = place.disk(image.disk, "debian.raw")
+    return Machine(place, arguments(image, cpus, "512M", DEBIAN_CMDLINE, "--disk", disk, "--net",
+                                    "user,forward=0:22", "--control", CONTROL), container)
+
+
+def wait_debian(m, place, after=0):
+    """Until the login prompt and the ssh server are there: a way in."""
     m.wait_text("login:", after)
+    with Control(place.home / CONTROL) as control:
+        port = control.expect_ok("status")["forwards"][0]["host_port"]
     wait_greeting(port, m)
+    return Ssh(guest("debian"), port, m)
 
 
 def use_debian(ssh, cpus):
@@ -55,28 +70,23 @@ def use_debian(ssh, cpus):
     ssh.run("dd if=/dev/urandom of=/var/tmp/a bs=1M count=8 conv=fsync status=none && "
             "sha256sum </var/tmp/a >/var/tmp/sum && echo 3 >/proc/sys/vm/drop_caches && "
             "test \"$(sha256sum </var/tmp/a)\" = \"$(cat /var/tmp/sum)\"")
-    ssh.run("ping -c 2 10.0.2.2")
+    ssh.run("ping -c 2 -W 600 10.0.2.2")
     ssh.run("test \"$(seq 100000 | sort -R | sort -n | sha256sum)\" = \"$(seq 100000 | sha256sum)\"")
 
 
 def boot_debian(place, cpus, container, reboot):
-    image = guest("debian")
-    port = free_port()
-    disk = place.disk(image.disk, "debian.raw")
-    with Machine(place, arguments(image, cpus, "512M", DEBIAN_CMDLINE, "--disk", disk,
-                                  "--net", f"user,forward={port}:22"), container) as m:
-        wait_debian(m, port)
-        ssh = Ssh(image, port, m)
+    with start_debian(place, cpus, container) as m:
+        ssh = wait_debian(m, place)
         use_debian(ssh, cpus)
         if reboot:
             ssh.run("touch /var/tmp/before")
             start = m.mark()
             ssh.start("systemctl reboot")
-            wait_debian(m, port, start)
+            wait_debian(m, place, start)
             ssh.run("test -e /var/tmp/before && sha256sum </var/tmp/a | cmp - /var/tmp/sum")
         ssh.start("systemctl poweroff")
         expect(m.wait_exit() == 0, f"powering off gives a non-zero status\n{m.story()}")
-    disk.unlink()
+    (place.home / "debian.raw").unlink()
 
 
 TESTS = [

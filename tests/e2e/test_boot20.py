@@ -3,24 +3,19 @@
 
 import os
 
-from harness import Machine, Ssh, expect, free_port, guest, run_tests
-from test_boot import DEBIAN_CMDLINE, arguments, wait_debian
+from harness import expect, run_tests
+from test_boot import start_debian, wait_debian
 
 BOOTS = int(os.environ.get("CORBEL_BOOTS", "20"))
 
 
 def boot_once(place, cpus, container):
-    image = guest("debian")
-    port = free_port()
-    disk = place.disk(image.disk, "debian.raw")
-    with Machine(place, arguments(image, cpus, "512M", DEBIAN_CMDLINE, "--disk", disk,
-                                  "--net", f"user,forward={port}:22"), container) as m:
-        wait_debian(m, port)
-        ssh = Ssh(image, port, m)
+    with start_debian(place, cpus, container) as m:
+        ssh = wait_debian(m, place)
         expect(ssh.run("nproc").strip() == str(cpus), f"nproc is not {cpus}")
         ssh.start("systemctl poweroff")
         expect(m.wait_exit() == 0, m.story())
-    disk.unlink()
+    (place.home / "debian.raw").unlink()
 
 
 # Every fourth boot runs under the container's filter.

@@ -6,12 +6,10 @@ usage: test_devices.py [WORD...]     only the tests whose names hold a word
 
 import hashlib
 import http.server
-import json
 import os
-import socket
 import threading
 
-from harness import Machine, expect, guest, run_tests
+from harness import Control, Machine, expect, guest, run_tests
 
 ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
 DISK_BYTES = 64 << 20
@@ -40,15 +38,6 @@ class Server:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
-def ask(path, **command):
-    with socket.socket(socket.AF_UNIX) as control:
-        control.connect(str(path))
-        control.sendall(json.dumps(command).encode() + b"\n")
-        answer = json.loads(control.makefile().readline())
-    expect(answer["ok"], f"{command}: {answer}")
-    return answer
-
-
 def start(place, cpus, *more):
     image = guest("busybox")
     disk = place.home / "devices.raw"
@@ -66,10 +55,6 @@ def ready(m, after=0):
     m.wait_text("/ #", m.wait_text("corbel-busybox: ready", after))
 
 
-def network_up(m):
-    m.run("ifconfig eth0 up && udhcpc -i eth0 -n -q")
-
-
 def use_devices(place):
     server = Server()
     control = place.home / "control"
@@ -79,7 +64,7 @@ def use_devices(place):
         digest = hashlib.sha256(content).hexdigest()
         expect(digest in m.run("dd if=/dev/vda bs=1M iflag=direct 2>/dev/null | sha256sum"),
                "the guest reads another disk than the host wrote")
-        network_up(m)
+        m.network_up()
         digest = hashlib.sha256(server.body).hexdigest()
         expect(digest in m.run(f"wget -q -O - http://10.0.2.2:{server.port}/ | sha256sum"),
                "a file changed on its way over the network")
@@ -89,16 +74,24 @@ def use_devices(place):
         expect(m.wait_exit() == 0, f"powering off gives a non-zero status\n{m.story()}")
 
 
-def use_balloon(m, control):
+def use_balloon(m, path):
     """The guest gives 32 MiB and gets them back."""
-    statistics = lambda: ask(control, command="statistics")["statistics"]
     free = "$(awk '/MemFree/ {print $2}' /proc/meminfo)"
-    m.run(f"free={free}")
-    ask(control, command="balloon", bytes=32 * MIB)
-    m.run(f"while [ {free} -gt $((free - 28000)) ]; do sleep 1; done")
-    expect(statistics()["balloon.discarded_bytes"] >= 28000 << 10, "the host got no memory back")
-    ask(control, command="balloon", bytes=0)
-    m.run(f"while [ {free} -lt $((free - 8000)) ]; do sleep 1; done")
+    with Control(path) as watcher, Control(path) as control:
+        watcher.expect_ok("watch")
+
+        def move(size):
+            control.expect_ok("balloon", bytes=size)
+            while watcher.line() != {"event": "balloon", "bytes": size}:
+                pass  # the guest moves it in steps
+
+        m.run(f"free={free}")
+        move(32 * MIB)
+        statistics = control.expect_ok("statistics")["statistics"]
+        expect(statistics["balloon.discarded_bytes"] >= 32 * MIB, f"not all came: {statistics}")
+        m.run(f"test {free} -lt $((free - 28000))")
+        move(0)
+        m.run(f"test {free} -gt $((free - 8000))")
 
 
 def reset_in_the_middle(place):
@@ -113,8 +106,8 @@ def reset_in_the_middle(place):
         digest = hashlib.sha256(content).hexdigest()
         expect(digest in m.run("dd if=/dev/vda bs=1M iflag=direct 2>/dev/null | sha256sum"),
                "the disk changed over a reset")
-        network_up(m)
-        m.run("ping -c 1 10.0.2.2")
+        m.network_up()
+        m.run("ping -c 1 -W 600 10.0.2.2")
         m.type("poweroff -f\n")
         expect(m.wait_exit() == 0, f"powering off gives a non-zero status\n{m.story()}")
 

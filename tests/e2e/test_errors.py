@@ -8,7 +8,7 @@ import resource
 import signal
 import subprocess
 
-from harness import Machine, expect, guest, run_tests
+from harness import LIMIT_S, Machine, expect, guest, run_tests
 from test_boot import ENGINE, arguments
 
 
@@ -17,7 +17,7 @@ def refuse(place, words, *mentions):
     before = sorted(os.listdir(place.home))
     result = subprocess.run(place.wrap([place.vmm, *words]), cwd=place.home, check=False,
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, timeout=120)
+                            stderr=subprocess.PIPE, text=True, timeout=LIMIT_S)
     said = result.stderr
     lines = [line for line in said.splitlines() if line.strip()]
     expect(result.returncode in (1, 2), f"{words}: status {result.returncode}\n{said}")
@@ -144,7 +144,7 @@ def refuse_full_host(place):
     """Guest memory that the host's limits do not allow."""
     result = subprocess.run(place.wrap([place.vmm, *command(guest("busybox"), memory="512M")]),
                             check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                            timeout=120, preexec_fn=lambda: resource.setrlimit(
+                            timeout=LIMIT_S, preexec_fn=lambda: resource.setrlimit(
                                 resource.RLIMIT_FSIZE, (64 << 20, 64 << 20)))
     expect(result.returncode == 1, f"status {result.returncode}\n{result.stderr}")
     expect(len(result.stderr.strip().splitlines()) == 1 and "memory" in result.stderr,

@@ -20,18 +20,10 @@ import sys
 import tempfile
 import traceback
 
-LIMIT_S = 120
+from harness import LIMIT_S, Control, expect
+
 VMM, GUEST = (str(pathlib.Path(path).resolve()) for path in sys.argv[1:3])
 ENGINE = os.environ.get("CORBEL_ENGINE", "auto")
-
-
-class Failure(Exception):
-    """What was seen is not what must be seen."""
-
-
-def expect(condition, text):
-    if not condition:
-        raise Failure(text)
 
 
 def flags(mode, *more):
@@ -78,33 +70,6 @@ def wait_for(fd, text, seen=b""):
 
 def end_of(process):
     return process.wait(LIMIT_S)
-
-
-class Control:
-    """A client of the control socket."""
-
-    def __init__(self, path):
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(LIMIT_S)
-        self.socket.connect(str(path))
-        self.file = self.socket.makefile("rwb")
-
-    def line(self):
-        try:
-            data = self.file.readline()
-        except ConnectionResetError:  # closed before it had read all of ours
-            data = b""
-        return json.loads(data) if data else None
-
-    def ask(self, command, **more):
-        self.file.write(json.dumps({"command": command, **more}).encode() + b"\n")
-        self.file.flush()
-        return self.line()
-
-    def expect_ok(self, command, **more):
-        answer = self.ask(command, **more)
-        expect(answer and answer["ok"], f"{command}: {answer}")
-        return answer
 
 
 # --- Mistakes ---------------------------------------------------------------------------------
@@ -356,8 +321,7 @@ def test_control_hostile_peers_lose_only_their_connection(directory):
             client.file.flush()
             expect(client.line()["ok"] is False, f"{garbage[:20]!r}")
             client.expect_ok("status")
-            client.socket.close()
-            client.file.close()
+            client.close()
         long = Control(path)
         long.file.write(b"x" * 5000)
         long.file.flush()

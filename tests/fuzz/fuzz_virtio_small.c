@@ -46,7 +46,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     if (kind % 3 == 0) {
         r = virtio_rng_create(&fuzz.machine.env, &fuzz.dev);
     } else if (kind % 3 == 1) {
-        r = virtio_balloon_create(&fuzz.machine.env, &fuzz.dev);
+        r = virtio_balloon_create(&fuzz.machine.env, NULL, NULL, &fuzz.dev);
         fuzz.host = balloon_host;
     } else {
         r = virtio_console_create(&fuzz.machine.env, &console_ops, kind & 0x80 ? &fuzz : NULL,

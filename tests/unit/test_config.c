@@ -128,6 +128,9 @@ static void test_net_forwards_taken_in_order(void **state)
     assert_int_equal(net->forwards[1].host_port, 8080);
     assert_int_equal(net->forwards[1].guest_port, 80);
     assert_int_equal(net->forwards[1].host_address, 0x7f000001);
+    assert_int_equal(parse(config, "--net", "user,forward=0:22,forward=0:80", &err), 0);
+    assert_int_equal(net->forward_count, 2);
+    assert_int_equal(net->forwards[1].host_port, 0);
     assert_int_equal(parse(config, "--net", "user", &err), 0);
     assert_int_equal(net->forward_count, 0);
     assert_int_equal(parse(config, "--net", "none", &err), 0);
@@ -155,8 +158,8 @@ static void test_wrong_values_refused_naming_flag_value_and_mend(void **state)
         {"--kernel", "", "name of a file"},
         {"--net", "tap", "user"},
         {"--net", "user,forward=22", "HOSTPORT:GUESTPORT"},
-        {"--net", "user,forward=0:22", "1 to 65535"},
-        {"--net", "user,forward=65536:22", "1 to 65535"},
+        {"--net", "user,forward=22:0", "up to 65535"},
+        {"--net", "user,forward=65536:22", "up to 65535"},
         {"--net", "user,forward=2222:22,forward=2222:23", "host port once"},
         {"--net", "user,mtu=9000", "forward="},
         {"--net", "none,forward=2222:22", "user"},
