@@ -57,7 +57,12 @@ ssh-keygen -q -t ed25519 -N '' -C "corbel $CORBEL_KIND" -f "$CORBEL_OUT/ssh_key"
 
 step "installing Debian $CORBEL_SUITE (mode $CORBEL_MODE)"
 if [ "$CORBEL_MODE" = fakechroot ]; then
-    set -- fakechroot fakeroot mmdebstrap
+    # systemd's private library is found by an absolute path in its programs, which is the host's
+    # here; /lib/systemd is where mmdebstrap lets the loader look.
+    shared=libsystemd-shared-252.so
+    set -- fakechroot fakeroot mmdebstrap \
+        --essential-hook="mkdir -p \"\$1/usr/lib/systemd\" && ln -s ../x86_64-linux-gnu/systemd/$shared \"\$1/usr/lib/systemd/\"" \
+        --customize-hook="rm -f \"\$1/usr/lib/systemd/$shared\""
 else
     set -- mmdebstrap
 fi
