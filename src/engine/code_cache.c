@@ -285,7 +285,7 @@ static void unit_kill(struct translator *t, struct unit *unit)
     /* Jump caches may still lead here: the first instruction becomes a jump to the lookup. */
     uint8_t *first = t->rw + unit->indirect;
     uint64_t bytes;
-    uint32_t rel = (uint32_t)(t->jump_miss - (t->rx + unit->indirect + 5));
+    uint32_t rel = (uint32_t)(t->dead - (t->rx + unit->indirect + 5));
 
     memcpy(&bytes, first, sizeof(bytes));
     bytes = (bytes & 0xffffff0000000000ull) | (uint64_t)rel << 8 | 0xe9u;

@@ -117,9 +117,9 @@ struct unit {
     uint64_t lines;         /* 64-byte lines of the first page that it was made from */
     uint32_t code;          /* offsets in the cache */
     uint32_t code_end;
+    uint32_t indirect; /* for jump caches only: hot.target is the guest's RIP; goes on at entry */
     uint32_t entry;    /* all registers and flags in place */
     uint32_t body;     /* registers of body_spilled are in their slots */
-    uint32_t indirect; /* RCX: guest RIP; RAX: flags; RAX RCX RDX in their slots */
     uint16_t body_spilled;
     uint8_t mode;
     _Atomic bool dead;
@@ -144,6 +144,21 @@ struct code_page_ref {
     struct code_page_ref *next;
     struct unit *unit;
 };
+
+/*
+ * Ways on by the jump cache; registers are the guest's, but for the borrowed
+ * that are named. To the address in RCX, which is borrowed: flags in the host's;
+ * in their slot; in their slot, and RAX is borrowed, too. To hot.offset from the
+ * start of the page: flags in the host's; in their slot.
+ */
+struct thunk_dispatch {
+    const uint8_t *flags_host;
+    const uint8_t *flags_slot;
+    const uint8_t *rax_spilled;
+    const uint8_t *offset_flags_host;
+    const uint8_t *offset_flags_slot;
+};
+#define THUNK_DISPATCH_COPIES 16u
 
 struct translator {
     struct engine_vm *vm;
@@ -175,9 +190,11 @@ struct translator {
     const uint8_t *access[16]; /* an access that missed; its address is in that register */
     const uint8_t *exit_host;  /* an exit with the flags in the host's */
     const uint8_t *exit_slot;  /* ... in their slot, or dead */
-    const uint8_t *jump_miss;  /* an indirect branch that is not in the jump cache */
-    /* A direct branch to hot.offset in or beside the page, by MMU mode: flags in the host's, or not. */
-    const uint8_t *lookup[3][2];
+    /* A miss by that index: its address in the first register, the site's number in the second. */
+    const uint8_t *access_site[16][16];
+    const uint8_t *jump_miss; /* an indirect branch that is not in the jump cache */
+    const uint8_t *dead;      /* where the indirect entry of a dead unit leads */
+    struct thunk_dispatch dispatch[THUNK_DISPATCH_COPIES][3]; /* by MMU mode */
     uint32_t calls[4]; /* offsets of the thunks' calls into C */
     unsigned call_count;
     uint32_t ret; /* offset of the return to run() */

@@ -80,6 +80,13 @@ void emit_gs_store_imm32(struct emit *e, uint32_t offset, uint32_t value)
     emit_u32(e, value);
 }
 
+void emit_mov_imm32(struct emit *e, unsigned reg, uint32_t value)
+{
+    emit_rex(e, false, 0, 0, reg);
+    emit_u8(e, 0xb8u | (reg & 7u));
+    emit_u32(e, value);
+}
+
 void emit_shift_imm(struct emit *e, bool wide, unsigned op, unsigned reg, unsigned count)
 {
     emit_rr(e, wide, 0xc1, op, reg);

@@ -84,6 +84,7 @@ void emit_gs_indexed(struct emit *e, unsigned opcode, unsigned reg, unsigned ind
 void emit_gs_load(struct emit *e, unsigned reg, uint32_t offset);
 void emit_gs_store(struct emit *e, unsigned reg, uint32_t offset);
 void emit_gs_store_imm32(struct emit *e, uint32_t offset, uint32_t value); /* 4 bytes */
+void emit_mov_imm32(struct emit *e, unsigned reg, uint32_t value);         /* 32-bit */
 /* op r32, imm8 of group 2 (shl 4, shr 5, sar 7) and op r, imm32 of group 1 (add 0, and 4, cmp 7). */
 void emit_shift_imm(struct emit *e, bool wide, unsigned op, unsigned reg, unsigned count);
 void emit_alu_imm(struct emit *e, bool wide, unsigned op, unsigned reg, int32_t imm);

@@ -8,8 +8,6 @@
  */
 #include "engine/translate_int.h"
 
-#define DISPATCH_REGS (REG_BIT(X86_RAX) | REG_BIT(X86_RCX) | REG_BIT(X86_RDX))
-
 static uint8_t *rw_thunk(const struct xlate *x, const uint8_t *rx)
 {
     return x->t->rw + (rx - x->t->rx);
@@ -37,49 +35,38 @@ struct unit_exit *exit_direct(struct xlate *x, int64_t target_offset)
     return exit_new(x, in_page ? EXIT_CHAIN : EXIT_LOOKUP, target_offset);
 }
 
-/* Flags into RAX as LAHF and SETO leave them; RAX is borrowed. */
-static void emit_flags_to_rax(struct xlate *x)
+/* The dispatch thunks of a unit: several copies, so that branches are predicted apart. */
+static const struct thunk_dispatch *dispatch_of(const struct xlate *x, unsigned mode)
 {
-    if (x->flags == FLAGS_HOST) {
-        emit_bytes(&x->e, "\x9f\x0f\x90\xc0", 4);
-    } else if (x->flags == FLAGS_SLOT) {
-        emit_gs_load(&x->e, X86_RAX, GS_HOT(flags));
-    }
-}
+    unsigned copy = (x->unit->code >> 6) % THUNK_DISPATCH_COPIES;
 
-static void borrow_for_dispatch(struct xlate *x)
-{
-    xlate_reload(x, ~DISPATCH_REGS);
-    xlate_spill(x, DISPATCH_REGS);
-    emit_flags_to_rax(x);
+    return &x->t->dispatch[copy][mode & UNIT_MODE_MMU];
 }
 
 /* RCX holds the target already when it is borrowed and in_rcx is set. */
 void exit_indirect(struct xlate *x, bool in_rcx)
 {
-    borrow_for_dispatch(x);
+    const struct thunk_dispatch *dispatch = dispatch_of(x, x->ti->mode);
+    bool has_rax = (x->spilled & REG_BIT(X86_RAX)) == 0 || x->flags == FLAGS_HOST;
+
+    xlate_reload(x, ~(REG_BIT(X86_RCX) | (has_rax ? 0u : REG_BIT(X86_RAX))));
+    xlate_spill(x, REG_BIT(X86_RCX));
     if (!in_rcx) {
         emit_gs_load(&x->e, X86_RCX, GS_HOT(target));
     }
-    thunk_emit_dispatch(x->t, &x->e, x->ti->mode);
-}
-
-/* Short, for branches that are taken now and then: the rest is in a thunk. */
-static void emit_far_lookup(struct xlate *x, const struct unit_exit *exit)
-{
-    xlate_reload(x, UINT16_MAX);
-    emit_gs_store_imm32(&x->e, GS_HOT(offset), (uint32_t)exit->target_offset);
-    emit_jmp_to(
-        &x->e,
-        rw_thunk(x, x->t->lookup[exit->mode & UNIT_MODE_MMU][x->flags == FLAGS_HOST ? 0 : 1]));
+    emit_jmp_to(&x->e, rw_thunk(x, x->flags == FLAGS_HOST ? dispatch->flags_host
+                                   : has_rax              ? dispatch->flags_slot
+                                                          : dispatch->rax_spilled));
 }
 
 static void emit_lookup(struct xlate *x, const struct unit_exit *exit)
 {
-    borrow_for_dispatch(x);
-    emit_gs_load(&x->e, X86_RCX, GS_HOT(page));
-    emit_alu_imm(&x->e, true, 0, X86_RCX, exit->target_offset);
-    thunk_emit_dispatch(x->t, &x->e, exit->mode);
+    const struct thunk_dispatch *dispatch = dispatch_of(x, exit->mode);
+
+    xlate_reload(x, UINT16_MAX);
+    emit_gs_store_imm32(&x->e, GS_HOT(offset), (uint32_t)exit->target_offset);
+    emit_jmp_to(&x->e, rw_thunk(x, x->flags == FLAGS_HOST ? dispatch->offset_flags_host
+                                                          : dispatch->offset_flags_slot));
 }
 
 /* The part of an exit that leaves; registers and flags as the caller set in x. */
@@ -88,11 +75,7 @@ static void emit_stub(struct xlate *x, struct unit_exit *exit, bool is_cold)
     struct emit *e = &x->e;
 
     if (exit->kind == EXIT_LOOKUP) {
-        if (is_cold) {
-            emit_far_lookup(x, exit);
-        } else {
-            emit_lookup(x, exit);
-        }
+        emit_lookup(x, exit);
         return;
     }
     exit->stub = code_offset(x->t, e->p);
@@ -100,11 +83,13 @@ static void emit_stub(struct xlate *x, struct unit_exit *exit, bool is_cold)
         uint16_t body = x->unit->body_spilled;
 
         /* As this unit's own body begins, so do others and above all itself. */
-        exit->spilled = body;
         xlate_reload(x, ~(unsigned)body);
-        xlate_spill(x, body);
-        if (body != 0) {
-            exit->jump_body = code_offset(x->t, emit_jmp(e));
+        if (!is_cold || x->spilled == body) {
+            exit->spilled = body;
+            xlate_spill(x, body);
+            if (body != 0) {
+                exit->jump_body = code_offset(x->t, emit_jmp(e));
+            }
         }
         xlate_reload(x, UINT16_MAX);
         exit->jump = code_offset(x->t, emit_jmp(e));

@@ -338,6 +338,7 @@ static void emit_check(struct xlate *x, const struct ea *ea, const struct access
 
     cold->ea = *ea;
     cold->scratch = (uint8_t)s0;
+    cold->scratch2 = (uint8_t)s1;
     cold->site = x->t->access_count++;
     site->code = code_offset(x->t, e->p);
     site->size = (uint16_t)size;
@@ -417,7 +418,7 @@ void mem_emit_cold(struct xlate *x)
 
         emit_patch(cold->branch, e->p);
         ea_emit(x, &cold->ea, cold->scratch);
-        emit_gs_store_imm32(e, GS_HOT(site), cold->site);
-        emit_jmp_to(e, x->t->rw + (x->t->access[cold->scratch] - x->t->rx));
+        emit_mov_imm32(e, cold->scratch2, cold->site);
+        emit_jmp_to(e, x->t->rw + (x->t->access_site[cold->scratch][cold->scratch2] - x->t->rx));
     }
 }

@@ -119,41 +119,99 @@ static const uint8_t *rw_of(struct translator *t, const uint8_t *rx)
     return t->rw + (rx - t->rx);
 }
 
-void thunk_emit_dispatch(const struct translator *t, struct emit *e, unsigned mode)
+static void emit_save_flags(struct emit *e)
 {
-    uint32_t cache =
-        (uint32_t)(offsetof(struct engine_vcpu, hot.jump) +
-                   (mode & UNIT_MODE_MMU) * sizeof(struct jump_entry) * JUMP_CACHE_SETS);
+    emit_bytes(e, "\x9f\x0f\x90\xc0", 4); /* lahf; seto al */
+}
 
+static void emit_restore_flags(struct emit *e)
+{
+    emit_bytes(e, "\x04\x7f\x9e", 3); /* add al, 0x7f; sahf */
+}
+
+/* To the unit for the address in RCX. RAX holds the flags; it and RCX are borrowed. */
+static void emit_dispatch(struct translator *t, struct emit *e, unsigned mode)
+{
+    uint32_t cache = (uint32_t)(offsetof(struct engine_vcpu, hot.jump) +
+                                mode * sizeof(struct jump_entry) * JUMP_CACHE_SETS);
+
+    emit_gs_store(e, X86_RDX, GS_SPILL(X86_RDX));
     emit_rr(e, false, 0x69, X86_RDX, X86_RCX); /* imul edx, ecx, imm32 */
     emit_u32(e, JUMP_CACHE_HASH);
     emit_shift_imm(e, false, 5, X86_RDX, 16);
     emit_alu_imm(e, false, 4, X86_RDX, (int32_t)((JUMP_CACHE_SETS - 1) << 4));
     emit_gs_indexed(e, EMIT_CMP_LOAD, X86_RCX, X86_RDX,
                     cache + (uint32_t)offsetof(struct jump_entry, rip));
-    emit_jcc_to(e, EMIT_CC_NE, t->rw + (t->jump_miss - t->rx));
-    emit_gs_prefix(e);
-    emit_mem(e, false, 0xff, 4, X86_RDX, EMIT_NO_REG, 1,
-             emit_gs_disp(e, cache + (uint32_t)offsetof(struct jump_entry, host)));
+    emit_jcc_to(e, EMIT_CC_NE, rw_of(t, t->jump_miss));
+    emit_gs_indexed(e, EMIT_MOV_LOAD, X86_RDX, X86_RDX,
+                    cache + (uint32_t)offsetof(struct jump_entry, host));
+    emit_gs_store(e, X86_RDX, GS_HOT(resume));
+    emit_gs_store(e, X86_RCX, GS_HOT(target));
+    emit_alu_imm(e, true, 4, X86_RCX, -(int32_t)GMEM_PAGE_BYTES);
+    emit_gs_store(e, X86_RCX, GS_HOT(page));
+    emit_restore_flags(e);
+    emit_gs_load(e, X86_RAX, GS_SPILL(X86_RAX));
+    emit_gs_load(e, X86_RCX, GS_SPILL(X86_RCX));
+    emit_gs_load(e, X86_RDX, GS_SPILL(X86_RDX));
+    emit_resume_jump(e);
 }
 
-/* Direct branches to other pages: hot.page + hot.offset. */
-static void emit_lookups(struct translator *t, struct emit *e)
+/* RCX, which is saved: hot.page + hot.offset. */
+static void emit_offset_target(struct emit *e)
 {
-    for (unsigned mode = 0; mode < ARRAY_LEN(t->lookup); mode++) {
-        for (unsigned in_slot = 0; in_slot < 2; in_slot++) {
-            t->lookup[mode][in_slot] = here(t, e);
-            emit_gs_store(e, X86_RAX, GS_SPILL(X86_RAX));
-            emit_gs_store(e, X86_RCX, GS_SPILL(X86_RCX));
-            emit_gs_store(e, X86_RDX, GS_SPILL(X86_RDX));
-            if (in_slot != 0) {
-                emit_gs_load(e, X86_RAX, GS_HOT(flags));
-            } else {
-                emit_bytes(e, "\x9f\x0f\x90\xc0", 4); /* lahf; seto al */
-            }
-            emit_gs(e, 0x63, X86_RCX, GS_HOT(offset)); /* movsxd */
-            emit_gs(e, EMIT_ADD_LOAD, X86_RCX, GS_HOT(page));
-            thunk_emit_dispatch(t, e, mode);
+    emit_gs_store(e, X86_RCX, GS_SPILL(X86_RCX));
+    emit_gs(e, 0x63, X86_RCX, GS_HOT(offset)); /* movsxd */
+}
+
+static void emit_dispatches(struct translator *t, struct emit *e, struct thunk_dispatch *out,
+                            unsigned mode)
+{
+    out->offset_flags_slot = here(t, e);
+    emit_offset_target(e);
+    emit_gs(e, EMIT_ADD_LOAD, X86_RCX, GS_HOT(page));
+    out->flags_slot = here(t, e);
+    emit_gs_store(e, X86_RAX, GS_SPILL(X86_RAX));
+    out->rax_spilled = here(t, e);
+    emit_gs_load(e, X86_RAX, GS_HOT(flags));
+    emit_dispatch(t, e, mode);
+
+    out->offset_flags_host = here(t, e);
+    emit_gs_store(e, X86_RAX, GS_SPILL(X86_RAX));
+    emit_save_flags(e);
+    emit_offset_target(e);
+    emit_gs(e, EMIT_ADD_LOAD, X86_RCX, GS_HOT(page));
+    emit_dispatch(t, e, mode);
+
+    out->flags_host = here(t, e);
+    emit_gs_store(e, X86_RAX, GS_SPILL(X86_RAX));
+    emit_save_flags(e);
+    emit_dispatch(t, e, mode);
+}
+
+/* A unit that is no more was reached by a jump cache: hot.target is looked up again. */
+static void emit_dead(struct translator *t, struct emit *e)
+{
+    t->dead = here(t, e);
+    emit_gs_store(e, X86_RAX, GS_SPILL(X86_RAX));
+    emit_gs_store(e, X86_RCX, GS_SPILL(X86_RCX));
+    emit_gs_store(e, X86_RDX, GS_SPILL(X86_RDX));
+    emit_save_flags(e);
+    emit_gs_load(e, X86_RCX, GS_HOT(target));
+    emit_jmp_to(e, rw_of(t, t->jump_miss));
+}
+
+/* Misses of inlined checks: the address in one register, in another the site's number if any. */
+static void emit_accesses(struct translator *t, struct emit *e, const uint8_t *access)
+{
+    for (unsigned r = 0; r < X86_GPR_COUNT; r++) {
+        t->access[r] = here(t, e);
+        emit_gs_store(e, r, GS_HOT(va));
+        emit_jmp_to(e, rw_of(t, access));
+        for (unsigned site = 0; site < X86_GPR_COUNT; site++) {
+            t->access_site[r][site] = here(t, e);
+            emit_gs_op(e, site >= 8 ? "\x44\x89" : "\x89", site >= 8 ? 2 : 1, site & 7,
+                       GS_HOT(site));
+            emit_jmp_to(e, rw_of(t, t->access[r]));
         }
     }
 }
@@ -207,12 +265,13 @@ void thunk_emit_all(struct translator *t)
     emit_gs_load(&e, X86_RDX, GS_SPILL(X86_RDX));
     emit_gs_store_imm32(&e, GS_HOT(exit), 0);
     emit_jmp_to(&e, rw_of(t, t->exit_slot));
-    emit_lookups(t, &e);
-    for (unsigned r = 0; r < X86_GPR_COUNT; r++) {
-        t->access[r] = here(t, &e);
-        emit_gs_store(&e, r, GS_HOT(va));
-        emit_jmp_to(&e, rw_of(t, access));
+    emit_dead(t, &e);
+    for (unsigned copy = 0; copy < THUNK_DISPATCH_COPIES; copy++) {
+        for (unsigned mode = 0; mode < ARRAY_LEN(t->dispatch[0]); mode++) {
+            emit_dispatches(t, &e, &t->dispatch[copy][mode], mode);
+        }
     }
+    emit_accesses(t, &e, access);
     emit_align(&e, 64);
     t->used_bytes = code_offset(t, e.p);
 }

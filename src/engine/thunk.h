@@ -36,12 +36,6 @@ enum translate_leave {
 
 void thunk_emit_all(struct translator *translator);
 
-/*
- * Goes to guest RIP in RCX by the jump cache of the mode. RAX RCX RDX are in their
- * spill slots and RAX holds the flags as LAHF and SETO leave them.
- */
-void thunk_emit_dispatch(const struct translator *translator, struct emit *e, unsigned mode);
-
 /* Calls the enter thunk: goes to hot.resume with st's registers, back when the guest left. */
 void thunk_enter(struct engine_vcpu *v);
 

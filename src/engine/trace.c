@@ -289,10 +289,8 @@ static void find_next_uses(struct trace *trace)
         unsigned used = ti->insn.gpr_read | ti->insn.gpr_written;
 
         memcpy(ti->next_use, next, sizeof(next));
-        for (unsigned r = 0; r < X86_GPR_COUNT; r++) {
-            if ((used >> r & 1u) != 0) {
-                next[r] = (uint8_t)i;
-            }
+        for (; used != 0; used &= used - 1) {
+            next[__builtin_ctz(used)] = (uint8_t)i;
         }
     }
 }

@@ -72,8 +72,9 @@ struct window {
 struct cold_access {
     uint8_t *branch; /* rel32 to here */
     struct ea ea;
-    uint8_t scratch;
-    uint32_t site; /* index of its struct unit_access */
+    uint8_t scratch;  /* for the address */
+    uint8_t scratch2; /* for the site */
+    uint32_t site;    /* index of its struct unit_access */
 };
 
 /* Out-of-line code of an exit. */

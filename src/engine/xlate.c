@@ -2,8 +2,9 @@
 #include "engine/rewrite.h"
 #include "engine/translate_int.h"
 
-#define INDIRECT_ALIGN 16u
-#define RETURN_REGS (REG_BIT(X86_RAX) | REG_BIT(X86_RCX) | REG_BIT(X86_RDX))
+#define INDIRECT_ALIGN 8u
+/* Borrowed by a return: RCX for the target; RAX, so that the flags can be saved in passing. */
+#define RETURN_REGS (REG_BIT(X86_RAX) | REG_BIT(X86_RCX))
 #define BODY_SCRATCH 2u
 
 /* An instruction begins: notes the boundary and brings home what it reads. */
@@ -388,37 +389,17 @@ static uint16_t choose_body_spilled(const struct trace *trace)
     return (uint16_t)chosen;
 }
 
-static void emit_entries(struct xlate *x, uint16_t live)
+static void emit_entries(struct xlate *x)
 {
     struct emit *e = &x->e;
-    uint16_t body = x->unit->body_spilled;
 
     emit_align(e, INDIRECT_ALIGN);
     x->unit->indirect = code_offset(x->t, e->p);
-    /* At least five bytes, which code_cache.c turns into a jump when the unit dies. */
-    emit_alu_imm(e, true, 4, X86_RCX, -(int32_t)GMEM_PAGE_BYTES);
-    emit_gs_store(e, X86_RCX, GS_HOT(page));
-    if (live != 0) {
-        emit_bytes(e, "\x04\x7f\x9e", 3); /* add al, 0x7f; sahf */
-    }
-    x->spilled = RETURN_REGS;
-    xlate_reload(x, RETURN_REGS & ~(unsigned)body);
-    xlate_spill(x, body);
-    x->unit->body = code_offset(x->t, e->p);
-}
-
-static void emit_plain_entry(struct xlate *x)
-{
-    struct emit *e = &x->e;
-
-    if (x->unit->body_spilled == 0) {
-        x->unit->entry = x->unit->body;
-        return;
-    }
+    /* NOP of five bytes, which code_cache.c turns into a jump when the unit dies. */
+    emit_bytes(e, "\x0f\x1f\x44\x00\x00", 5);
     x->unit->entry = code_offset(x->t, e->p);
-    x->spilled = 0;
     xlate_spill(x, x->unit->body_spilled);
-    emit_jmp_to(e, x->t->rw + x->unit->body);
+    x->unit->body = code_offset(x->t, e->p);
 }
 
 static void emit_trace(struct xlate *x)
@@ -463,9 +444,8 @@ struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr
     unit->mode = (uint8_t)mode;
     unit->code = t->used_bytes;
     unit->body_spilled = choose_body_spilled(trace);
-    emit_entries(x, trace->insns[0].live);
+    emit_entries(x);
     emit_trace(x);
-    emit_plain_entry(x);
     exit_emit_cold(x);
     mem_emit_cold(x);
     unit->code_end = code_offset(t, x->e.p);

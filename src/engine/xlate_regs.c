@@ -9,26 +9,22 @@
  */
 #include "engine/translate_int.h"
 
-#define REG_NAMES X86_GPR_COUNT
-
 void xlate_reload(struct xlate *x, unsigned reg_mask)
 {
-    for (unsigned r = 0; r < REG_NAMES; r++) {
-        if ((x->spilled & reg_mask & REG_BIT(r)) != 0) {
-            emit_gs_load(&x->e, r, GS_SPILL(r));
-        }
+    for (unsigned rest = x->spilled & reg_mask; rest != 0; rest &= rest - 1) {
+        unsigned r = (unsigned)__builtin_ctz(rest);
+
+        emit_gs_load(&x->e, r, GS_SPILL(r));
     }
     x->spilled &= (uint16_t)~reg_mask;
 }
 
 void xlate_spill(struct xlate *x, unsigned reg_mask)
 {
-    unsigned missing = reg_mask & ~(unsigned)x->spilled;
+    for (unsigned rest = reg_mask & ~(unsigned)x->spilled; rest != 0; rest &= rest - 1) {
+        unsigned r = (unsigned)__builtin_ctz(rest);
 
-    for (unsigned r = 0; r < REG_NAMES; r++) {
-        if ((missing & REG_BIT(r)) != 0) {
-            emit_gs_store(&x->e, r, GS_SPILL(r));
-        }
+        emit_gs_store(&x->e, r, GS_SPILL(r));
     }
     x->spilled |= (uint16_t)reg_mask;
 }
@@ -38,51 +34,68 @@ static const uint8_t scratch_order[] = {X86_R11, X86_R10, X86_R9,  X86_R8,  X86_
                                         X86_R14, X86_R13, X86_R12, X86_RDI, X86_RSI,
                                         X86_RBP, X86_RBX, X86_RDX, X86_RCX, X86_RAX};
 
+/* Where each stands in that order, by number. */
+static const uint8_t scratch_rank[X86_GPR_COUNT] = {14, 13, 12, 11, 15, 10, 9, 8,
+                                                    3,  2,  1,  0,  7,  6,  5, 4};
+
 unsigned xlate_scratch_order(unsigned index)
 {
     return index < ARRAY_LEN(scratch_order) ? scratch_order[index] : EMIT_NO_REG;
 }
 
-/* Lower is cheaper. */
-static unsigned scratch_cost(const struct xlate *x, unsigned reg, bool is_written)
+static unsigned first_in_order(unsigned mask)
 {
-    unsigned next = x->ti->next_use[reg]; /* an index; none: TRACE_NO_USE */
+    unsigned best = (unsigned)__builtin_ctz(mask);
 
-    if ((mem_window_regs(x) & REG_BIT(reg)) != 0) {
-        return 0x400;
-    }
-    if ((x->spilled & REG_BIT(reg)) != 0) {
-        return TRACE_NO_USE - next;
-    }
-    if (is_written) {
-        return 0x100;
-    }
-    return 0x200 + TRACE_NO_USE - next;
-}
+    for (unsigned rest = mask & (mask - 1); rest != 0; rest &= rest - 1) {
+        unsigned r = (unsigned)__builtin_ctz(rest);
 
-unsigned xlate_scratch(struct xlate *x, unsigned forbidden, bool low_only, bool allow_written)
-{
-    unsigned best = X86_RAX;
-    unsigned best_cost = UINT32_MAX;
-
-    forbidden |= REG_BIT(X86_RSP) | x->ti->insn.gpr_read;
-    if (!allow_written) {
-        forbidden |= x->ti->insn.gpr_written;
-    }
-    if (low_only) {
-        forbidden |= 0xff00;
-    }
-    for (unsigned i = 0; i < ARRAY_LEN(scratch_order); i++) {
-        unsigned r = scratch_order[i];
-        unsigned cost = scratch_cost(x, r, (x->ti->insn.gpr_written & REG_BIT(r)) != 0);
-
-        if ((forbidden & REG_BIT(r)) == 0 && cost < best_cost) {
+        if (scratch_rank[r] < scratch_rank[best]) {
             best = r;
-            best_cost = cost;
         }
     }
-    if (best_cost == 0x400) {
+    return best;
+}
+
+/* Of the registers in mask that whose next use is farthest, and among those the first in order. */
+static unsigned farthest(const struct xlate *x, unsigned mask)
+{
+    const uint8_t *next_use = x->ti->next_use; /* an index; none: TRACE_NO_USE */
+    unsigned best = EMIT_NO_REG;
+    unsigned best_next = 0;
+
+    for (unsigned rest = mask; rest != 0; rest &= rest - 1) {
+        unsigned r = (unsigned)__builtin_ctz(rest);
+        unsigned next = next_use[r];
+
+        if (best == EMIT_NO_REG || next > best_next ||
+            (next == best_next && scratch_rank[r] < scratch_rank[best])) {
+            best = r;
+            best_next = next;
+        }
+    }
+    return best;
+}
+
+/* One that is borrowed already, else one that the instruction overwrites, else any. */
+unsigned xlate_scratch(struct xlate *x, unsigned forbidden, bool low_only, bool allow_written)
+{
+    unsigned written = x->ti->insn.gpr_written;
+    unsigned allowed = UINT16_MAX & ~(forbidden | REG_BIT(X86_RSP) | x->ti->insn.gpr_read |
+                                      (allow_written ? 0u : written) | (low_only ? 0xff00u : 0u));
+    unsigned free_regs = allowed & ~mem_window_regs(x);
+    unsigned best;
+
+    if (free_regs == 0) {
+        free_regs = allowed;
         mem_forget(x);
+    }
+    if ((free_regs & x->spilled) != 0) {
+        best = farthest(x, free_regs & x->spilled);
+    } else if ((free_regs & written) != 0) {
+        best = first_in_order(free_regs & written);
+    } else {
+        best = farthest(x, free_regs);
     }
     xlate_spill(x, REG_BIT(best));
     return best;
