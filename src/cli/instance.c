@@ -1,6 +1,7 @@
 #include "cli/instance.h"
 
 #include "base/io.h"
+#include "base/loop.h"
 #include "cli/copy.h"
 #include "cli/paths.h"
 
@@ -8,13 +9,17 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/pidfd.h>
 #include <sys/stat.h>
 
 #define RUN_JSON_MAX_BYTES 4096
+#define NS_PER_S 1000000000ull
+#define NS_PER_MS 1000000ull
 #define STAT_FIELD_START 22 /* proc(5): starttime is the 22nd field */
 
 uint64_t instance_process_start(pid_t pid)
@@ -51,6 +56,31 @@ bool instance_is_alive(const struct instance *instance)
 {
     return instance->pid > 0 && instance->start_ticks != 0 &&
            instance_process_start(instance->pid) == instance->start_ticks;
+}
+
+int instance_open_process(const struct instance *instance)
+{
+    CLEANUP_CLOSE int fd = instance->pid > 0 ? pidfd_open(instance->pid, 0) : -1;
+
+    if (instance->pid > 0 && fd < 0) {
+        return -errno;
+    }
+    /* Looked at only now: the number may have been given to another process before. */
+    return instance_is_alive(instance) ? steal_fd(&fd) : -ESRCH;
+}
+
+bool instance_wait_end(const struct instance *instance, unsigned seconds)
+{
+    CLEANUP_CLOSE int fd = instance_open_process(instance);
+    struct pollfd pfd = {.fd = fd, .events = POLLIN};
+    uint64_t deadline = clock_monotonic_ns() + seconds * NS_PER_S;
+    uint64_t now;
+    int rc = 0;
+
+    while (fd >= 0 && rc <= 0 && (now = clock_monotonic_ns()) < deadline) {
+        rc = poll(&pfd, 1, (int)((deadline - now) / NS_PER_MS) + 1);
+    }
+    return !instance_is_alive(instance);
 }
 
 static void copy_member(const json_t *object, const char *key, char *out, size_t out_size)

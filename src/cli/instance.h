@@ -69,6 +69,12 @@ void instance_sweep(const struct cli *cli);
 /* True while the process lives. */
 bool instance_is_alive(const struct instance *instance);
 
+/* A descriptor that becomes readable when the process ends; -ESRCH when it has ended already. */
+int instance_open_process(const struct instance *instance) MUST_CHECK;
+
+/* Waits for the end of the process: whether it came within the time. */
+bool instance_wait_end(const struct instance *instance, unsigned seconds);
+
 /* Start time of a process in clock ticks since boot, 0 when there is none such. */
 uint64_t instance_process_start(pid_t pid);
 

@@ -2,23 +2,21 @@
 
 #include "base/io.h"
 #include "cli/console.h"
+#include "cli/control_client.h"
 #include "cli/paths.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/in.h>
+#include <jansson.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #define SSH_GUEST_PORT 22
-#define START_POLL_NS 2000000  /* between looks at a monitor that is starting */
-#define START_MAX_POLLS 15000u /* half a minute: a monitor that listens by then never will */
+#define START_MAX_MS 120000 /* a monitor that does not listen by then never will */
 
 /* The monitor's command line; `text` holds what is formatted for it. */
 struct command {
@@ -26,6 +24,8 @@ struct command {
     size_t count;
     char text[8][PATH_MAX + 64];
     size_t texts;
+    char cpus[16];
+    char ready_fd[16];
 };
 
 static int add_word(struct command *c, const char *word)
@@ -58,7 +58,7 @@ static int add_file(struct command *c, const char *option, const char *prefix, c
     return add_word(c, text);
 }
 
-/* "--net user,forward=127.0.0.1's port:22,forward=..." */
+/* "--net user,forward=0:22,forward=...": the monitor chooses a port for ssh */
 static int add_net(struct command *c, const struct run_options *options,
                    const struct instance *instance)
 {
@@ -72,8 +72,8 @@ static int add_net(struct command *c, const struct run_options *options,
     }
     text = c->text[c->texts++];
     n = snprintf(text, size, "user");
-    if (instance->ssh_port != 0) {
-        n = snprintf(text, size, "user,forward=%u:%u", instance->ssh_port, SSH_GUEST_PORT);
+    if (instance->image.user[0] != '\0') {
+        n = snprintf(text, size, "user,forward=0:%u", SSH_GUEST_PORT);
     }
     len = (size_t)n;
     for (unsigned i = 0; i < options->forwards.count; i++) {
@@ -93,13 +93,13 @@ static int add_pair(struct command *c, const char *option, const char *value)
 }
 
 static int make_command(struct command *c, const struct cli *cli, const struct run_options *options,
-                        const struct instance *instance, const char *cpus)
+                        const struct instance *instance)
 {
     const struct image *image = &instance->image;
     int rc = add_word(c, cli->vmm);
 
     rc = rc < 0 ? rc : add_pair(c, "--engine", instance->engine);
-    rc = rc < 0 ? rc : add_pair(c, "--cpus", cpus);
+    rc = rc < 0 ? rc : add_pair(c, "--cpus", c->cpus);
     rc = rc < 0 ? rc : add_pair(c, "--memory", instance->memory);
     rc = rc < 0 ? rc : add_file(c, "--kernel", "", instance->dir, "vmlinuz");
     rc = rc < 0 ? rc : add_file(c, "--initrd", "", instance->dir, "initrd");
@@ -112,33 +112,20 @@ static int make_command(struct command *c, const struct cli *cli, const struct r
     rc = rc < 0 ? rc : add_net(c, options, instance);
     rc = rc < 0 ? rc : add_file(c, "--serial", "socket:", instance->runtime, "console.sock");
     rc = rc < 0 ? rc : add_file(c, "--control", "", instance->runtime, "control.sock");
+    rc = rc < 0 ? rc : add_pair(c, "--ready-fd", c->ready_fd);
     for (unsigned i = 0; rc == 0 && i < options->vmm_args.count; i++) {
         rc = add_word(c, options->vmm_args.items[i]);
     }
     return rc;
 }
 
-/* A TCP port of 127.0.0.1 that is free now; the monitor binds it a moment later. */
-static int find_free_port(unsigned *ret_port, struct err *err)
-{
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof(address);
-    CLEANUP_CLOSE int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    if (fd < 0 || bind(fd, (const struct sockaddr *)&address, len) != 0 ||
-        getsockname(fd, (struct sockaddr *)&address, &len) != 0) {
-        return err_set_errno(err, -errno, "no free port can be found for ssh");
-    }
-    *ret_port = ntohs(address.sin_port);
-    return 0;
-}
-
-NORETURN static void exec_monitor(const struct command *command, int log_fd)
+NORETURN static void exec_monitor(const struct command *command, int log_fd, int ready_fd)
 {
     int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
 
     if (setsid() < 0 || null < 0 || dup2(null, STDIN_FILENO) < 0 ||
-        dup2(log_fd, STDOUT_FILENO) < 0 || dup2(log_fd, STDERR_FILENO) < 0) {
+        dup2(log_fd, STDOUT_FILENO) < 0 || dup2(log_fd, STDERR_FILENO) < 0 ||
+        fcntl(ready_fd, F_SETFD, 0) < 0) {
         _exit(126);
     }
     execv(command->argv[0], (char *const *)(uintptr_t)command->argv);
@@ -174,32 +161,49 @@ static int decode_status(int status)
     return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
-/* Looks for the console every few milliseconds while the monitor lives. */
-static int await_console(const struct instance *instance, int *ret_fd, struct err *err)
+/* Until the monitor says that its sockets listen; without a word it has failed. */
+static int await_ready(const struct instance *instance, int ready_fd, struct err *err)
 {
-    const struct timespec pause = {.tv_nsec = START_POLL_NS};
+    struct pollfd pfd = {.fd = ready_fd, .events = POLLIN};
+    char line[8];
+    int status = 0;
+    int rc;
 
-    for (unsigned i = 0; i < START_MAX_POLLS; i++) {
-        struct err ignored;
-        int status;
-        int fd = console_connect(instance, &ignored);
-
-        if (fd >= 0) {
-            *ret_fd = fd;
-            return 0;
-        }
-        if (waitpid(instance->pid, &status, WNOHANG) == instance->pid) {
-            return report_failure(instance, decode_status(status), err);
-        }
-        (void)nanosleep(&pause, NULL);
+    do {
+        rc = poll(&pfd, 1, START_MAX_MS);
+    } while (rc < 0 && errno == EINTR);
+    if (rc > 0 && io_read_full(ready_fd, line, sizeof(line)) > 0) {
+        return 0;
     }
-    (void)kill(instance->pid, SIGKILL);
-    (void)waitpid(instance->pid, NULL, 0);
-    return err_set(err, -ETIMEDOUT, "the monitor of \"%s\" does not open its console",
-                   instance->name);
+    if (rc <= 0) {
+        (void)kill(instance->pid, SIGKILL);
+    }
+    (void)waitpid(instance->pid, &status, 0);
+    return rc > 0
+               ? report_failure(instance, decode_status(status), err)
+               : err_set(err, -ETIMEDOUT, "the monitor of \"%s\" does not start", instance->name);
 }
 
-static int start_monitor(const struct command *command, struct instance *instance, struct err *err)
+/* The port that the monitor chose for the first forward, which is that of ssh. */
+static int learn_ssh_port(struct instance *instance, struct err *err)
+{
+    json_t *answer = NULL;
+    int rc = control_ask(instance, "{\"command\":\"status\"}\n", &answer, err);
+    const json_t *forward;
+
+    if (rc < 0) {
+        return rc;
+    }
+    forward = json_array_get(json_object_get(answer, "forwards"), 0);
+    instance->ssh_port = (unsigned)json_integer_value(json_object_get(forward, "host_port"));
+    json_decref(answer);
+    return instance->ssh_port != 0
+               ? 0
+               : err_set(err, -EIO, "the monitor of \"%s\" names no port for ssh", instance->name);
+}
+
+static int start_monitor(const struct command *command, struct instance *instance, int ready_fd,
+                         struct err *err)
 {
     char path[PATH_MAX];
     CLEANUP_CLOSE int log_fd = -1;
@@ -214,7 +218,7 @@ static int start_monitor(const struct command *command, struct instance *instanc
     }
     instance->pid = fork();
     if (instance->pid == 0) {
-        exec_monitor(command, log_fd);
+        exec_monitor(command, log_fd, ready_fd);
     }
     if (instance->pid < 0) {
         return err_set_errno(err, -errno, "the monitor cannot be started");
@@ -223,17 +227,41 @@ static int start_monitor(const struct command *command, struct instance *instanc
     return 0;
 }
 
+/* Starts the monitor and waits until it listens. */
+static int start_and_wait(const struct cli *cli, const struct run_options *options,
+                          struct instance *instance, struct err *err)
+{
+    struct command command = {.count = 0};
+    CLEANUP_CLOSE int read_fd = -1;
+    CLEANUP_CLOSE int write_fd = -1;
+    int fds[2];
+    int rc;
+
+    if (pipe2(fds, O_CLOEXEC) != 0) {
+        return err_set_errno(err, -errno, "the monitor cannot be started");
+    }
+    read_fd = fds[0];
+    write_fd = fds[1];
+    (void)snprintf(command.cpus, sizeof(command.cpus), "%u", instance->cpus);
+    (void)snprintf(command.ready_fd, sizeof(command.ready_fd), "%d", write_fd);
+    if (make_command(&command, cli, options, instance) < 0) {
+        return err_set(err, -E2BIG, "the monitor's command line is too long");
+    }
+    rc = start_monitor(&command, instance, write_fd, err);
+    /* Now the monitor alone has it: its end is the pipe's end. */
+    (void)close(steal_fd(&write_fd));
+    return rc < 0 ? rc : await_ready(instance, read_fd, err);
+}
+
 int launch_monitor(const struct cli *cli, const struct run_options *options,
                    struct instance *instance, int *ret_console_fd, struct err *err)
 {
-    struct command command = {.count = 0};
-    char cpus[16];
+    CLEANUP_CLOSE int console = -1;
     int rc;
 
     if (cli->vmm[0] == '\0') {
         return err_set(err, -ENXIO, "corbel-vmm is not beside this program; build it: make");
     }
-    (void)snprintf(cpus, sizeof(cpus), "%u", instance->cpus);
     rc = path_make_private(cli->runtime, err);
     /* Sockets of a monitor that was killed. */
     if (rc == 0) {
@@ -242,23 +270,28 @@ int launch_monitor(const struct cli *cli, const struct run_options *options,
     if (rc == 0) {
         rc = path_make_dirs(instance->runtime, err);
     }
+    if (rc == 0) {
+        rc = start_and_wait(cli, options, instance, err);
+    }
+    if (rc < 0) {
+        return rc;
+    }
+    console = console_connect(instance, err);
+    rc = console < 0 ? console : 0;
     if (rc == 0 && instance->image.user[0] != '\0') {
-        rc = find_free_port(&instance->ssh_port, err);
-    }
-    if (rc == 0 && make_command(&command, cli, options, instance, cpus) < 0) {
-        rc = err_set(err, -E2BIG, "the monitor's command line is too long");
-    }
-    if (rc == 0) {
-        rc = start_monitor(&command, instance, err);
-    }
-    if (rc == 0) {
-        rc = await_console(instance, ret_console_fd, err);
+        rc = learn_ssh_port(instance, err);
     }
     if (rc == 0) {
         instance->is_running = true;
         rc = instance_save(instance, err);
     }
-    return rc;
+    if (rc < 0) {
+        (void)kill(instance->pid, SIGKILL);
+        (void)waitpid(instance->pid, NULL, 0);
+        return rc;
+    }
+    *ret_console_fd = steal_fd(&console);
+    return 0;
 }
 
 int launch_wait(const struct instance *instance)

@@ -13,26 +13,28 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #define WAIT_DEFAULT_S 120
 #define BANNER_MAX_MS 10000 /* a guest that took the connection greets within this */
-#define RETRY_NS 200000000
+#define RETRY_MS 200
 #define NS_PER_S 1000000000ull
 
-/* True when a guest's ssh server greets on the port: the forward alone takes any connection. */
-static bool ssh_answers(unsigned port)
+/*
+ * True when a guest's ssh server greets on the port: the forward alone takes
+ * any connection. False at the latest when the monitor, process_fd, ends.
+ */
+static bool ssh_answers(unsigned port, int process_fd)
 {
     struct sockaddr_in address = {.sin_family = AF_INET,
                                   .sin_port = htons((uint16_t)port),
                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     CLEANUP_CLOSE int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    struct pollfd pfd = {.fd = fd, .events = POLLIN};
+    struct pollfd fds[] = {{.fd = fd, .events = POLLIN}, {.fd = process_fd, .events = POLLIN}};
     char greeting[4];
 
     if (fd < 0 || connect(fd, (const struct sockaddr *)&address, sizeof(address)) != 0 ||
-        poll(&pfd, 1, BANNER_MAX_MS) <= 0) {
+        poll(fds, ARRAY_LEN(fds), BANNER_MAX_MS) <= 0 || fds[0].revents == 0) {
         return false;
     }
     return io_read_full(fd, greeting, sizeof(greeting)) == (ssize_t)sizeof(greeting) &&
@@ -41,11 +43,12 @@ static bool ssh_answers(unsigned port)
 
 static int wait_for_ssh(const struct instance *instance, unsigned seconds, struct err *err)
 {
-    const struct timespec pause = {.tv_nsec = RETRY_NS};
+    CLEANUP_CLOSE int process_fd = instance_open_process(instance);
+    struct pollfd ended = {.fd = process_fd, .events = POLLIN};
     uint64_t deadline = clock_monotonic_ns() + seconds * NS_PER_S;
     bool told = false;
 
-    while (!ssh_answers(instance->ssh_port)) {
+    while (!ssh_answers(instance->ssh_port, process_fd)) {
         if (!instance_is_alive(instance)) {
             return err_set(err, -EPIPE, "\"%s\" ended before its ssh server answered",
                            instance->name);
@@ -60,7 +63,8 @@ static int wait_for_ssh(const struct instance *instance, unsigned seconds, struc
             (void)fprintf(stderr, "waiting for the ssh server of \"%s\"\n", instance->name);
             told = true;
         }
-        (void)nanosleep(&pause, NULL);
+        /* A guest that refused says nothing when it would not any more: it is asked again. */
+        (void)poll(&ended, 1, RETRY_MS);
     }
     return 0;
 }

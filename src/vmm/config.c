@@ -18,7 +18,8 @@ static const struct vmm_field *find_field(const char *name, size_t len)
 
 void vmm_config_init(struct vmm_config *config)
 {
-    *config = (struct vmm_config){.serial = VMM_SERIAL_STDIO, .log_level = LOG_LEVEL_INFO};
+    *config = (struct vmm_config){
+        .serial = VMM_SERIAL_STDIO, .ready_fd = -1, .log_level = LOG_LEVEL_INFO};
     machine_config_init(&config->machine);
     config->machine.has_rng = true;
     config->machine.has_balloon = true;

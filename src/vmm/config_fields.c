@@ -5,6 +5,7 @@
 #include "vmm/parse.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 
 #define LOOPBACK 0x7f000001u
@@ -239,6 +240,17 @@ static int set_serial(const struct vmm_setting *setting)
     return refuse(setting, "stdio, none, file:FILE or socket:FILE");
 }
 
+static int set_ready_fd(const struct vmm_setting *setting)
+{
+    uint64_t fd;
+
+    if (!parse_number(setting->value, 3, INT_MAX, &fd)) {
+        return refuse(setting, "the number of an open descriptor above 2");
+    }
+    setting->config->ready_fd = (int)fd;
+    return 0;
+}
+
 static int set_control(const struct vmm_setting *setting)
 {
     return keep_path(setting, setting->value, &setting->config->control_path);
@@ -409,6 +421,11 @@ const struct vmm_field vmm_fields[] = {
      .value = "FILE",
      .help = "listen for commands on this unix socket",
      .set = set_control},
+    {.name = "ready-fd",
+     .value = "N",
+     .help = "write a line to this descriptor, and close it, when all sockets listen",
+     .set = set_ready_fd,
+     .is_flag_only = true},
     {.name = "gdb",
      .value = "PORT|unix:FILE",
      .help = "let a debugger attach at 127.0.0.1:PORT or a unix socket",

@@ -185,6 +185,28 @@ static int vmm_open_control(struct vmm *vmm, struct err *err)
                : 0;
 }
 
+static int vmm_check_ready_fd(const struct vmm *vmm, struct err *err)
+{
+    int fd = vmm->config.ready_fd;
+
+    return fd >= 0 && fcntl(fd, F_SETFD, FD_CLOEXEC) != 0
+               ? err_set_errno(err, -errno, "--ready-fd: descriptor %d cannot be written", fd)
+               : 0;
+}
+
+static void vmm_tell_ready(struct vmm *vmm)
+{
+    static const char line[] = "ready\n";
+
+    if (vmm->config.ready_fd < 0) {
+        return;
+    }
+    if (io_write_full(vmm->config.ready_fd, line, sizeof(line) - 1) < 0) {
+        log_warn("nobody reads --ready-fd");
+    }
+    (void)close(vmm->config.ready_fd);
+}
+
 /* In order: what can fail for the user's mistakes first, the guest last. */
 static int vmm_open(struct vmm *vmm, struct err *err)
 {
@@ -194,7 +216,10 @@ static int vmm_open(struct vmm *vmm, struct err *err)
     if (rc < 0) {
         return err_set_errno(err, rc, "cannot make an event loop");
     }
-    rc = vmm_open_signals(vmm, err);
+    rc = vmm_check_ready_fd(vmm, err);
+    if (rc == 0) {
+        rc = vmm_open_signals(vmm, err);
+    }
     if (rc == 0 && vmm->config.control_path != NULL) {
         rc = vmm_listener_open(&vmm->control_listener, "--control", vmm->config.control_path, err);
     }
@@ -224,7 +249,11 @@ static int vmm_open(struct vmm *vmm, struct err *err)
     }
     machine_status(vmm->machine, &status);
     log_info("engine %s: %s", status.engine, status.engine_reason);
-    return machine_start(vmm->machine, err);
+    rc = machine_start(vmm->machine, err);
+    if (rc == 0) {
+        vmm_tell_ready(vmm);
+    }
+    return rc;
 }
 
 /* The mirror of vmm_open; accepts half-built. */

@@ -134,6 +134,26 @@ def test_second_start_on_the_same_disk(directory):
     expect(result.returncode == 0, f"the lock outlived its process: {result}")
 
 
+def test_ready_is_told_once_or_not_at_all(directory):
+    def told(*words):
+        reader, writer = os.pipe()
+        with subprocess.Popen([*words, "--ready-fd", str(writer)], pass_fds=[writer],
+                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL) as process:
+            os.close(writer)
+            with open(reader, encoding="ascii") as file:
+                text = file.read()  # to the end: closed while the guest runs
+            if "--control" in words:
+                Control(directory / "control").expect_ok("quit")
+            end_of(process)
+        return text
+
+    expect(told(*flags("h", "--control", str(directory / "control"))) == "ready\n", "no line")
+    expect(told(*flags("h", "--disk", str(directory / "no.raw"))) == "", "ready without a disk")
+    expect_refused(run(*flags("o", "--ready-fd", "two")), 2, "--ready-fd", '"two"')
+    expect_refused(run(*flags("o", "--ready-fd", "99")), 1, "--ready-fd", "99")
+
+
 # --- Ends -------------------------------------------------------------------------------------
 
 

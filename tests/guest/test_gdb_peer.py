@@ -99,12 +99,14 @@ def main():
     vmm, guest = sys.argv[1:3]
     with tempfile.TemporaryDirectory(prefix="corbel-gdb-") as directory:
         path = os.path.join(directory, "gdb")
+        reader, writer = os.pipe()
         with subprocess.Popen([vmm, "--engine", "soft", "--memory", "64M", "--kernel", guest,
                                "--no-rng", "--no-balloon", "--serial", "none", "--gdb",
-                               "unix:" + path, "--gdb-wait"], stdin=subprocess.DEVNULL) as process:
-            while not os.path.exists(path):
-                if process.poll() is not None:
-                    check("the monitor runs", False)
+                               "unix:" + path, "--gdb-wait", "--ready-fd", str(writer)],
+                              stdin=subprocess.DEVNULL, pass_fds=[writer]) as process:
+            os.close(writer)
+            with open(reader, encoding="ascii") as ready:
+                check("the monitor runs", ready.read() == "ready\n")
             peer = Peer(path)
             bad_requests(peer)
             breakpoints(peer)
