@@ -33,6 +33,7 @@ struct cli {
     char images[PATH_MAX];    /* $XDG_DATA_HOME/corbel/images */
     char instances[PATH_MAX]; /* $XDG_DATA_HOME/corbel/instances */
     char cache[PATH_MAX];     /* $XDG_CACHE_HOME/corbel */
+    char config[PATH_MAX];    /* $XDG_CONFIG_HOME/corbel */
     char runtime[PATH_MAX];   /* $XDG_RUNTIME_DIR/corbel, or /tmp/corbel-UID */
     char vmm[PATH_MAX];      /* $CORBEL_VMM, or corbel-vmm beside this program; empty when absent */
     char builders[PATH_MAX]; /* the image builders' directory; empty when absent */
@@ -71,6 +72,16 @@ int verb_image_show(const struct cli *cli, const void *values, const struct args
                     struct err *err) MUST_CHECK;
 int verb_image_remove(const struct cli *cli, const void *values, const struct args *args,
                       struct err *err) MUST_CHECK;
+int verb_image_fetch(const struct cli *cli, const void *values, const struct args *args,
+                     struct err *err) MUST_CHECK;
+int verb_image_import(const struct cli *cli, const void *values, const struct args *args,
+                      struct err *err) MUST_CHECK;
+int verb_image_export(const struct cli *cli, const void *values, const struct args *args,
+                      struct err *err) MUST_CHECK;
+int verb_image_catalogue(const struct cli *cli, const void *values, const struct args *args,
+                         struct err *err) MUST_CHECK;
+int verb_image_prune(const struct cli *cli, const void *values, const struct args *args,
+                     struct err *err) MUST_CHECK;
 int verb_run(const struct cli *cli, const void *values, const struct args *args, struct err *err)
     MUST_CHECK;
 int verb_list(const struct cli *cli, const void *values, const struct args *args, struct err *err)
@@ -92,6 +103,21 @@ struct build_options {
     const char *size;
     const char *packages;
     const char *mode;
+    bool no_cache;
+};
+
+struct get_options {
+    const char *name;
+    const char *checksum;
+    const char *format;
+    const char *compression;
+    const char *max_size;
+    bool insecure_no_checksum;
+    bool replace;
+};
+
+struct prune_options {
+    unsigned days;
 };
 
 struct run_options {

@@ -80,6 +80,10 @@ int image_load(const char *dir, struct image *ret_image, struct err *err)
         rc = path_format(path, err, "%s/disk.raw", dir);
         image.has_disk = rc == 0 && path_exists(path);
     }
+    if (rc == 0) {
+        rc = path_format(path, err, "%s/vmlinuz", dir);
+        image.has_kernel = rc == 0 && path_exists(path);
+    }
     if (rc < 0) {
         return err_set(err, -EINVAL, "%s/image.json is damaged; build the image again", dir);
     }

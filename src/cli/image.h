@@ -21,6 +21,7 @@ struct image {
     unsigned memory_mib;   /* what it boots with unless told otherwise */
     bool has_power_button; /* whether the guest heeds one */
     bool has_disk;
+    bool has_kernel; /* without one only firmware could boot it */
 };
 
 /* Reads DIR/image.json. -ENOENT when there is none, -EINVAL when it is damaged. */
@@ -33,5 +34,19 @@ int image_find(const struct cli *cli, const char *name, struct image *ret_image,
 /* Builds the image `name` with the builder of `kind`; replaces an older one only when done. */
 int image_build(const struct cli *cli, const char *kind, const struct build_options *options,
                 struct err *err) MUST_CHECK;
+
+/*
+ * Makes the image `name` in this user's collection: fill() puts its files into
+ * a new directory, which then takes its place. Whatever ends it on the way,
+ * nothing is left of it. -EEXIST when there is one and it may not be replaced.
+ */
+struct image_maker {
+    int (*fill)(void *opaque, const char *dir, struct err *err);
+    void *opaque;
+    bool may_replace;
+};
+
+int image_make(const struct cli *cli, const char *name, const struct image_maker *maker,
+               struct err *err) MUST_CHECK;
 
 #endif

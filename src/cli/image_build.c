@@ -3,13 +3,10 @@
 #include "cli/paths.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -57,6 +54,9 @@ static int set_environment(const struct cli *cli, const struct image_kind *kind,
         return -ENOMEM;
     }
     if (options->mode != NULL && setenv("CORBEL_MODE", options->mode, 1) != 0) {
+        return -ENOMEM;
+    }
+    if (options->no_cache && setenv("CORBEL_NO_CACHE", "1", 1) != 0) {
         return -ENOMEM;
     }
     return 0;
@@ -145,92 +145,26 @@ static int run_builder(const struct cli *cli, const struct image_kind *kind, con
     return 0;
 }
 
-/* One build of a name at a time; the lock file stays, because removing it would race. */
-static int lock_name(const struct cli *cli, const char *name, int *ret_fd, struct err *err)
+/* What the maker of images calls to fill the directory. */
+struct build_job {
+    const struct cli *cli;
+    const struct image_kind *kind;
+    const struct build_options *options;
+};
+
+static int fill_by_builder(void *opaque, const char *dir, struct err *err)
 {
-    char path[PATH_MAX];
-    CLEANUP_CLOSE int fd = -1;
-    int rc = path_format(path, err, "%s/.%s.lock", cli->images, name);
+    const struct build_job *job = opaque;
 
-    if (rc < 0) {
-        return rc;
-    }
-    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0) {
-        return err_set_errno(err, -errno, "%s cannot be opened", path);
-    }
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
-        (void)fprintf(stderr, "waiting for another build of \"%s\" to end\n", name);
-        while (flock(fd, LOCK_EX) != 0) {
-            if (errno != EINTR) {
-                return err_set_errno(err, -errno, "%s cannot be locked", path);
-            }
-        }
-    }
-    *ret_fd = steal_fd(&fd);
-    return 0;
-}
-
-/* Puts the finished directory in its place; the old image, if any, is swapped out and removed. */
-static int publish(const char *made, const char *place, struct err *err)
-{
-    struct image image;
-    int rc = image_load(made, &image, err);
-
-    if (rc < 0) {
-        return rc;
-    }
-    if (rename(made, place) == 0) {
-        return 0;
-    }
-    if (errno != ENOTEMPTY && errno != EEXIST) {
-        return err_set_errno(err, -errno, "the image cannot be moved to %s", place);
-    }
-    if (renameat2(AT_FDCWD, made, AT_FDCWD, place, RENAME_EXCHANGE) != 0) {
-        return err_set_errno(err, -errno, "the image at %s cannot be replaced", place);
-    }
-    return path_remove(made, err);
-}
-
-/* The build proper, under the lock of the name. */
-static int build_locked(const struct cli *cli, const struct image_kind *kind, const char *name,
-                        const struct build_options *options, struct err *err)
-{
-    char making[PATH_MAX];
-    char place[PATH_MAX];
-    int rc = path_format(making, err, "%s/.%s.making", cli->images, name);
-
-    if (rc == 0) {
-        rc = path_format(place, err, "%s/%s", cli->images, name);
-    }
-    /* A build that was killed outright leaves this behind; under the lock it is nobody's. */
-    if (rc == 0) {
-        rc = path_remove(making, err);
-    }
-    if (rc == 0) {
-        rc = path_make_dirs(making, err);
-    }
-    if (rc == 0) {
-        rc = run_builder(cli, kind, making, options, err);
-    }
-    if (rc == 0) {
-        rc = publish(making, place, err);
-    }
-    if (rc < 0) {
-        path_discard(making);
-        return rc;
-    }
-    printf("image \"%s\" is ready in %s\n", name, place);
-    return 0;
+    return run_builder(job->cli, job->kind, dir, job->options, err);
 }
 
 int image_build(const struct cli *cli, const char *kind_name, const struct build_options *options,
                 struct err *err)
 {
     const struct image_kind *kind = find_kind(kind_name);
-    const char *name = options->name != NULL ? options->name : kind_name;
-    CLEANUP_CLOSE int lock = -1;
-    int rc;
+    struct build_job job = {.cli = cli, .kind = kind, .options = options};
+    const struct image_maker maker = {.fill = fill_by_builder, .opaque = &job, .may_replace = true};
 
     if (kind == NULL) {
         return err_set(err, -EINVAL,
@@ -242,15 +176,5 @@ int image_build(const struct cli *cli, const char *kind_name, const struct build
                        "the image builders are not installed beside corbel; "
                        "run make install");
     }
-    rc = path_check_name(name, err);
-    if (rc == 0) {
-        rc = path_make_dirs(cli->images, err);
-    }
-    if (rc == 0) {
-        rc = path_make_dirs(cli->cache, err);
-    }
-    if (rc == 0) {
-        rc = lock_name(cli, name, &lock, err);
-    }
-    return rc < 0 ? rc : build_locked(cli, kind, name, options, err);
+    return image_make(cli, options->name != NULL ? options->name : kind_name, &maker, err);
 }

@@ -188,6 +188,8 @@ static const struct check checks[] = {
     {"cpio", "corbel image build busybox", APT("cpio"), false, has_program, "cpio"},
     {"mmdebstrap", "corbel image build debian", APT("mmdebstrap"), false, has_program,
      "mmdebstrap"},
+    {"sfdisk", "corbel image build debian", APT("fdisk"), false, has_program, "sfdisk"},
+    {"mtools", "corbel image build debian", APT("mtools"), false, has_program, "mcopy"},
     {"mke2fs", "corbel image build debian", APT("e2fsprogs"), false, has_program, "mke2fs"},
     {"ssh-keygen", "corbel image build debian", APT("openssh-client"), false, has_program,
      "ssh-keygen"},

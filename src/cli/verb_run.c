@@ -40,10 +40,17 @@ static int find_image(const struct cli *cli, const struct run_options *options,
                       const struct args *args, const char *name, struct image *ret_image,
                       struct err *err)
 {
-    if (options->image != NULL) {
-        return image_load(options->image, ret_image, err);
+    int rc = options->image != NULL
+                 ? image_load(options->image, ret_image, err)
+                 : image_find(cli, args->count > 0 ? args->words[0] : name, ret_image, err);
+
+    if (rc == 0 && !ret_image->has_kernel) {
+        rc = err_set(err, -EOPNOTSUPP,
+                     "the image in %s has a disk but no kernel beside it, and machines are not "
+                     "booted by firmware yet",
+                     ret_image->dir);
     }
-    return image_find(cli, args->count > 0 ? args->words[0] : name, ret_image, err);
+    return rc;
 }
 
 /* Finds the instance, or makes it. Under the lock of its name. */

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #define BUILD(field) offsetof(struct build_options, field)
+#define GET(field) offsetof(struct get_options, field)
 #define RUN(field) offsetof(struct run_options, field)
 
 static const struct option_spec build_specs[] = {
@@ -18,6 +19,45 @@ static const struct option_spec build_specs[] = {
     {"--packages", "A,B", "more Debian packages", OPTION_TEXT, BUILD(packages)},
     {"--mode", "MODE", "root, unshare or fakechroot (what the host allows)", OPTION_TEXT,
      BUILD(mode)},
+    {"--no-cache", NULL, "install anew, even when a disk of the last day is at hand", OPTION_FLAG,
+     BUILD(no_cache)},
+    {.name = NULL},
+};
+
+#define GET_SPECS                                                                               \
+    {"--name", "NAME", "name of the image (the file's)", OPTION_TEXT, GET(name)},               \
+        {"--checksum", "KIND:HEX", "sha256:... or sha512:... of the file", OPTION_TEXT,         \
+         GET(checksum)},                                                                        \
+        {"--format", "FORMAT", "raw, qcow2, vmdk, vhd, vhdx, vdi or ova (what the name says)",  \
+         OPTION_TEXT, GET(format)},                                                             \
+        {"--compression", "KIND", "none, gz, xz or zst (what the name says)", OPTION_TEXT,      \
+         GET(compression)},                                                                     \
+        {"--max-size", "SIZE", "refuse a longer disk (256G)", OPTION_TEXT, GET(max_size)},      \
+    {                                                                                           \
+        "--replace", NULL, "take the place of an image of that name", OPTION_FLAG, GET(replace) \
+    }
+
+static const struct option_spec fetch_specs[] = {
+    GET_SPECS,
+    {"--insecure-no-checksum", NULL, "take whatever the address gives, unverified", OPTION_FLAG,
+     GET(insecure_no_checksum)},
+    {.name = NULL},
+};
+
+static const struct option_spec import_specs[] = {
+    GET_SPECS,
+    {.name = NULL},
+};
+
+static const struct option_spec export_specs[] = {
+    {"--format", "FORMAT", "raw, qcow2, vmdk, vhd, vhdx or vdi (what the name says)", OPTION_TEXT,
+     GET(format)},
+    {.name = NULL},
+};
+
+static const struct option_spec prune_specs[] = {
+    {"--days", "N", "keep what was used within N days (0)", OPTION_NUMBER,
+     offsetof(struct prune_options, days)},
     {.name = NULL},
 };
 
@@ -73,6 +113,16 @@ static const struct verb verbs[] = {
      verb_remove},
     {"image", "build", "debian|debian-bench|busybox", "build an image", build_specs, 1, 1, false,
      verb_image_build},
+    {"image", "catalogue", "", "list what can be fetched by name", list_specs, 0, 0, false,
+     verb_image_catalogue},
+    {"image", "fetch", "NAME|URL", "make an image of a disk from a server", fetch_specs, 1, 1,
+     false, verb_image_fetch},
+    {"image", "import", "FILE", "make an image of a disk in a file", import_specs, 1, 1, false,
+     verb_image_import},
+    {"image", "export", "NAME FILE", "write an image's disk into a file", export_specs, 2, 2, false,
+     verb_image_export},
+    {"image", "prune", "", "empty the cache of downloads and built disks", prune_specs, 0, 0, false,
+     verb_image_prune},
     {"image", "list", "", "list images", list_specs, 0, 0, false, verb_image_list},
     {"image", "show", "NAME", "show one image", list_specs, 1, 1, false, verb_image_show},
     {"image", "remove", "NAME", "delete an image", NULL, 1, 1, false, verb_image_remove},
@@ -97,7 +147,7 @@ static void print_help(FILE *out)
 
         (void)snprintf(name, sizeof(name), "%s%s%s", verbs[i].group != NULL ? verbs[i].group : "",
                        verbs[i].group != NULL ? " " : "", verbs[i].name);
-        (void)fprintf(out, "  %-14s %s\n", name, verbs[i].summary);
+        (void)fprintf(out, "  %-16s %s\n", name, verbs[i].summary);
     }
     (void)fputs("\ncorbel VERB --help tells more about one. First steps:\n"
                 "  corbel doctor; corbel image build debian; corbel run debian\n",

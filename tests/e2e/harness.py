@@ -94,6 +94,8 @@ class Guest:
         self.kernel = self.readable(self.dir / "vmlinuz")
         self.initrd = self.readable(self.dir / "initrd")
         self.disk = self.dir / "disk.raw"
+        words = json.loads((self.dir / "image.json").read_text())["cmdline"].split()
+        self.root = next((word for word in words if word.startswith("root=")), "")
 
 
     @classmethod

@@ -10,7 +10,7 @@ import os
 from harness import Control, Machine, Ssh, expect, guest, run_tests, wait_greeting
 
 # systemd gives its units more time than any host needs.
-DEBIAN_CMDLINE = ("root=/dev/vda rw console=ttyS0 systemd.log_color=0 "
+DEBIAN_CMDLINE = ("rw console=ttyS0 systemd.log_color=0 "
                   "systemd.default_timeout_start_sec=900 systemd.default_device_timeout_sec=900")
 CONTROL = "control"
 
@@ -49,8 +49,8 @@ def boot_busybox(place, cpus, container):
 def start_debian(place, cpus, container):
     image = guest("debian")
     disk = place.disk(image.disk, "debian.raw")
-    return Machine(place, arguments(image, cpus, "512M", DEBIAN_CMDLINE, "--disk", disk, "--net",
-                                    "user,forward=0:22", "--control", CONTROL), container)
+    return Machine(place, arguments(image, cpus, "512M", f"{image.root} {DEBIAN_CMDLINE}", "--disk",
+                                    disk, "--net", "user,forward=0:22", "--control", CONTROL), container)
 
 
 def wait_debian(m, place, after=0):
