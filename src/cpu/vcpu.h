@@ -132,6 +132,9 @@ struct accel_vm_config {
     bool reference_only;       /* software engine: one instruction at a time */
     bool check;                /* software engine: reference and translator in lock step */
     uint64_t code_cache_bytes; /* software engine: 0 means its default */
+    /* Software engine: memory for the vCPU of the calling thread, as far from the thread's FS base
+     * in each of them, zero, freed by nobody. NULL: kernel code is not mirrored (engine/mirror.h). */
+    void *(*vcpu_storage)(void);
 };
 
 struct accel_debug {

@@ -64,9 +64,10 @@ static int map_tables(struct translator *t, struct err *err)
     t->by_code = map_private(t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
     t->exits = map_private(t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
     t->heads = map_private(HEAD_BITS / 8);
+    t->checked = map_private(HEAD_BITS / 8);
     t->accesses = map_private(t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
-    if (t->heads == NULL || t->accesses == NULL || t->arena == NULL || t->units == NULL ||
-        t->pages == NULL || t->by_code == NULL || t->exits == NULL) {
+    if (t->heads == NULL || t->checked == NULL || t->accesses == NULL || t->arena == NULL ||
+        t->units == NULL || t->pages == NULL || t->by_code == NULL || t->exits == NULL) {
         return err_set(err, -ENOMEM, "no memory for the tables of the translation cache");
     }
     return 0;
@@ -92,6 +93,7 @@ void code_cache_destroy(struct translator *t)
     unmap(t->by_code, t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
     unmap(t->exits, t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
     unmap(t->heads, HEAD_BITS / 8);
+    unmap(t->checked, HEAD_BITS / 8);
     unmap(t->accesses, t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
     free(t);
 }
@@ -112,6 +114,10 @@ int code_cache_create(struct engine_vm *vm, uint64_t size_bytes, struct err *err
     }
     t->vm = vm;
     t->vcpu_at = (struct emit_vcpu){EMIT_SEG_GS, 0};
+    if (vm->mirror != NULL) {
+        t->is_mirrored = true;
+        t->vcpu_at = (struct emit_vcpu){EMIT_SEG_FS, vm->vcpu_from_fs};
+    }
     t->size_bytes = (uint32_t)(size_bytes & ~(uint64_t)PAGE_MASK);
     r = map_code(t, err);
     if (r == 0) {
@@ -130,7 +136,7 @@ int code_cache_create(struct engine_vm *vm, uint64_t size_bytes, struct err *err
 
 bool code_cache_room(const struct translator *t)
 {
-    size_t tables = sizeof(struct unit) + UNIT_INSNS_MAX * sizeof(struct unit_insn) +
+    size_t tables = sizeof(struct unit) + UNIT_MARKS_MAX * sizeof(struct unit_insn) +
                     2 * sizeof(struct code_page) + 2 * sizeof(struct code_page_ref);
 
     return t->size_bytes - t->used_bytes >= UNIT_CODE_MAX &&
@@ -182,6 +188,17 @@ static unsigned head_bit(uintptr_t guest)
 bool code_cache_is_head(const struct translator *t, uintptr_t guest)
 {
     return (t->heads[head_bit(guest) / 64] >> (head_bit(guest) % 64) & 1) != 0;
+}
+
+bool code_cache_is_checked(const struct translator *t, uintptr_t guest)
+{
+    return (t->checked[head_bit(guest) / 64] >> (head_bit(guest) % 64) & 1) != 0;
+}
+
+void code_cache_add_checked(struct translator *t, uintptr_t guest)
+{
+    t->checked[head_bit(guest) / 64] |= 1ull << (head_bit(guest) % 64);
+    t->stat_checked++;
 }
 
 /*
@@ -304,6 +321,11 @@ static void unit_kill(struct translator *t, struct unit *unit)
             return;
         }
     }
+}
+
+void code_cache_drop_unit(struct translator *t, struct unit *unit)
+{
+    unit_kill(t, unit);
 }
 
 static uint64_t lines_of(uint64_t offset, uint64_t len)

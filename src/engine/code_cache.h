@@ -34,6 +34,7 @@ struct xlate;
 #define CODE_CACHE_DEFAULT_BYTES (28u << 20)
 
 #define UNIT_INSNS_MAX 64u
+#define UNIT_MARKS_MAX (4 * UNIT_INSNS_MAX)
 #define UNIT_EXITS_MAX 72u
 #define UNIT_ACCESSES_MAX (2 * UNIT_INSNS_MAX)
 /* Room that must be free before a unit is begun; far above what one can need. */
@@ -181,6 +182,8 @@ struct translator {
     struct unit_access *accesses;
     unsigned access_count;
     uint64_t *heads;     /* filter of addresses where units begin */
+    bool is_mirrored;    /* kernel code reaches memory by the mirror (mirror.h) */
+    uint64_t *checked;   /* filter of instructions that use the software TLB nevertheless */
     struct trace *trace; /* work space of translate.c */
     struct xlate *xlate;
 
@@ -207,6 +210,7 @@ struct translator {
     uint64_t stat_code_bytes;
     uint64_t stat_flushes;
     uint64_t stat_invalidated;
+    uint64_t stat_checked;
     uint64_t stat_translate_ns;
 };
 
@@ -249,6 +253,17 @@ struct unit *code_cache_find(const struct translator *translator, uintptr_t gues
 
 /* May a unit begin at this host address? Never false when one does. */
 bool code_cache_is_head(const struct translator *translator, uintptr_t guest);
+
+/*
+ * Kernel instructions that the mirror served badly, by host address of their
+ * guest code: from now on they are translated with a check. Never false for one
+ * that was added; others may be hit, too.
+ */
+bool code_cache_is_checked(const struct translator *translator, uintptr_t guest);
+void code_cache_add_checked(struct translator *translator, uintptr_t guest);
+
+/* Drops one unit, to be translated anew. Engine lock held. */
+void code_cache_drop_unit(struct translator *translator, struct unit *unit);
 
 /* Makes a finished unit findable; gpa is that of its first byte. */
 void code_cache_publish(struct translator *translator, struct unit *unit, gpa_t gpa,

@@ -9,13 +9,16 @@
 #include "engine/hostexec.h"
 #include "engine/hostsig.h"
 #include "engine/interp.h"
+#include "engine/mirror.h"
 #include "engine/translate.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <time.h>
 
+#define HWCAP2_FSGSBASE 2u
 #define CPUID_ADDRESS_SIZES 0x80000008u
 #define DEFAULT_PHYSICAL_BITS 46u
 #define PAGING_ADDRESS_BITS 52u
@@ -74,6 +77,34 @@ static void on_code_written(void *opaque, gpa_t start, uint64_t len)
     engine_invalidate_code(opaque, start, len);
 }
 
+/* As translated code has it: FS base + this. */
+static int64_t from_fs(const void *p)
+{
+    uint64_t fs;
+
+    __asm__("rdfsbase %0" : "=r"(fs));
+    return (int64_t)((uint64_t)(uintptr_t)p - fs);
+}
+
+/* Kernel code is mirrored where the process has room for it and the CPU's segment bases are ours. */
+static int vm_mirror_init(struct engine_vm *vm, const struct accel_vm_config *config,
+                          struct err *err)
+{
+    int64_t distance;
+
+    if (config->vcpu_storage == NULL || (getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE) == 0) {
+        return 0;
+    }
+    distance = from_fs(config->vcpu_storage());
+    if (distance < INT32_MIN || distance > INT32_MAX - (int64_t)sizeof(struct engine_vcpu)) {
+        return err_set(err, -EINVAL, "the memory of vCPUs is too far from their threads");
+    }
+    vm->vcpu_storage = config->vcpu_storage;
+    vm->vcpu_from_fs = (int32_t)distance;
+    vm->mirror = mirror_create(vm, gmem_fd(vm->gmem));
+    return vm->mirror == NULL ? err_set(err, -ENOMEM, "not enough memory for the mirror") : 0;
+}
+
 static int engine_vm_create(const struct accel_vm_config *config, struct err *err,
                             struct accel_vm **ret_vm)
 {
@@ -97,9 +128,16 @@ static int engine_vm_create(const struct accel_vm_config *config, struct err *er
     vm->check = config->check;
     vm->vcpu_count = config->vcpu_count;
     if (!vm->reference_only) {
-        int r = translate_vm_init(vm, config->code_cache_bytes, err);
+        int r = vm_mirror_init(vm, config, err);
 
         if (r != 0) {
+            mutex_done(&vm->lock);
+            return r;
+        }
+        r = translate_vm_init(vm, config->code_cache_bytes, err);
+
+        if (r != 0) {
+            mirror_destroy(vm->mirror);
             mutex_done(&vm->lock);
             return r;
         }
@@ -120,6 +158,7 @@ static void engine_vm_destroy(struct accel_vm *accel_vm)
         gmem_set_code_listener(vm->gmem, NULL, NULL);
         translate_vm_done(vm);
     }
+    mirror_destroy(vm->mirror);
     mutex_done(&vm->lock);
     free(vm);
 }
@@ -173,6 +212,13 @@ static void vcpu_done(struct engine_vcpu *v)
     free(v->icache);
 }
 
+static void vcpu_free(struct engine_vcpu *v)
+{
+    if (v->vm->mirror == NULL) {
+        free(v);
+    }
+}
+
 static int engine_vcpu_create(struct accel_vm *accel_vm, unsigned index, const struct vcpu_env *env,
                               struct err *err, struct accel_vcpu **ret_vcpu)
 {
@@ -183,7 +229,14 @@ static int engine_vcpu_create(struct accel_vm *accel_vm, unsigned index, const s
     if (index >= vm->vcpu_count) {
         return err_set(err, -EINVAL, "vCPU %u does not exist", index);
     }
-    v = aligned_alloc(64, (sizeof(*v) + 63) & ~(size_t)63);
+    if (vm->mirror != NULL) {
+        v = vm->vcpu_storage();
+        if (from_fs(v) != vm->vcpu_from_fs) {
+            return err_set(err, -EINVAL, "the memory of vCPU %u is in the wrong place", index);
+        }
+    } else {
+        v = aligned_alloc(64, (sizeof(*v) + 63) & ~(size_t)63);
+    }
     if (v == NULL) {
         return err_set(err, -ENOMEM, "not enough memory for a virtual CPU");
     }
@@ -199,7 +252,7 @@ static int engine_vcpu_create(struct accel_vm *accel_vm, unsigned index, const s
     }
     if (r != 0) {
         vcpu_done(v);
-        free(v);
+        vcpu_free(v);
         return r;
     }
     atomic_store(&vm->vcpus[index], v);
@@ -216,7 +269,7 @@ static void engine_vcpu_destroy(struct accel_vcpu *vcpu)
         translate_vcpu_done(v);
     }
     vcpu_done(v);
-    free(v);
+    vcpu_free(v);
 }
 
 /* Takes an external interrupt when the guest can: 0, or what delivery gave. */

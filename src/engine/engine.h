@@ -26,4 +26,10 @@ void engine_stepper_destroy(struct engine_stepper *stepper); /* accepts NULL */
 int engine_stepper_run(struct engine_stepper *stepper, struct vcpu_state *state,
                        struct vmexit *exit) MUST_CHECK;
 
+/*
+ * For accel_vm_config.vcpu_storage: the calling thread's own struct engine_vcpu,
+ * some 400 KiB in each thread of a program that names this function.
+ */
+void *engine_vcpu_storage(void);
+
 #endif

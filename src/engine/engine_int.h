@@ -23,6 +23,8 @@
 struct engine_vm;
 struct engine_check;
 struct hostexec;
+struct mirror;
+struct unit;
 struct translator;   /* per VM: code cache, blocks by physical page (code_cache.h) */
 struct interp_cache; /* interp.c */
 
@@ -47,6 +49,13 @@ struct engine_io_log {
     unsigned cursor; /* next one to hand out on this run of the instruction */
     uint64_t faults; /* bit i: access i was refused (an MSR): the guest gets #GP(0) */
     uint64_t data[ENGINE_IO_LOG_MAX];
+};
+
+/* Instructions that faulted in the mirror without being helped there, hashed. */
+#define REFUSED_SITES 64u
+struct refused_site {
+    uintptr_t guest; /* host address of the guest's code */
+    uint32_t count;
 };
 
 struct engine_vcpu {
@@ -88,7 +97,11 @@ struct engine_vcpu {
     bool leave;                  /* the instruction in hand is done, and *exit was filled by it */
     uint64_t next_rip;           /* where the instruction in hand ends; branches change it */
     struct interp_cache *icache; /* decoded instructions */
-    struct engine_check *check;  /* lock step of translator and interpreter, else NULL */
+    struct refused_site refused_sites[REFUSED_SITES];
+    struct unit *retranslate;   /* after this entry: an instruction of it is to be checked */
+    bool mirror_off;            /* the tables lack what the mirror holds: interpret */
+    _Atomic bool mirror_used;   /* the tables agree with what the mirror holds */
+    struct engine_check *check; /* lock step of translator and interpreter, else NULL */
 };
 
 /* One piece of RAM, so that the page walk needs no call out of the engine. */
@@ -107,6 +120,9 @@ struct engine_vm {
     struct mutex lock;      /* LOCK_RANK_ENGINE: translator tables, code page marks */
     atomic_flag split_lock; /* held while a LOCKed operand across a page is worked on */
     struct translator *translator;
+    void *(*vcpu_storage)(void);
+    int32_t vcpu_from_fs;  /* with a mirror: where a vCPU's thread has its struct engine_vcpu */
+    struct mirror *mirror; /* mirror.h; NULL: kernel code goes through the software TLB, too */
     struct engine_ram ram[GMEM_MAX_REGIONS];
     unsigned ram_count;
     _Atomic bool dirty_logging;

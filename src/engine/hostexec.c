@@ -332,7 +332,7 @@ int hostexec_run(struct hostexec *exec, const struct insn *insn, struct vcpu_sta
     struct hostexec_data *data = exec->data;
     const uint8_t base = mem != NULL ? choose_base(insn) : INSN_REG_NONE;
     uint8_t bytes[INSN_REWRITE_MAX_BYTES] = {0};
-    const unsigned len = insn_rewrite(insn, base, INSN_REG_NONE, 0, bytes);
+    const unsigned len = insn_rewrite(insn, base, INSN_REG_NONE, 1, 0, bytes);
     uint64_t old_gpr[X86_GPR_COUNT];
     uint64_t old_fip;
 

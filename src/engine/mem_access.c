@@ -101,6 +101,9 @@ unsigned mem_window_regs(const struct xlate *x)
             regs |= REG_BIT(x->windows[i].reg);
         }
     }
+    for (unsigned i = 0; i < HELD_SLOTS; i++) {
+        regs |= x->held[i].slot != 0 ? REG_BIT(x->held[i].reg) : 0;
+    }
     return regs;
 }
 
@@ -109,6 +112,7 @@ void mem_forget(struct xlate *x)
     for (unsigned i = 0; i < WINDOW_COUNT; i++) {
         x->windows[i].is_valid = false;
     }
+    memset(x->held, 0, sizeof(x->held));
 }
 
 void mem_insn_begin(struct xlate *x)
@@ -119,6 +123,11 @@ void mem_insn_begin(struct xlate *x)
         struct window *w = &x->windows[i];
 
         w->is_valid = w->is_valid && (used & REG_BIT(w->reg)) == 0 && w->mode == x->ti->mode;
+    }
+    for (unsigned i = 0; i < HELD_SLOTS; i++) {
+        if ((used & REG_BIT(x->held[i].reg)) != 0) {
+            x->held[i].slot = 0;
+        }
     }
 }
 
@@ -146,6 +155,9 @@ void mem_insn_end(struct xlate *x)
         written &= ~REG_BIT(X86_RSP);
     }
     x->rsp_moved = false;
+    if (changes_segment_base(&x->ti->insn)) {
+        memset(x->held, 0, sizeof(x->held));
+    }
     for (unsigned i = 0; i < WINDOW_COUNT; i++) {
         struct window *w = &x->windows[i];
 
@@ -287,8 +299,9 @@ static bool from_window(const struct xlate *x, const struct access *a, struct ho
         if (w->is_valid && is_simple(&a->ea) && same && w->mode == x->ti->mode &&
             (w->is_write || !a->is_write) && a->ea.disp >= w->low &&
             (int64_t)a->ea.disp + a->size <= w->high && (!a->low_only || w->reg < 8)) {
-            *ret_op = a->ea.kind == EA_REG ? (struct host_operand){a->ea.base, w->reg, a->ea.disp}
-                                           : (struct host_operand){w->reg, EMIT_NO_REG, a->ea.disp};
+            *ret_op = a->ea.kind == EA_REG
+                          ? (struct host_operand){a->ea.base, w->reg, a->ea.disp, 1, false}
+                          : (struct host_operand){w->reg, EMIT_NO_REG, a->ea.disp, 1, false};
             return true;
         }
     }
@@ -325,6 +338,75 @@ static bool is_ordered(const struct insn *insn)
 {
     return (insn->flags & (INSN_X87 | INSN_MMX)) != 0 || insn->mem_bytes >= 16 ||
            ((insn->flags & INSN_AVX) != 0 && insn->mem_flags == INSN_MEM_WRITE);
+}
+
+bool mem_is_direct(const struct translator *t, unsigned mode)
+{
+    return t->is_mirrored && (mode & UNIT_MODE_MMU) == MMU_KERNEL;
+}
+
+static bool is_direct(const struct xlate *x, const struct access *a)
+{
+    uintptr_t page = x->unit->guest & ~((uintptr_t)GMEM_PAGE_BYTES - 1);
+
+    return mem_is_direct(x->t, x->ti->mode) && !a->checked &&
+           !code_cache_is_checked(x->t, page + x->ti->offset);
+}
+
+void mem_operand_begin(struct xlate *x, const struct host_operand *op)
+{
+    if (op->is_in_mirror) {
+        xlate_mark(x);
+        emit_u8(&x->e, EMIT_SEG_GS);
+    }
+}
+
+/* The register that holds the slot, loaded if need be; flags stay as they are. */
+static unsigned slot_reg(struct xlate *x, const struct access *a, uint32_t slot, unsigned forbidden)
+{
+    struct held_slot *held = &x->held[0];
+    unsigned reg;
+
+    for (unsigned i = 0; i < HELD_SLOTS; i++) {
+        if (x->held[i].slot == slot && !a->alone && (!a->low_only || x->held[i].reg < 8)) {
+            return x->held[i].reg;
+        }
+        held = x->held[i].slot == 0 ? &x->held[i] : held;
+    }
+    /* What is held outlives the instruction; saving flags takes RAX when it is borrowed. */
+    if (!a->alone) {
+        forbidden |= REG_BIT(X86_RAX);
+    }
+    reg = xlate_scratch(x, a->forbidden | forbidden, a->low_only, a->allow_written && a->alone);
+    emit_gs_load(&x->e, reg, slot);
+    if (!a->alone) {
+        *held = (struct held_slot){slot, (uint8_t)reg};
+    }
+    return reg;
+}
+
+/* The operand in the mirror: the guest's own, with the host's GS base in front. */
+static struct host_operand direct_operand(struct xlate *x, const struct access *a)
+{
+    const struct ea *ea = &a->ea;
+    struct host_operand op = {ea->base, ea->index, ea->disp, ea->scale, true};
+
+    if (ea->kind == EA_SLOT) {
+        op.base = (uint8_t)slot_reg(x, a, ea->slot, 0);
+        op.scale = 1;
+        if (ea->slot2 != 0) {
+            op.index = (uint8_t)slot_reg(x, a, ea->slot2, REG_BIT(op.base));
+        }
+    } else if (ea->kind == EA_COMPLEX && (ea->is_32bit || ea->slot != 0)) {
+        unsigned sum = xlate_scratch(x, a->forbidden, a->low_only, a->allow_written);
+
+        emit_mem(&x->e, !ea->is_32bit, EMIT_LEA, sum, ea->base, ea->index, ea->scale, ea->disp);
+        op = (struct host_operand){(uint8_t)sum, EMIT_NO_REG, 0, 1, true};
+        if (ea->slot != 0) {
+            op.index = (uint8_t)slot_reg(x, a, ea->slot, REG_BIT(sum));
+        }
+    }
+    return op;
 }
 
 /* Emits the check of size bytes at ea; the addend is in s1 afterwards. */
@@ -371,6 +453,9 @@ struct host_operand mem_access(struct xlate *x, const struct access *a)
     unsigned s0;
     unsigned s1;
 
+    if (is_direct(x, a)) {
+        return direct_operand(x, a);
+    }
     if (from_window(x, a, &op)) {
         return op;
     }
@@ -400,12 +485,12 @@ struct host_operand mem_access(struct xlate *x, const struct access *a)
     }
     switch (a->ea.kind) {
     case EA_REG:
-        return (struct host_operand){a->ea.base, (uint8_t)s1, a->ea.disp};
+        return (struct host_operand){a->ea.base, (uint8_t)s1, a->ea.disp, 1, false};
     case EA_SLOT:
-        return (struct host_operand){(uint8_t)s1, EMIT_NO_REG, a->ea.disp};
+        return (struct host_operand){(uint8_t)s1, EMIT_NO_REG, a->ea.disp, 1, false};
     default:
         ea_emit(x, &a->ea, s0);
-        return (struct host_operand){(uint8_t)s0, (uint8_t)s1, 0};
+        return (struct host_operand){(uint8_t)s0, (uint8_t)s1, 0, 1, false};
     }
 }
 

@@ -8,6 +8,7 @@
 #include "engine/mmu.h"
 
 #include "engine/engine_int.h"
+#include "engine/mirror.h"
 
 #include <errno.h>
 
@@ -379,6 +380,36 @@ int mmu_translate(struct engine_vcpu *v, uint64_t va, enum mmu_access access, en
     return 0;
 }
 
+bool mmu_probe(struct engine_vcpu *v, uint64_t va, struct mmu_page *ret_page)
+{
+    struct walk w;
+    uint64_t leaf;
+
+    if (!paging_on(v) || !mmu_is_canonical(v, va) || walk(v, va, &w) != WALK_OK ||
+        !walk_allows(v, &w, MMU_READ, MMU_KERNEL)) {
+        return false;
+    }
+    for (unsigned i = 0; i < w.count; i++) {
+        if ((w.entry[i].value & PTE_A) == 0) {
+            return false;
+        }
+    }
+    leaf = w.entry[w.count - 1].value;
+    ret_page->gpa = w.address | (va & (w.page_bytes - 1));
+    ret_page->page_bytes = w.page_bytes;
+    ret_page->host = ram_host(v->vm, ret_page->gpa);
+    ret_page->global = (leaf & PTE_G) != 0 && (v->st.cr4 & X86_CR4_PGE) != 0;
+    ret_page->user = w.user;
+    ret_page->dirty = (leaf & PTE_D) != 0;
+    ret_page->writable = ret_page->dirty && walk_allows(v, &w, MMU_WRITE, MMU_KERNEL);
+    return true;
+}
+
+uint8_t *mmu_ram_host(const struct engine_vm *vm, uint64_t pa)
+{
+    return ram_host(vm, pa);
+}
+
 int mmu_peek(struct engine_vcpu *v, uint64_t va, gpa_t *ret_gpa)
 {
     struct walk w;
@@ -509,6 +540,9 @@ static void fetch_flush(struct engine_vcpu *v, bool keep_global)
 static void flush_done(struct engine_vcpu *v, enum mmu_flush what, uint64_t va)
 {
     v->stat_tlb_flushes++;
+    if (v->vm->mirror != NULL) {
+        mirror_on_flush(v, what, va);
+    }
     if (v->flush_hook != NULL) {
         v->flush_hook(v, what, va);
     }
@@ -575,6 +609,9 @@ void mmu_flush_writes(struct engine_vcpu *v)
 {
     for (unsigned mode = 0; mode < MMU_MODE_COUNT; mode++) {
         flush_marked(v, mode, 1, v->tlb_index[mode].used[1]);
+    }
+    if (v->vm->mirror != NULL) {
+        mirror_drop(v->vm->mirror);
     }
 }
 
@@ -643,5 +680,8 @@ uint64_t mmu_protect_code_page(struct engine_vcpu *v, gpa_t page)
         }
     }
     atomic_thread_fence(memory_order_seq_cst);
+    if (v->vm->mirror != NULL) {
+        mirror_protect(v->vm->mirror, ram_host(v->vm, pa));
+    }
     return holders;
 }

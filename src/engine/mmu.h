@@ -27,6 +27,7 @@
 #include <stdint.h>
 
 struct engine_vcpu;
+struct engine_vm;
 
 #define MMU_TLB_SETS 1024u
 
@@ -110,6 +111,15 @@ struct mmu_page {
 /* Walks the tables, sets A/D bits, checks permissions: 0 or ENGINE_FAULT (#PF, cr2 in v->fault). */
 int mmu_translate(struct engine_vcpu *v, uint64_t va, enum mmu_access access, enum mmu_mode mode,
                   struct mmu_page *ret_page) MUST_CHECK;
+
+/*
+ * What mmu_translate() would say of a read by the kernel, changing nothing: false
+ * when it would fault or set a bit. ret_page->writable: a write would do neither.
+ */
+bool mmu_probe(struct engine_vcpu *v, uint64_t va, struct mmu_page *ret_page);
+
+/* Where RAM at that guest-physical address lies here, NULL: it is none. */
+uint8_t *mmu_ram_host(const struct engine_vm *vm, uint64_t pa);
 
 /* As a debugger sees it: no A/D bits, no permissions, no fault. -EFAULT when unmapped. */
 int mmu_peek(struct engine_vcpu *v, uint64_t va, gpa_t *ret_gpa) MUST_CHECK;

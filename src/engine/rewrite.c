@@ -9,6 +9,7 @@
 
 #define MODRM_SIB 4u
 #define SIB_NO_INDEX 4u
+#define SIB_NO_BASE 5u
 
 /* What becomes of the opcode and its operands. */
 struct copy {
@@ -19,6 +20,7 @@ struct copy {
     const struct insn *insn;
     uint8_t base;
     uint8_t index;
+    uint8_t scale_bits;
     int32_t disp;
     bool is_mem;
 };
@@ -140,21 +142,23 @@ static uint8_t *put_memory(const struct copy *c, uint8_t *p)
 {
     const uint8_t reg = (uint8_t)(c->modrm_reg << 3);
     const bool has_index = c->index != INSN_REG_NONE;
-    const bool needs_sib = has_index || (c->base & 7) == X86_RSP;
+    const bool has_base = c->base != INSN_REG_NONE;
+    const bool needs_sib = has_index || (c->base & 7) == X86_RSP || !has_base;
     uint8_t mod = 0x80;
 
-    if (c->disp == 0 && (c->base & 7) != X86_RBP) {
+    if (!has_base || (c->disp == 0 && (c->base & 7) != X86_RBP)) {
         mod = 0;
     } else if (c->disp == (int8_t)c->disp) {
         mod = 0x40;
     }
     *p++ = (uint8_t)(mod | reg | (needs_sib ? MODRM_SIB : c->base & 7));
     if (needs_sib) {
-        *p++ = (uint8_t)((has_index ? c->index & 7 : SIB_NO_INDEX) << 3 | (c->base & 7));
+        *p++ = (uint8_t)(c->scale_bits << 6 | (has_index ? c->index & 7 : SIB_NO_INDEX) << 3 |
+                         (has_base ? c->base & 7 : SIB_NO_BASE));
     }
     if (mod == 0x40) {
         *p++ = (uint8_t)c->disp;
-    } else if (mod == 0x80) {
+    } else if (mod == 0x80 || !has_base) {
         memcpy(p, &c->disp, sizeof(c->disp));
         p += sizeof(c->disp);
     }
@@ -190,10 +194,14 @@ static bool is_encodable(const struct insn *insn)
     return insn->op == INSN_OP_COPY && !(is_vzero && insn->mode != INSN_MODE_64);
 }
 
-unsigned insn_rewrite(const struct insn *insn, uint8_t base, uint8_t index, int32_t disp,
-                      uint8_t out[INSN_REWRITE_MAX_BYTES])
+unsigned insn_rewrite(const struct insn *insn, uint8_t base, uint8_t index, unsigned scale,
+                      int32_t disp, uint8_t out[INSN_REWRITE_MAX_BYTES])
 {
-    struct copy c = {.insn = insn, .base = base, .index = index, .disp = disp};
+    struct copy c = {.insn = insn,
+                     .base = base,
+                     .index = index,
+                     .scale_bits = scale == 8 ? 3 : (uint8_t)(scale >> 1),
+                     .disp = disp};
     uint8_t *p = out;
 
     if (!is_encodable(insn)) {
@@ -203,11 +211,11 @@ unsigned insn_rewrite(const struct insn *insn, uint8_t base, uint8_t index, int3
     c.rex = insn->rex & (REX_W | REX_R | REX_B);
     choose_opcode(&c);
     if (c.is_mem) {
-        if (base >= X86_GPR_COUNT || index == X86_RSP) {
+        if ((base >= X86_GPR_COUNT && base != INSN_REG_NONE) || index == X86_RSP) {
             return 0;
         }
         c.rex &= (uint8_t)~REX_B;
-        c.rex |= base >= 8 ? REX_B : 0;
+        c.rex |= base != INSN_REG_NONE && base >= 8 ? REX_B : 0;
         c.rex |= index != INSN_REG_NONE && index >= 8 ? REX_X : 0;
     }
     if (c.rex != 0 && insn_uses_high_byte(insn)) {

@@ -7,6 +7,7 @@
  */
 #include "engine/translate.h"
 
+#include "engine/mirror.h"
 #include "engine/translate_int.h"
 
 #include <asm/prctl.h>
@@ -67,10 +68,12 @@ void translate_vcpu_done(struct engine_vcpu *v)
     translate_signal_done(v);
 }
 
-/* The host's GS base is ours to use: the C library has FS. */
+/* The host's GS base is ours to use: the C library has FS. The mirror needs FSGSBASE. */
 static void set_gs_base(struct engine_vcpu *v)
 {
-    if ((getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE) != 0) {
+    if (v->vm->mirror != NULL) {
+        __asm__ volatile("wrgsbase %0" : : "r"(LAYOUT_FOLD));
+    } else if ((getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE) != 0) {
         __asm__ volatile("wrgsbase %0" : : "r"(v));
     } else {
         (void)syscall(SYS_arch_prctl, ARCH_SET_GS, v);
@@ -113,6 +116,21 @@ static void drop_everything(struct engine_vcpu *v)
     code_cache_reset(t);
     /* No vCPU is in code, so none uses its jump cache now; each empties its own. */
     atomic_store(&t->stop, false);
+}
+
+/* The guest is not for the mirror: kernel code, too, is translated with checks. */
+static void stop_mirroring(struct engine_vcpu *v)
+{
+    struct translator *t = v->vm->translator;
+
+    mutex_lock(&v->vm->lock);
+    if (t->is_mirrored) {
+        t->is_mirrored = false;
+        drop_everything(v);
+        mirror_drop(v->vm->mirror);
+    }
+    mutex_unlock(&v->vm->lock);
+    v->mirror_off = false;
 }
 
 static gpa_t gpa_of_host(const struct engine_vm *vm, const uint8_t *host)
@@ -216,6 +234,19 @@ static struct unit *find_and_link(struct engine_vcpu *v, unsigned mode)
     return unit;
 }
 
+/* An instruction of the unit that was run is to have a check from now on. */
+static void drop_refused_unit(struct engine_vcpu *v)
+{
+    struct translator *t = v->vm->translator;
+
+    mutex_lock(&v->vm->lock);
+    if (v->hot.generation == atomic_load(&t->generation)) {
+        code_cache_drop_unit(t, v->retranslate);
+    }
+    mutex_unlock(&v->vm->lock);
+    v->retranslate = NULL;
+}
+
 /* Runs from the unit's entry until translated code leaves. */
 static void enter(struct engine_vcpu *v, const struct unit *unit)
 {
@@ -236,6 +267,9 @@ static void enter(struct engine_vcpu *v, const struct unit *unit)
     light_give_flags(v);
     atomic_fetch_add(&v->sync_epoch, 1);
     atomic_store(&v->hot.in_code, false);
+    if (v->retranslate != NULL) {
+        drop_refused_unit(v);
+    }
 }
 
 /* Announces that this vCPU goes into code; waits out a drop of the cache. */
@@ -294,6 +328,9 @@ enum translate_result translate_run(struct engine_vcpu *v)
 
         if (atomic_load(&v->kick) != 0) {
             return TRANSLATE_KICKED;
+        }
+        if (v->vm->mirror != NULL && mirror_is_refused(v->vm->mirror)) {
+            stop_mirroring(v);
         }
         if (mode < 0) {
             return TRANSLATE_INTERP;
@@ -363,6 +400,7 @@ unsigned translate_stats(struct engine_vm *vm, struct accel_stat *ret_stats, uns
         {"translator_flushes", t->stat_flushes},
         {"translator_invalidated", t->stat_invalidated},
         {"translator_ns", t->stat_translate_ns},
+        {"translator_checked_sites", t->stat_checked},
         {"jump_misses", 0},
         {"helper_instructions", 0},
         {"unit_leaves", 0},
@@ -370,6 +408,7 @@ unsigned translate_stats(struct engine_vm *vm, struct accel_stat *ret_stats, uns
         {"range_misses", 0},
     };
     struct accel_stat *sums = &stats[ARRAY_LEN(stats) - 5];
+    unsigned count = ARRAY_LEN(stats);
 
     for (unsigned i = 0; i < vm->vcpu_count; i++) {
         const struct engine_vcpu *v = atomic_load(&vm->vcpus[i]);
@@ -385,5 +424,9 @@ unsigned translate_stats(struct engine_vm *vm, struct accel_stat *ret_stats, uns
     for (unsigned i = 0; i < ARRAY_LEN(stats) && i < max; i++) {
         ret_stats[i] = stats[i];
     }
-    return ARRAY_LEN(stats);
+    if (vm->mirror != NULL) {
+        count += mirror_stats(vm->mirror, max > count ? ret_stats + count : NULL,
+                              max > count ? max - count : 0);
+    }
+    return count;
 }

@@ -46,6 +46,7 @@ struct access {
     bool
         allow_written; /* registers that the instruction overwrites at its end may hold the address */
     bool alone;        /* no later access profits from its check */
+    bool checked;      /* by the software TLB whatever the mode */
     uint16_t forbidden; /* registers that hold something of the instruction */
 };
 
@@ -68,6 +69,14 @@ struct window {
 
 #define WINDOW_COUNT 2u
 
+/* A register that holds the content of a slot, for operands in the mirror; it is borrowed. */
+struct held_slot {
+    uint32_t slot; /* 0: none */
+    uint8_t reg;
+};
+
+#define HELD_SLOTS 2u
+
 /* Out-of-line code of an access: computes the address again and asks C. */
 struct cold_access {
     uint8_t *branch; /* rel32 to here */
@@ -85,8 +94,6 @@ struct cold_exit {
     uint8_t flags;
 };
 
-#define UNIT_MARKS_MAX (3 * UNIT_INSNS_MAX)
-
 struct xlate {
     struct translator *t;
     struct emit e;
@@ -98,6 +105,7 @@ struct xlate {
     bool failed;      /* something could not be encoded: the unit ends here */
     bool rsp_moved;   /* the instruction's change of RSP is known to the windows */
     struct window windows[WINDOW_COUNT];
+    struct held_slot held[HELD_SLOTS];
     unsigned mark_count;
     struct unit_insn marks[UNIT_MARKS_MAX];
     unsigned lookup_count;
@@ -110,9 +118,11 @@ struct xlate {
 
 /* Where the host finds the operand after an address check. */
 struct host_operand {
-    uint8_t base;
+    uint8_t base;  /* EMIT_NO_REG: none, in the mirror only */
     uint8_t index; /* EMIT_NO_REG: none */
     int32_t disp;
+    uint8_t scale;
+    bool is_in_mirror; /* relative to the host's GS base, and may fault */
 };
 
 /* xlate_regs.c: which registers hold what. */
@@ -135,6 +145,10 @@ struct ea ea_reg(unsigned base, int32_t disp);
 void ea_emit(struct xlate *x, const struct ea *ea, unsigned dst);
 /* Makes sure that the access may be done, clobbering host flags (released before). */
 struct host_operand mem_access(struct xlate *x, const struct access *access);
+/* Right before the instruction with the operand: its prefix, and where the state is when it faults. */
+void mem_operand_begin(struct xlate *x, const struct host_operand *op);
+/* Units of this mode reach memory by the mirror. */
+bool mem_is_direct(const struct translator *t, unsigned mode);
 /* RSP is now delta higher than when the windows were noted. */
 void mem_rsp_moved(struct xlate *x, int64_t delta);
 /* Before an instruction: forgets windows whose register it needs. */

@@ -7,7 +7,11 @@
  * call looks at the kick flag; so stepping ends before a call or return.
  */
 #include "engine/hostsig.h"
+#include "engine/mirror.h"
 #include "engine/translate_int.h"
+
+/* Faults of an instruction outside the mirror, until it gets a check. */
+#define REFUSED_MAX 4u
 
 #define EFLAGS_TF 0x100
 #define EFLAGS_DF 0x400
@@ -71,11 +75,43 @@ static void seek_boundary(struct engine_vcpu *v, ucontext_t *context)
     }
 }
 
+/* An instruction that reaches for what the mirror cannot hold is translated anew some day. */
+static void note_refused(struct engine_vcpu *v, struct unit *unit, const struct unit_insn *at)
+{
+    uintptr_t guest = (unit->guest & ~((uintptr_t)GMEM_PAGE_BYTES - 1)) + at->page_offset;
+    struct refused_site *site = &v->refused_sites[guest * 0x9e3779b1u >> 16 & (REFUSED_SITES - 1)];
+
+    if (site->guest != guest) {
+        *site = (struct refused_site){guest, 0};
+    }
+    if (++site->count >= REFUSED_MAX) {
+        site->guest = 0;
+        code_cache_add_checked(v->vm->translator, guest);
+        v->retranslate = unit;
+    }
+}
+
+/* Guest memory that the mirror lacks: true when it has it now. */
+static bool on_mirror_fault(struct engine_vcpu *v, struct unit *unit, const struct unit_insn *at,
+                            const greg_t *gregs)
+{
+    bool is_write = (gregs[REG_ERR] & X86_PF_WRITE) != 0;
+
+    if (gregs[REG_TRAPNO] == X86_VEC_PF &&
+        mirror_fault(v, mirror_guest((uint64_t)gregs[REG_CR2]), is_write)) {
+        return true;
+    }
+    note_refused(v, unit, at);
+    return false;
+}
+
 static bool on_fault(void *opaque, int signal, siginfo_t *info, ucontext_t *context)
 {
     struct engine_vcpu *v = opaque;
+    const struct translator *t = v->vm->translator;
     uintptr_t rip = (uintptr_t)context->uc_mcontext.gregs[REG_RIP];
-    struct unit *unit = code_cache_unit_at(v->vm->translator, rip);
+    struct unit *unit = code_cache_unit_at(t, rip);
+    const struct unit_insn *at;
 
     (void)info;
     if (signal == SIGTRAP) {
@@ -87,8 +123,12 @@ static bool on_fault(void *opaque, int signal, siginfo_t *info, ucontext_t *cont
     if (unit == NULL) {
         return false;
     }
-    capture(v, context, unit_insn_at(unit, (uint32_t)(rip - (uintptr_t)v->vm->translator->rx)),
-            LEAVE_INTERP);
+    at = unit_insn_at(unit, (uint32_t)(rip - (uintptr_t)t->rx));
+    if (signal == SIGSEGV && mem_is_direct(t, unit->mode) &&
+        on_mirror_fault(v, unit, at, context->uc_mcontext.gregs)) {
+        return true;
+    }
+    capture(v, context, at, LEAVE_INTERP);
     return true;
 }
 

@@ -46,13 +46,13 @@ static void flags_for_insn(struct xlate *x)
 static void emit_rewritten(struct xlate *x, struct host_operand op)
 {
     uint8_t out[INSN_REWRITE_MAX_BYTES];
-    unsigned len = insn_rewrite(&x->ti->insn, op.base,
-                                op.index == EMIT_NO_REG ? INSN_REG_NONE : op.index, op.disp, out);
+    unsigned len = insn_rewrite(&x->ti->insn, op.base, op.index, op.scale, op.disp, out);
 
     if (len == 0) {
         x->failed = true;
         return;
     }
+    mem_operand_begin(x, &op);
     emit_bytes(&x->e, out, len);
 }
 
@@ -76,7 +76,7 @@ static bool is_direction(const struct insn *insn)
 static void emit_copy(struct xlate *x)
 {
     const struct insn *insn = &x->ti->insn;
-    struct host_operand op = {X86_RAX, EMIT_NO_REG, 0};
+    struct host_operand op = {X86_RAX, EMIT_NO_REG, 0, 1, false};
 
     if (is_direction(insn)) {
         emit_direction(x);
@@ -112,12 +112,20 @@ static void emit_lea_insn(struct xlate *x)
 
 static unsigned operand_regs(struct host_operand op)
 {
-    return REG_BIT(op.base) | (op.index == EMIT_NO_REG ? 0u : REG_BIT(op.index));
+    return (op.base == EMIT_NO_REG ? 0u : REG_BIT(op.base)) |
+           (op.index == EMIT_NO_REG ? 0u : REG_BIT(op.index));
+}
+
+/* 64 bits between reg (or an opcode's extension) and the operand. */
+static void emit_operand(struct xlate *x, unsigned opcode, unsigned reg, struct host_operand op)
+{
+    mem_operand_begin(x, &op);
+    emit_mem(&x->e, true, opcode, reg, op.base, op.index, op.scale, op.disp);
 }
 
 static void emit_store_imm(struct xlate *x, struct host_operand op, int32_t imm)
 {
-    emit_mem(&x->e, true, 0xc7, 0, op.base, op.index, 1, op.disp);
+    emit_operand(x, 0xc7, 0, op);
     emit_u32(&x->e, (uint32_t)imm);
 }
 
@@ -135,7 +143,7 @@ static unsigned emit_load_operand(struct xlate *x)
     unsigned value = xlate_scratch(x, operand_regs(op), false, false);
 
     xlate_mark(x);
-    emit_mem(&x->e, true, EMIT_MOV_LOAD, value, op.base, op.index, 1, op.disp);
+    emit_operand(x, EMIT_MOV_LOAD, value, op);
     return value;
 }
 
@@ -154,7 +162,7 @@ static void emit_push(struct xlate *x)
     if (insn->imm_bytes != 0) {
         emit_store_imm(x, op, (int32_t)insn->imm);
     } else {
-        emit_mem(&x->e, true, EMIT_MOV_STORE, value, op.base, op.index, 1, op.disp);
+        emit_operand(x, EMIT_MOV_STORE, value, op);
     }
     emit_lea(&x->e, X86_RSP, X86_RSP, -8);
 }
@@ -168,7 +176,7 @@ static void emit_pop(struct xlate *x)
 
     stack.allow_written = true;
     op = mem_access(x, &stack);
-    emit_mem(&x->e, true, EMIT_MOV_LOAD, dst, op.base, op.index, 1, op.disp);
+    emit_operand(x, EMIT_MOV_LOAD, dst, op);
     if (dst != X86_RSP) {
         emit_lea(&x->e, X86_RSP, X86_RSP, 8);
     }
@@ -180,7 +188,7 @@ static void emit_leave(struct xlate *x)
     struct host_operand op = mem_access(x, &frame);
     unsigned value = xlate_scratch(x, operand_regs(op), false, false);
 
-    emit_mem(&x->e, true, EMIT_MOV_LOAD, value, op.base, op.index, 1, op.disp);
+    emit_operand(x, EMIT_MOV_LOAD, value, op);
     emit_lea(&x->e, X86_RSP, X86_RBP, 8);
     emit_mov(&x->e, true, X86_RBP, value);
 }
@@ -195,7 +203,7 @@ static void emit_push_return(struct xlate *x)
 
     emit_gs_load(&x->e, value, GS_HOT(page));
     emit_lea(&x->e, value, value, (int32_t)ti->offset + ti->insn.len);
-    emit_mem(&x->e, true, EMIT_MOV_STORE, value, op.base, op.index, 1, op.disp);
+    emit_operand(x, EMIT_MOV_STORE, value, op);
     emit_lea(&x->e, X86_RSP, X86_RSP, -8);
 }
 
@@ -215,7 +223,7 @@ static void emit_ret(struct xlate *x)
     xlate_spill(x, RETURN_REGS);
     op = mem_access(x, &stack);
     xlate_flags_release(x, x->ti->live);
-    emit_mem(&x->e, true, EMIT_MOV_LOAD, X86_RCX, op.base, op.index, 1, op.disp);
+    emit_operand(x, EMIT_MOV_LOAD, X86_RCX, op);
     emit_lea(&x->e, X86_RSP, X86_RSP, 8 + (int32_t)(x->ti->insn.imm & 0xffff));
     exit_indirect(x, true);
 }
@@ -366,13 +374,13 @@ static bool touches_memory(const struct trace *trace)
 }
 
 /* What the unit borrows from its start: what the trace never names, if there is such. */
-static uint16_t choose_body_spilled(const struct trace *trace)
+static uint16_t choose_body_spilled(const struct translator *t, const struct trace *trace)
 {
     unsigned used = REG_BIT(X86_RSP);
     unsigned chosen = 0;
     unsigned count = 0;
 
-    if (!touches_memory(trace)) {
+    if (!touches_memory(trace) || mem_is_direct(t, trace->insns[0].mode)) {
         return 0;
     }
     for (unsigned i = 0; i < trace->count; i++) {
@@ -443,7 +451,7 @@ struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr
     unit->lines = trace->lines;
     unit->mode = (uint8_t)mode;
     unit->code = t->used_bytes;
-    unit->body_spilled = choose_body_spilled(trace);
+    unit->body_spilled = choose_body_spilled(t, trace);
     emit_entries(x);
     emit_trace(x);
     exit_emit_cold(x);

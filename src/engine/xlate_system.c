@@ -112,6 +112,7 @@ static void emit_pushf(struct xlate *x)
     emit_shift_imm(e, false, 4, X86_RAX, 11);
     emit_rr(e, false, 0x0b, X86_RAX, low);
     emit_gs(e, 0x0b, X86_RAX, GS_ST(rflags));
+    mem_operand_begin(x, &op);
     emit_mem(e, true, EMIT_MOV_STORE, X86_RAX, op.base, op.index, 1, op.disp);
     emit_lea(e, X86_RSP, X86_RSP, -8);
 }
@@ -157,6 +158,7 @@ static void emit_bit_mem(struct xlate *x)
         xlate_flags_restore(x);
     }
     x->flags = FLAGS_HOST;
+    mem_operand_begin(x, &op);
     if ((insn->flags & INSN_LOCK) != 0) {
         emit_u8(e, 0xf0);
     }
@@ -200,6 +202,7 @@ static void emit_xsave(struct xlate *x)
                             .size = XSAVE_AREA_BYTES,
                             .is_write = insn->op == INSN_OP_XSAVE,
                             .alone = true,
+                            .checked = true,
                             .forbidden = REG_BIT(X86_RAX) | REG_BIT(X86_RDX)};
     struct host_operand op = mem_access(x, &access);
     unsigned area = xlate_scratch(x, access.forbidden, false, false);
