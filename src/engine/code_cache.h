@@ -102,6 +102,7 @@ struct unit_access {
 
 #define ACCESS_WRITE 1u
 #define ACCESS_ORDERED 4u /* other faults may come before the page fault: the interpreter knows */
+#define ACCESS_LOCKED 16u /* across a cache line the interpreter does it */
 #define ACCESS_RANGE 2u   /* for more than the instruction in hand: it cannot fault for that */
 
 #define ACCESS_GATHER 8u /* size is GATHER_*: elements at many addresses, by C each time */

@@ -118,7 +118,7 @@ struct engine_vm {
     bool reference_only;
     bool check;
     struct mutex lock;      /* LOCK_RANK_ENGINE: translator tables, code page marks */
-    atomic_flag split_lock; /* held while a LOCKed operand across a page is worked on */
+    atomic_flag split_lock; /* held while a LOCKed operand across cache lines is worked on */
     struct translator *translator;
     void *(*vcpu_storage)(void);
     int32_t vcpu_from_fs;  /* with a mirror: where a vCPU's thread has its struct engine_vcpu */

@@ -61,11 +61,26 @@ static bool is_unstored(const struct engine_vcpu *v, const struct insn *in, cons
            is_untouched_bytes(mem, in->mem_bytes);
 }
 
+/*
+ * A lock across two cache lines: the host may take it for an attack and slow
+ * the process down or stop it. Of more than 8 bytes the CPU refuses it first.
+ */
+static bool splits_lock(const struct insn *in, uint64_t va)
+{
+    return (in->flags & INSN_LOCK) != 0 && in->mem_bytes <= 8 && crosses_line(va, in->mem_bytes);
+}
+
+/* Where in room a copy of the operand is aligned like the operand. */
+static unsigned bounce_offset(const struct insn *in, uint64_t va)
+{
+    return splits_lock(in, va) ? 0 : (unsigned)(va & (BOUNCE_ALIGN - 1));
+}
+
 /* The operand crosses a page or is a device's: read, run on a copy, write. */
 static int run_bounced(struct engine_vcpu *v, const struct insn *in, uint64_t va)
 {
     uint8_t room[BOUNCE_BYTES + BOUNCE_ALIGN] ALIGNED(BOUNCE_ALIGN);
-    uint8_t *mem = room + (va & (BOUNCE_ALIGN - 1));
+    uint8_t *mem = room + bounce_offset(in, va);
     enum mmu_mode mode = mmu_current_mode(v);
     int r = 0;
 
@@ -131,6 +146,19 @@ static int run_bounced_fpu(struct engine_vcpu *v, const struct insn *in, uint64_
     return r;
 }
 
+/* No other vCPU does such a one meanwhile (SDM 3A 8.1.2.2). */
+static int run_split(struct engine_vcpu *v, const struct insn *in, uint64_t va)
+{
+    int r;
+
+    while (atomic_flag_test_and_set(&v->vm->split_lock)) {
+        __builtin_ia32_pause();
+    }
+    r = run_bounced(v, in, va);
+    atomic_flag_clear(&v->vm->split_lock);
+    return r;
+}
+
 static int run_in_place(struct engine_vcpu *v, const struct insn *in, uint64_t va)
 {
     uint8_t *host = NULL;
@@ -138,6 +166,10 @@ static int run_in_place(struct engine_vcpu *v, const struct insn *in, uint64_t v
     enum mmu_mode mode = mmu_current_mode(v);
     int r;
 
+    if (splits_lock(in, va)) {
+        r = check_writable(v, in, va);
+        return r != 0 ? r : run_split(v, in, va);
+    }
     if (is_write) {
         r = mmu_rmw_begin(v, va, in->mem_bytes, mode, &host);
     } else {
@@ -165,16 +197,7 @@ static int run_in_place(struct engine_vcpu *v, const struct insn *in, uint64_t v
     if (is_write && (in->flags & (INSN_X87 | INSN_MMX | INSN_SSE | INSN_AVX)) != 0) {
         return run_bounced_fpu(v, in, va);
     }
-    if ((in->flags & INSN_LOCK) != 0) {
-        /* A split lock: no other vCPU does one meanwhile (SDM 3A 8.1.2.2). */
-        while (atomic_flag_test_and_set(&v->vm->split_lock)) {
-            __builtin_ia32_pause();
-        }
-        r = run_bounced(v, in, va);
-        atomic_flag_clear(&v->vm->split_lock);
-        return r;
-    }
-    return run_bounced(v, in, va);
+    return (in->flags & INSN_LOCK) != 0 ? run_split(v, in, va) : run_bounced(v, in, va);
 }
 
 /*
@@ -185,7 +208,7 @@ static int run_in_place(struct engine_vcpu *v, const struct insn *in, uint64_t v
 static int raise_earlier_fault(struct engine_vcpu *v, const struct insn *in, uint64_t va)
 {
     uint8_t room[BOUNCE_BYTES + BOUNCE_ALIGN] ALIGNED(BOUNCE_ALIGN);
-    uint8_t *mem = room + (va & (BOUNCE_ALIGN - 1));
+    uint8_t *mem = room + bounce_offset(in, va);
     const struct engine_fault operand_fault = v->fault;
     struct hostexec_fault fault = {0};
     uint8_t xsave[FPU_BYTES];

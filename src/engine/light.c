@@ -295,7 +295,8 @@ static bool fill(struct engine_vcpu *v, const struct unit_access *a, int *ret_r)
     struct mmu_page page;
 
     *ret_r = 0;
-    if ((va & PAGE_MASK) + a->size > GMEM_PAGE_BYTES) {
+    if ((va & PAGE_MASK) + a->size > GMEM_PAGE_BYTES ||
+        ((a->flags & ACCESS_LOCKED) != 0 && crosses_line(va, a->size))) {
         return false;
     }
     *ret_r = mmu_fill(v, va, is_write ? MMU_WRITE : MMU_READ, (enum mmu_mode)a->mode, &page);

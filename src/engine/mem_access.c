@@ -427,7 +427,8 @@ static void emit_check(struct xlate *x, const struct ea *ea, const struct access
     site->mode = x->ti->mode & UNIT_MODE_MMU;
     site->flags =
         (uint8_t)((a->is_write ? ACCESS_WRITE : 0u) | (size != a->size ? ACCESS_RANGE : 0u) |
-                  (is_ordered(&x->ti->insn) ? ACCESS_ORDERED : 0u));
+                  (is_ordered(&x->ti->insn) ? ACCESS_ORDERED : 0u) |
+                  (a->is_locked ? ACCESS_LOCKED : 0u));
 
     ea_emit(x, ea, s0);
     /* mmu_tlb_index(), times the size of an entry */
@@ -439,6 +440,13 @@ static void emit_check(struct xlate *x, const struct ea *ea, const struct access
     emit_gs_indexed(e, EMIT_XOR_LOAD, s0, s1, tlb + (uint32_t)offsetof(struct mmu_tlb_entry, tag));
     emit_alu_imm(e, true, 7, s0, (int32_t)(GMEM_PAGE_BYTES - size));
     cold->branch = emit_jcc(e, EMIT_CC_A);
+    cold->split = NULL;
+    if (a->is_locked) {
+        /* What is left is the offset in the page. */
+        emit_alu_imm(e, false, 4, s0, (int32_t)(CACHE_LINE_BYTES - 1));
+        emit_alu_imm(e, false, 7, s0, (int32_t)(CACHE_LINE_BYTES - size));
+        cold->split = emit_jcc(e, EMIT_CC_A);
+    }
     emit_gs_indexed(e, EMIT_MOV_LOAD, s1, s1,
                     tlb + (uint32_t)offsetof(struct mmu_tlb_entry, addend));
 }
@@ -453,14 +461,14 @@ struct host_operand mem_access(struct xlate *x, const struct access *a)
     unsigned s0;
     unsigned s1;
 
-    if (is_direct(x, a)) {
+    if (!a->is_locked && is_direct(x, a)) {
         return direct_operand(x, a);
     }
-    if (from_window(x, a, &op)) {
+    if (!a->is_locked && from_window(x, a, &op)) {
         return op;
     }
-    shared = is_simple(&ea) && !a->alone && !a->low_only && (x->ti->mode & UNIT_MODE_SINGLE) == 0 &&
-             look_ahead(x, a, &low, &high) > 0;
+    shared = is_simple(&ea) && !a->alone && !a->is_locked && !a->low_only &&
+             (x->ti->mode & UNIT_MODE_SINGLE) == 0 && look_ahead(x, a, &low, &high) > 0;
     if (shared && low == (int32_t)low) {
         ea.disp = (int32_t)low;
     } else {
@@ -502,6 +510,9 @@ void mem_emit_cold(struct xlate *x)
         const struct cold_access *cold = &x->cold_access[i];
 
         emit_patch(cold->branch, e->p);
+        if (cold->split != NULL) {
+            emit_patch(cold->split, e->p);
+        }
         ea_emit(x, &cold->ea, cold->scratch);
         emit_mov_imm32(e, cold->scratch2, cold->site);
         emit_jmp_to(e, x->t->rw + (x->t->access_site[cold->scratch][cold->scratch2] - x->t->rx));

@@ -30,6 +30,12 @@ struct engine_vcpu;
 struct engine_vm;
 
 #define MMU_TLB_SETS 1024u
+#define CACHE_LINE_BYTES 64u
+
+static inline bool crosses_line(uint64_t va, unsigned bytes)
+{
+    return (va & (CACHE_LINE_BYTES - 1)) + bytes > CACHE_LINE_BYTES;
+}
 
 /* Higher bits are mixed in: arrays some MiB apart are often walked together. */
 static inline unsigned mmu_tlb_index(uint64_t va)

@@ -47,6 +47,7 @@ struct access {
         allow_written; /* registers that the instruction overwrites at its end may hold the address */
     bool alone;        /* no later access profits from its check */
     bool checked;      /* by the software TLB whatever the mode */
+    bool is_locked;    /* across a cache line it goes to the interpreter */
     uint16_t forbidden; /* registers that hold something of the instruction */
 };
 
@@ -80,6 +81,7 @@ struct held_slot {
 /* Out-of-line code of an access: computes the address again and asks C. */
 struct cold_access {
     uint8_t *branch; /* rel32 to here */
+    uint8_t *split;  /* another one, of a locked access across a cache line; NULL: none */
     struct ea ea;
     uint8_t scratch;  /* for the address */
     uint8_t scratch2; /* for the site */

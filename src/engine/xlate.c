@@ -73,6 +73,12 @@ static bool is_direction(const struct insn *insn)
     return insn->map == 0 && insn->encoding == INSN_ENC_LEGACY && (insn->opcode & 0xfe) == 0xfc;
 }
 
+/* One byte lies in one line, and 16 across two are refused before any lock. */
+static bool is_locked(const struct insn *insn)
+{
+    return (insn->flags & INSN_LOCK) != 0 && insn->mem_bytes > 1 && insn->mem_bytes <= 8;
+}
+
 static void emit_copy(struct xlate *x)
 {
     const struct insn *insn = &x->ti->insn;
@@ -87,7 +93,8 @@ static void emit_copy(struct xlate *x)
                                 .size = insn->mem_bytes,
                                 .is_write = (insn->mem_flags & INSN_MEM_WRITE) != 0,
                                 .low_only = insn_uses_high_byte(insn),
-                                .allow_written = true};
+                                .allow_written = true,
+                                .is_locked = is_locked(insn)};
 
         op = mem_access(x, &access);
     }

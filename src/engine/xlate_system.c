@@ -137,6 +137,7 @@ static void emit_bit_mem(struct xlate *x)
                             .size = insn->opsize_bytes,
                             .is_write = (insn->mem_flags & INSN_MEM_WRITE) != 0,
                             .alone = true,
+                            .is_locked = (insn->flags & INSN_LOCK) != 0,
                             .forbidden = (uint16_t)REG_BIT(bit)};
     struct host_operand op;
 

@@ -9,6 +9,7 @@
 #include "cpu/cpuid.h"
 #include "engine/engine.h"
 #include "engine/hostsig.h"
+#include "engine/translate_int.h"
 #include "mem/gmem.h"
 #include "test.h"
 
@@ -473,6 +474,80 @@ static void check_kicks(const uint8_t *code, const uint8_t *end)
     test_free(st);
 }
 
+/* Locked operands at RDI. RBX keeps what the exchanges found. */
+GUEST(locked, "movl $200, %ecx\nmovabsq $0x123456789abcdef1, %rdx\nxorl %ebx, %ebx\n"
+              "1: lock addq %rdx, (%rdi)\n"
+              "movq %rcx, %rax\nlock xaddq %rax, (%rdi)\naddq %rax, %rbx\n"
+              "movl %ecx, %eax\nxchgl %eax, 4(%rdi)\nxorq %rax, %rbx\n"
+              "movq (%rdi), %rax\nlock cmpxchgq %rdx, (%rdi)\nsetz %al\naddq %rax, %rbx\n"
+              "lock xorq %rcx, (%rdi)\n"
+              "lock btcq %rcx, (%rdi)\nsbbq $0, %rbx\n"
+              "decl %ecx\njnz 1b\n");
+#define LOCKED_OPERANDS 6u
+
+/* How often the code compares an offset in a cache line with what a lock of some size allows. */
+static unsigned count_line_checks(const struct vm *m)
+{
+    const struct engine_vm *vm = (const struct engine_vm *)(const void *)m->vm;
+    const uint8_t *code = vm->translator->rw;
+    unsigned found = 0;
+
+    for (uint32_t i = 0; i + 8 < vm->translator->used_bytes; i++) {
+        const uint8_t *cmp = code + i + 3;
+
+        cmp += *cmp == 0x41; /* REX.B */
+        found += code[i] == 0x83 && (code[i + 1] & 0xf8) == 0xe0 && code[i + 2] == 63 &&
+                 cmp[0] == 0x83 && (cmp[1] & 0xf8) == 0xf8 && (cmp[2] == 56 || cmp[2] == 60);
+    }
+    return found;
+}
+
+static void run_locked(struct vm *m, uint64_t at, struct vcpu_state *st)
+{
+    assert_int_equal(engine_accel_ops.get_state(m->vcpu, st), 0);
+    st->rip = CODE;
+    st->gpr[X86_RDI] = at;
+    assert_int_equal(engine_accel_ops.set_state(m->vcpu, st), 0);
+    run_to_end(m);
+    assert_int_equal(engine_accel_ops.get_state(m->vcpu, st), 0);
+}
+
+/*
+ * A lock across two cache lines must not reach the host. That each is looked at
+ * is seen in the code first, after a run that has none; then they do their work.
+ */
+static void test_split_locks_are_not_for_the_host(void **state)
+{
+    struct vcpu_state *st = test_calloc(1, sizeof(*st));
+    struct vm m;
+
+    (void)state;
+    vm_start(&m, false, 0, guest_locked, (size_t)(guest_locked_end - guest_locked), CODE);
+    run_locked(&m, DATA, st);
+    assert_true(count_line_checks(&m) > 0);
+    assert_int_equal(count_line_checks(&m) % LOCKED_OPERANDS, 0); /* the loop is in two units */
+    for (uint64_t offset = 0; offset <= 64; offset++) {
+        uint64_t aligned = DATA + 0x1000 + offset * 128;
+        uint64_t shifted = DATA + 0x4000 - 64 + offset; /* some of them across a page too */
+        uint64_t expected;
+        uint64_t sum;
+
+        run_locked(&m, aligned, st);
+        sum = st->gpr[X86_RBX];
+        for (unsigned i = 0; i < 32; i += 8) {
+            put64(m.gmem, shifted + i, 0); /* BTC goes on from the operand by bit RCX */
+        }
+        run_locked(&m, shifted, st);
+        if (st->gpr[X86_RBX] != sum) {
+            fail_msg("the operand at %llx gives another result", (unsigned long long)shifted);
+        }
+        expected = *(const uint64_t *)(const void *)gmem_host(m.gmem, gpa(aligned), 8);
+        assert_memory_equal(gmem_host(m.gmem, gpa(shifted), 8), &expected, 8);
+    }
+    vm_stop(&m);
+    test_free(st);
+}
+
 static void test_kick(void **state)
 {
     (void)state;
@@ -484,15 +559,25 @@ static void test_kick(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_loop),         cmocka_unit_test(test_stack),
-        cmocka_unit_test(test_flags),        cmocka_unit_test(test_pressure),
-        cmocka_unit_test(test_bits),         cmocka_unit_test(test_vectors),
-        cmocka_unit_test(test_xsave),        cmocka_unit_test(test_strings),
-        cmocka_unit_test(test_indirect),     cmocka_unit_test(test_page_fault),
-        cmocka_unit_test(test_divide_fault), cmocka_unit_test(test_self_modify),
-        cmocka_unit_test(test_crossing),     cmocka_unit_test(test_frames),
-        cmocka_unit_test(test_segments),     cmocka_unit_test(test_gather),
-        cmocka_unit_test(test_cache_full),   cmocka_unit_test(test_kick),
+        cmocka_unit_test(test_loop),
+        cmocka_unit_test(test_stack),
+        cmocka_unit_test(test_flags),
+        cmocka_unit_test(test_pressure),
+        cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_vectors),
+        cmocka_unit_test(test_xsave),
+        cmocka_unit_test(test_strings),
+        cmocka_unit_test(test_indirect),
+        cmocka_unit_test(test_page_fault),
+        cmocka_unit_test(test_divide_fault),
+        cmocka_unit_test(test_self_modify),
+        cmocka_unit_test(test_crossing),
+        cmocka_unit_test(test_frames),
+        cmocka_unit_test(test_segments),
+        cmocka_unit_test(test_gather),
+        cmocka_unit_test(test_cache_full),
+        cmocka_unit_test(test_kick),
+        cmocka_unit_test(test_split_locks_are_not_for_the_host),
     };
 
     keep_handlers();
