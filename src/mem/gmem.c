@@ -1,6 +1,5 @@
 #include "mem/gmem.h"
 
-#include "base/io.h"
 #include "base/wire.h"
 
 #include <errno.h>
@@ -60,18 +59,22 @@ static int gmem_check_host(uint64_t size_bytes, struct err *err)
     return 0;
 }
 
-static int gmem_map(struct gmem *gmem, struct err *err)
+/* The page flags lie on the memfd behind the RAM, so that another process can share both. */
+static uint64_t gmem_flag_bytes(uint64_t size_bytes)
 {
-    uint64_t flag_bytes = gmem->size_bytes >> GMEM_PAGE_SHIFT;
+    uint64_t pages = size_bytes >> GMEM_PAGE_SHIFT;
+
+    return (pages + GMEM_PAGE_BYTES - 1) & ~(uint64_t)(GMEM_PAGE_BYTES - 1);
+}
+
+static int gmem_map(struct gmem *gmem, void *address, struct err *err)
+{
+    uint64_t flag_bytes = gmem_flag_bytes(gmem->size_bytes);
+    int fixed = address == NULL ? 0 : MAP_FIXED_NOREPLACE;
     void *map;
 
-    gmem->fd = io_memfd("guest-memory", gmem->size_bytes);
-    if (gmem->fd < 0) {
-        return err_set_errno(err, gmem->fd, "cannot create guest memory of %llu MiB",
-                             (unsigned long long)(gmem->size_bytes >> 20));
-    }
-    map = mmap(NULL, gmem->size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, gmem->fd,
-               0);
+    map = mmap(address, gmem->size_bytes, PROT_READ | PROT_WRITE,
+               MAP_SHARED | MAP_NORESERVE | fixed, gmem->fd, 0);
     if (map == MAP_FAILED) {
         return err_set_errno(err, -ENOMEM, "cannot map guest memory of %llu MiB",
                              (unsigned long long)(gmem->size_bytes >> 20));
@@ -81,8 +84,9 @@ static int gmem_map(struct gmem *gmem, struct err *err)
     (void)madvise(map, gmem->size_bytes, MADV_HUGEPAGE);
     (void)madvise(map, gmem->size_bytes, MADV_DONTDUMP);
 
-    map = mmap(NULL, flag_bytes, PROT_READ | PROT_WRITE,
-               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    map = mmap(address == NULL ? NULL : (uint8_t *)address + gmem->size_bytes, flag_bytes,
+               PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | fixed, gmem->fd,
+               (off_t)gmem->size_bytes);
     if (map == MAP_FAILED) {
         return err_set_errno(err, -ENOMEM, "cannot map the page flags of guest memory");
     }
@@ -90,28 +94,46 @@ static int gmem_map(struct gmem *gmem, struct err *err)
     return 0;
 }
 
-int gmem_create(uint64_t size_bytes, struct err *err, struct gmem **ret_gmem)
+/* Its size is fixed from here on, so that nobody who shares it can take pages from under us. */
+static int gmem_make_file(uint64_t size_bytes)
 {
-    struct gmem *gmem;
-    int rc;
+    int fd = memfd_create("guest-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
+    if (fd >= 0 && (ftruncate(fd, (off_t)(size_bytes + gmem_flag_bytes(size_bytes))) != 0 ||
+                    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)) {
+        int rc = -errno;
+
+        (void)close(fd);
+        return rc;
+    }
+    return fd >= 0 ? fd : -errno;
+}
+
+static int gmem_check_size(uint64_t size_bytes, struct err *err)
+{
     if (size_bytes < GMEM_SIZE_STEP || size_bytes % GMEM_SIZE_STEP != 0 ||
         size_bytes > GMEM_SIZE_MAX) {
         return err_set(err, -EINVAL,
                        "the guest's memory of %llu bytes is not a multiple of 1 MiB from 1 MiB on",
                        (unsigned long long)size_bytes);
     }
-    rc = gmem_check_host(size_bytes, err);
-    if (rc < 0) {
-        return rc;
-    }
-    gmem = calloc(1, sizeof(*gmem));
+    return 0;
+}
+
+/* Takes fd, also when it fails. */
+static int gmem_open(int fd, uint64_t size_bytes, void *address, struct err *err,
+                     struct gmem **ret_gmem)
+{
+    struct gmem *gmem = calloc(1, sizeof(*gmem));
+    int rc;
+
     if (gmem == NULL) {
+        (void)close(fd);
         return err_set(err, -ENOMEM, "out of memory");
     }
-    gmem->fd = -1;
+    gmem->fd = fd;
     gmem->size_bytes = size_bytes;
-    rc = gmem_map(gmem, err);
+    rc = gmem_map(gmem, address, err);
     if (rc < 0) {
         gmem_destroy(gmem);
         return rc;
@@ -121,13 +143,43 @@ int gmem_create(uint64_t size_bytes, struct err *err, struct gmem **ret_gmem)
     return 0;
 }
 
+int gmem_create(uint64_t size_bytes, struct err *err, struct gmem **ret_gmem)
+{
+    int rc = gmem_check_size(size_bytes, err);
+    int fd;
+
+    if (rc == 0) {
+        rc = gmem_check_host(size_bytes, err);
+    }
+    if (rc < 0) {
+        return rc;
+    }
+    fd = gmem_make_file(size_bytes);
+    if (fd < 0) {
+        return err_set_errno(err, fd, "cannot create guest memory of %llu MiB",
+                             (unsigned long long)(size_bytes >> 20));
+    }
+    return gmem_open(fd, size_bytes, NULL, err, ret_gmem);
+}
+
+int gmem_attach(int fd, uint64_t size_bytes, void *address, struct err *err, struct gmem **ret_gmem)
+{
+    int rc = gmem_check_size(size_bytes, err);
+
+    if (rc < 0) {
+        (void)close(fd);
+        return rc;
+    }
+    return gmem_open(fd, size_bytes, address, err, ret_gmem);
+}
+
 void gmem_destroy(struct gmem *gmem)
 {
     if (gmem == NULL) {
         return;
     }
     if (gmem->flags != NULL) {
-        (void)munmap((void *)(uintptr_t)gmem->flags, gmem->size_bytes >> GMEM_PAGE_SHIFT);
+        (void)munmap((void *)(uintptr_t)gmem->flags, gmem_flag_bytes(gmem->size_bytes));
     }
     if (gmem->base != NULL) {
         (void)munmap(gmem->base, gmem->size_bytes);

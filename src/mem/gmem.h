@@ -68,10 +68,20 @@ typedef void (*gmem_code_fn)(void *opaque, gpa_t gpa, uint64_t len);
  * is address space only. -EINVAL for the size, -ENOMEM when the host refuses.
  */
 int gmem_create(uint64_t size_bytes, struct err *err, struct gmem **ret_gmem) MUST_CHECK;
+/*
+ * The same memory in another process, which got gmem_fd() and the size: RAM at
+ * address and its page flags behind it. Takes fd, also when it fails. -ENOMEM
+ * when something is mapped there already. Code listeners and dirty logging are
+ * each process's own; the page flags are shared, hints that no one's safety
+ * depends on.
+ */
+int gmem_attach(int fd, uint64_t size_bytes, void *address, struct err *err, struct gmem **ret_gmem)
+    MUST_CHECK;
 void gmem_destroy(struct gmem *gmem); /* accepts NULL */
 
 uint64_t gmem_size_bytes(const struct gmem *gmem);
-int gmem_fd(const struct gmem *gmem); /* owned by gmem */
+/* The memfd, owned by gmem: RAM, and behind it a flag byte for each page. Its size is sealed. */
+int gmem_fd(const struct gmem *gmem);
 unsigned gmem_region_count(const struct gmem *gmem);
 const struct gmem_region *gmem_region(const struct gmem *gmem, unsigned index);
 
