@@ -414,10 +414,16 @@ static uint64_t tsc_hz_measured(void)
     return off < hz / 20000 ? nominal : hz;
 }
 
+/* A constant of the host, and a second measurement would differ a little from the first. */
+static _Atomic uint64_t cached_hz;
+
+void cpuid_set_tsc_hz(uint64_t hz)
+{
+    atomic_store_explicit(&cached_hz, hz, memory_order_relaxed);
+}
+
 uint64_t cpuid_tsc_hz(void)
 {
-    /* A constant of the host, and a second measurement would differ a little from the first. */
-    static _Atomic uint64_t cached_hz;
     uint64_t hz = atomic_load_explicit(&cached_hz, memory_order_relaxed);
 
     if (hz == 0) {

@@ -60,5 +60,7 @@ bool cpuid_has(const struct cpuid_table *table, uint32_t leaf, uint32_t subleaf,
 
 /* TSC ticks per second as measured or known from the host. */
 uint64_t cpuid_tsc_hz(void);
+/* Known already, by another process: the clock is not asked. Before the first cpuid_tsc_hz(). */
+void cpuid_set_tsc_hz(uint64_t hz);
 
 #endif

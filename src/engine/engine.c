@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/syscall.h>
 #include <time.h>
 
 #define HWCAP2_FSGSBASE 2u
@@ -105,48 +106,21 @@ static int vm_mirror_init(struct engine_vm *vm, const struct accel_vm_config *co
     return vm->mirror == NULL ? err_set(err, -ENOMEM, "not enough memory for the mirror") : 0;
 }
 
-static int check_config(const struct accel_vm_config *config, struct err *err)
+static int engine_vm_create(const struct accel_vm_config *config, struct err *err,
+                            struct accel_vm **ret_vm)
 {
+    CLEANUP_FREE struct engine_vm *vm = calloc(1, sizeof(*vm));
+
     if (config->irqchip != VM_IRQCHIP_USER) {
         return err_set(err, -EINVAL, "the software engine has no interrupt chips of its own");
     }
-    if (config->vcpu_count > ENGINE_MAX_VCPUS) {
-        return err_set(err, -EINVAL, "the software engine runs at most %d vCPUs", ENGINE_MAX_VCPUS);
+    if (config->vcpu_count > ARRAY_LEN(vm->vcpus)) {
+        return err_set(err, -EINVAL, "the software engine runs at most %zu vCPUs",
+                       ARRAY_LEN(vm->vcpus));
     }
     if (config->check && (config->vcpu_count != 1 || config->reference_only)) {
         return err_set(err, -EINVAL, "lock step compares the translator of one vCPU; use one vCPU");
     }
-    return 0;
-}
-
-/* On failure nothing is left of it. */
-static int vm_translator_init(struct engine_vm *vm, const struct accel_vm_config *config,
-                              struct err *err)
-{
-    int r = vm_mirror_init(vm, config, err);
-
-    if (r != 0) {
-        return r;
-    }
-    r = translate_vm_init(vm, config->code_cache_bytes, err);
-    if (r != 0) {
-        mirror_destroy(vm->mirror);
-        return r;
-    }
-    gmem_set_code_listener(config->gmem, on_code_written, vm);
-    return 0;
-}
-
-static int engine_vm_create(const struct accel_vm_config *config, struct err *err,
-                            struct accel_vm **ret_vm)
-{
-    struct engine_vm *vm;
-    int r = check_config(config, err);
-
-    if (r != 0) {
-        return r;
-    }
-    vm = calloc(1, sizeof(*vm));
     if (vm == NULL) {
         return err_set(err, -ENOMEM, "not enough memory for the virtual machine");
     }
@@ -154,13 +128,23 @@ static int engine_vm_create(const struct accel_vm_config *config, struct err *er
     vm->reference_only = config->reference_only;
     vm->check = config->check;
     vm->vcpu_count = config->vcpu_count;
-    r = vm->reference_only ? 0 : vm_translator_init(vm, config, err);
-    if (r != 0) {
-        mutex_done(&vm->lock);
-        free(vm);
-        return r;
+    if (!vm->reference_only) {
+        int r = vm_mirror_init(vm, config, err);
+
+        if (r != 0) {
+            mutex_done(&vm->lock);
+            return r;
+        }
+        r = translate_vm_init(vm, config->code_cache_bytes, err);
+
+        if (r != 0) {
+            mirror_destroy(vm->mirror);
+            mutex_done(&vm->lock);
+            return r;
+        }
+        gmem_set_code_listener(config->gmem, on_code_written, vm);
     }
-    *ret_vm = (struct accel_vm *)(void *)vm;
+    *ret_vm = (struct accel_vm *)(void *)steal_ptr(vm);
     return 0;
 }
 
@@ -259,7 +243,8 @@ static int engine_vcpu_create(struct accel_vm *accel_vm, unsigned index, const s
     }
     memset(v, 0, sizeof(*v));
     r = vcpu_init(v, vm, index, env, err);
-    v->thread = pthread_self();
+    v->process = getpid();
+    v->thread = gettid();
     if (r == 0 && vm->translator != NULL) {
         r = translate_vcpu_init(v, err);
     }
@@ -289,14 +274,21 @@ static void engine_vcpu_destroy(struct accel_vcpu *vcpu)
     vcpu_free(v);
 }
 
+bool engine_can_take_interrupt(struct accel_vcpu *vcpu)
+{
+    const struct engine_vcpu *v = vcpu_of(vcpu);
+    const struct x86_events *e = &v->st.events;
+
+    return (v->st.rflags & X86_FLAG_IF) != 0 && !e->sti_shadow && !e->mov_ss_shadow &&
+           !e->exception_pending && !e->interrupt_pending && v->io.done == 0 && !v->exit_unanswered;
+}
+
 /* Takes an external interrupt when the guest can: 0, or what delivery gave. */
 int engine_take_interrupt(struct engine_vcpu *v)
 {
-    const struct x86_events *e = &v->st.events;
     int vector;
 
-    if ((v->st.rflags & X86_FLAG_IF) == 0 || e->sti_shadow || e->mov_ss_shadow ||
-        e->exception_pending || e->interrupt_pending || v->io.done != 0) {
+    if (!engine_can_take_interrupt(&v->base)) {
         return 0;
     }
     v->intr_check = false;
@@ -457,7 +449,8 @@ static void engine_kick(struct accel_vcpu *vcpu)
     atomic_store(&v->kick, 1);
     /* In the interpreter it is seen soon; before it enters translated code, too. */
     if (atomic_load(&v->hot.in_code)) {
-        (void)pthread_kill(v->thread, HOSTSIG_KICK);
+        /* Not by pthread_kill(), which needs more system calls than a locked down process has. */
+        (void)syscall(SYS_tgkill, v->process, v->thread, HOSTSIG_KICK);
     }
 }
 
@@ -518,6 +511,20 @@ static int engine_set_state(struct accel_vcpu *vcpu, const struct vcpu_state *st
 {
     load_state(vcpu_of(vcpu), state);
     return 0;
+}
+
+void engine_queue_interrupt(struct accel_vcpu *vcpu, uint8_t vector)
+{
+    struct x86_events *e = &vcpu_of(vcpu)->st.events;
+
+    e->interrupt_pending = true;
+    e->interrupt_vector = vector;
+    vcpu_of(vcpu)->st.mp_state = X86_MP_RUNNABLE;
+}
+
+void engine_invalidate(struct accel_vm *vm, gpa_t gpa, uint64_t len)
+{
+    engine_invalidate_code(vm_of(vm), gpa, len);
 }
 
 static int engine_inject_nmi(struct accel_vcpu *vcpu)

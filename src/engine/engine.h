@@ -13,6 +13,13 @@
 
 extern const struct accel_ops engine_accel_ops;
 
+/* Would run() begin with an interrupt that is pending? Its thread, after an exit. */
+bool engine_can_take_interrupt(struct accel_vcpu *vcpu);
+/* A vector acknowledged already, when it can be taken: run() begins with it. Its thread. */
+void engine_queue_interrupt(struct accel_vcpu *vcpu, uint8_t vector);
+/* Somebody else wrote [gpa, gpa + len): drops what was translated from there. Any thread. */
+void engine_invalidate(struct accel_vm *vm, gpa_t gpa, uint64_t len);
+
 /*
  * Executes one instruction on state with the interpreter, for an accelerator
  * that cannot (KVM's emulator). Returns 0, or 1 when exit was filled: answer it

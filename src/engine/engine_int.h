@@ -51,8 +51,8 @@ struct engine_io_log {
     uint64_t data[ENGINE_IO_LOG_MAX];
 };
 
-/* Instructions that faulted in the mirror without being helped there: pairs, hashed. */
-#define REFUSED_SITES 256u
+/* Instructions that faulted in the mirror without being helped there, hashed. */
+#define REFUSED_SITES 64u
 struct refused_site {
     uintptr_t guest; /* host address of the guest's code */
     uint32_t count;
@@ -74,7 +74,8 @@ struct engine_vcpu {
     struct engine_io_log io;
     struct hostexec *hostexec;
     struct accel_debug debug;
-    pthread_t thread;          /* that created it and runs it */
+    pid_t process; /* for tgkill() to the thread that created it and runs it */
+    pid_t thread;
     uint64_t stat_interpreted; /* instructions */
     uint64_t stat_exits;
     uint64_t stat_exceptions;
@@ -112,8 +113,6 @@ struct engine_ram {
     _Atomic uint8_t *flags; /* one byte per page: GMEM_PAGE_* */
 };
 
-#define ENGINE_MAX_VCPUS 64
-
 struct engine_vm {
     const struct accel_ops *ops; /* accel_vm is opaque: this is ours */
     struct gmem *gmem;
@@ -131,7 +130,7 @@ struct engine_vm {
     uint64_t clock_host_tsc; /* kvmclock: host TSC at which its system time was 0 */
     uint64_t clock_wall_ns;  /* CLOCK_REALTIME at that moment */
     unsigned vcpu_count;
-    _Atomic(struct engine_vcpu *) vcpus[ENGINE_MAX_VCPUS];
+    _Atomic(struct engine_vcpu *) vcpus[64];
 };
 
 /* interp.c: executes exactly one instruction at st.rip (a REP string instruction:
