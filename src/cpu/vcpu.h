@@ -44,7 +44,8 @@ enum vmexit_reason {
     VMEXIT_EOI,      /* split irqchip: EOI broadcast of eoi.vector */
     VMEXIT_DEBUG,    /* breakpoint, watchpoint or single step asked for by guest_debug */
     VMEXIT_TPR,      /* CR8 was written (VM_IRQCHIP_USER): state.cr8 is new */
-    VMEXIT_ERROR     /* the accelerator cannot go on; error.text says why */
+    VMEXIT_ERROR     /* the accelerator cannot go on; error.text says why, and its code
+                        -EOWNERDEAD that the process which ran guest code is dead */
 };
 
 struct vmexit {
@@ -135,6 +136,10 @@ struct accel_vm_config {
     /* Software engine: memory for the vCPU of the calling thread, as far from the thread's FS base
      * in each of them, zero, freed by nobody. NULL: kernel code is not mirrored (engine/mirror.h). */
     void *(*vcpu_storage)(void);
+    /* (optional) The process that ran guest code is dead: no run() succeeds any more. Any
+     * thread, at most once, not after vm_destroy(). */
+    void (*died)(void *opaque, const struct err *why);
+    void *opaque;
 };
 
 struct accel_debug {

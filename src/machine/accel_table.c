@@ -2,6 +2,7 @@
 
 #include "engine/engine.h"
 #include "kvm/kvm.h"
+#include "proxy/proxy.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -12,7 +13,7 @@ static const struct {
     const struct accel_ops *ops;
 } accels[] = {
     {MACHINE_ENGINE_KVM, &kvm_accel_ops},
-    {MACHINE_ENGINE_SOFT, &engine_accel_ops},
+    {MACHINE_ENGINE_SOFT, &proxy_accel_ops},
 };
 
 /* The software engine's single step in the form that KVM wants. */

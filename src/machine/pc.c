@@ -4,6 +4,7 @@
 #include "block/block.h"
 #include "bus/pci.h"
 #include "dev/chardev.h"
+#include "engine/engine.h"
 #include "machine/accel_table.h"
 #include "machine/boot.h"
 #include "machine/machine_internal.h"
@@ -39,6 +40,11 @@ static const struct dev_power_ops power_ops = {
 
 /* ---- accelerator ---- */
 
+static void on_died(void *opaque, const struct err *why)
+{
+    machine_request_end(opaque, MACHINE_END_ERROR, 0, why);
+}
+
 static int vm_create(struct machine *machine, struct err *err)
 {
     const struct machine_config *config = &machine->config;
@@ -50,12 +56,17 @@ static int vm_create(struct machine *machine, struct err *err)
         .reference_only = config->engine_reference,
         .check = config->engine_check,
         .code_cache_bytes = config->code_cache_bytes,
+        .died = on_died,
+        .opaque = machine,
     };
     int rc = accel_choose(config->engine, err, &machine->accel, machine->engine_reason,
                           sizeof(machine->engine_reason));
 
     if (rc != 0) {
         return rc;
+    }
+    if (config->engine_reference || config->engine_check) {
+        machine->accel = &engine_accel_ops; /* to look into the engine: all in this process */
     }
     machine->accel->caps(&caps);
     machine->irqchip = VM_IRQCHIP_USER;

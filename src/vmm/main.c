@@ -3,7 +3,7 @@
  *
  * Exit status: 0 when the guest powered off or somebody asked for the end, 1
  * when the machine could not start or go on, 2 for a wrong flag, 3 when the
- * guest crashed.
+ * guest crashed, 4 when the process that runs guest code died.
  */
 #include "base/io.h"
 #include "base/log.h"
@@ -22,7 +22,13 @@
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 
-enum status { STATUS_OK = 0, STATUS_FAILED = 1, STATUS_USAGE = 2, STATUS_CRASH = 3 };
+enum status {
+    STATUS_OK = 0,
+    STATUS_FAILED = 1,
+    STATUS_USAGE = 2,
+    STATUS_CRASH = 3,
+    STATUS_EXECUTOR_DIED = 4
+};
 
 /* As long as systemd in the guest gives its own services to stop. */
 #define POWERDOWN_GRACE_NS (90ull * 1000000000ull)
@@ -59,7 +65,7 @@ static void vmm_handle_end(struct vmm *vmm, const struct machine_status *status)
     switch (status->end) {
     case MACHINE_END_ERROR:
         log_error("%s", status->error.text);
-        vmm->status = STATUS_FAILED;
+        vmm->status = status->error.code == -EOWNERDEAD ? STATUS_EXECUTOR_DIED : STATUS_FAILED;
         break;
     case MACHINE_END_CRASH:
         vmm->status = STATUS_CRASH;

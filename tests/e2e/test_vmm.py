@@ -374,6 +374,36 @@ def test_socket_names_in_use_and_left_over(directory):
     expect(path.read_text() == "precious", "a file was overwritten")
 
 
+def executor_of(monitor):
+    """The process that runs guest code."""
+    children = pathlib.Path(f"/proc/{monitor.pid}/task/{monitor.pid}/children").read_text().split()
+    expect(len(children) == 1, f"children {children}")
+    return int(children[0])
+
+
+def test_dead_executor_ends_the_machine(_):
+    if ENGINE != "soft":
+        return
+    for mode in "hse":  # halted for good, spinning, waiting for input
+        with started(*flags(mode)) as process:
+            os.kill(executor_of(process), signal.SIGKILL)
+            _, errors = process.communicate(timeout=LIMIT_S)
+            expect(process.returncode == 4, f"status {process.returncode}, mode {mode}")
+            expect(b"killed by signal 9" in errors, f"{errors!r}")
+
+
+def test_executor_does_not_outlive_the_monitor(_):
+    if ENGINE != "soft":
+        return
+    with started(*flags("s")) as process:
+        executor = os.pidfd_open(executor_of(process))
+        process.kill()
+        process.wait(timeout=LIMIT_S)
+        with contextlib.closing(os.fdopen(executor)):
+            ready, _, _ = select.select([executor], [], [], LIMIT_S)
+        expect(ready, "the executor goes on")
+
+
 def main():
     if ENGINE == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         print("/dev/kvm cannot be opened here")

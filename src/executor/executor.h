@@ -1,0 +1,56 @@
+/*
+ * What the files of the executor share. See protocol.h for what it is.
+ *
+ * Threads: the first serves requests beside the vCPUs; one waits for the
+ * monitor's end; one is each vCPU's. All are made before any guest code runs,
+ * and after that no new one can be.
+ */
+#ifndef CORBEL_EXECUTOR_EXECUTOR_H
+#define CORBEL_EXECUTOR_EXECUTOR_H
+
+#include "base/compiler.h"
+#include "base/error.h"
+#include "executor/protocol.h"
+
+struct executor {
+    struct executor_shared *shared;
+    struct gmem *gmem;
+    struct accel_vm *vm;
+    struct executor_bell started; /* threads, which make a few system calls first */
+    _Atomic uint32_t created;     /* vCPUs */
+};
+
+struct executor_thread {
+    struct executor *executor;
+    struct executor_vcpu *page;
+    unsigned index;
+    struct vcpu_env env;
+    struct cpuid_table cpuid;
+    struct accel_vcpu *vcpu;
+    struct vmexit exit;
+    bool pending; /* of this run */
+};
+
+/* vcpu.c. A thread that does what its page asks for. */
+void *executor_vcpu_main(void *opaque);
+
+/* bell.c. Waits until the bell is no longer at seen; the new count. */
+uint32_t executor_bell_wait(struct executor_bell *bell, uint32_t seen);
+void executor_bell_set(struct executor_bell *bell, uint32_t count);
+void executor_bell_add(struct executor_bell *bell);
+
+/* Ends the process with a text for the monitor. Before the lock-down. */
+void executor_fail(struct executor_shared *shared, int code, const char *text) NORETURN;
+
+/* lockdown.c. Capabilities are each thread's own: before there is a second one. */
+int executor_drop_capabilities(void) MUST_CHECK;
+/* From here on no thread of the process can do anything to the host. */
+int executor_lock_down(struct err *err) MUST_CHECK;
+
+/* log.c. Where lines of base/log.h go. */
+void executor_log_to(struct executor_shared *shared);
+
+/* place.c. The next free piece of LAYOUT_STACKS. */
+void *executor_place_stack(size_t bytes);
+
+#endif

@@ -1,0 +1,197 @@
+/*
+ * The executor: the process in which guest code runs when the software engine
+ * does it. Started by proxy/ with three descriptors and no arguments, on a stack
+ * and in an address space that entry.c has made; see protocol.h and
+ * engine/layout.h.
+ */
+#include "engine/engine.h"
+#include "engine/hostsig.h"
+#include "engine/layout.h"
+#include "executor/executor.h"
+
+#include <errno.h>
+#include <malloc.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* With the thread's struct engine_vcpu at its upper end. */
+#define THREAD_STACK_BYTES (1u << 20)
+#define STATUS_LOST 121
+
+void executor_fail(struct executor_shared *shared, int code, const char *text)
+{
+    (void)snprintf(shared->error, sizeof(shared->error), "%.199s", text);
+    shared->error_code = code;
+    executor_bell_set(&shared->phase, EXECUTOR_FAILED);
+    _exit(STATUS_LOST);
+}
+
+static void must(struct executor_shared *shared, int rc, const struct err *err)
+{
+    if (rc != 0) {
+        executor_fail(shared, rc, err->text);
+    }
+}
+
+/* No memory from the kernel but the heap's, which lies below LAYOUT_PROGRAM_END and never shrinks. */
+static void keep_to_heap(void)
+{
+    (void)mallopt(M_MMAP_MAX, 0);
+    (void)mallopt(M_ARENA_MAX, 1);
+    (void)mallopt(M_TRIM_THRESHOLD, -1);
+}
+
+static struct executor_shared *map_shared(void)
+{
+    struct executor_shared *shared =
+        mmap((void *)LAYOUT_SHARED, sizeof(*shared), PROT_READ | PROT_WRITE,
+             MAP_SHARED | MAP_FIXED_NOREPLACE, EXECUTOR_SHARED_FD, 0);
+    size_t bytes;
+
+    if (shared == MAP_FAILED) {
+        _exit(STATUS_LOST);
+    }
+    bytes = shared->self_bytes;
+    (void)munmap(shared, sizeof(*shared)); /* mapped anew in its whole length */
+    shared = mmap((void *)LAYOUT_SHARED, bytes, PROT_READ | PROT_WRITE,
+                  MAP_SHARED | MAP_FIXED_NOREPLACE, EXECUTOR_SHARED_FD, 0);
+    if (shared == MAP_FAILED || bytes > LAYOUT_SHARED_END - LAYOUT_SHARED) {
+        _exit(STATUS_LOST);
+    }
+    (void)close(EXECUTOR_SHARED_FD);
+    return shared;
+}
+
+/* The monitor holds the other end and never writes: this returns when it is gone. */
+static void *life_main(void *opaque)
+{
+    struct executor *executor = opaque;
+    char byte;
+
+    executor_bell_add(&executor->started);
+    while (read(EXECUTOR_LIFE_FD, &byte, 1) < 0 && errno == EINTR) {
+    }
+    _exit(STATUS_LOST);
+}
+
+static int start_thread(void *(*fn)(void *), void *opaque, struct err *err)
+{
+    pthread_attr_t attr;
+    pthread_t thread;
+    void *stack = executor_place_stack(THREAD_STACK_BYTES);
+    int rc;
+
+    if (stack == MAP_FAILED) {
+        return err_set_errno(err, -ENOMEM, "cannot map a stack");
+    }
+    rc = pthread_attr_init(&attr);
+    rc = rc == 0 ? pthread_attr_setstack(&attr, stack, THREAD_STACK_BYTES) : rc;
+    rc = rc == 0 ? pthread_create(&thread, &attr, fn, opaque) : rc;
+    return rc == 0 ? 0 : err_set_errno(err, -rc, "cannot start a thread");
+}
+
+static int start_threads(struct executor *executor, struct err *err)
+{
+    struct executor_shared *shared = executor->shared;
+    unsigned count = shared->vcpu_count;
+    struct executor_thread *threads = calloc(count, sizeof(*threads));
+    int rc = threads == NULL ? err_set(err, -ENOMEM, "out of memory") : 0;
+
+    for (unsigned i = 0; rc == 0 && i < count; i++) {
+        threads[i].executor = executor;
+        threads[i].page = &shared->vcpus[i];
+        threads[i].index = i;
+        threads[i].exit.reason = VMEXIT_INTR;
+        rc = start_thread(executor_vcpu_main, &threads[i], err);
+    }
+    rc = rc == 0 ? start_thread(life_main, executor, err) : rc;
+    for (uint32_t seen = 0; rc == 0 && seen < count + 1;) {
+        seen = executor_bell_wait(&executor->started, seen);
+    }
+    return rc;
+}
+
+static void put_stats(struct executor *executor, bool with_names)
+{
+    struct executor_shared *shared = executor->shared;
+    struct accel_stat stats[EXECUTOR_MAX_STATS];
+    unsigned count = engine_accel_ops.stats(executor->vm, stats, EXECUTOR_MAX_STATS);
+
+    count = count < EXECUTOR_MAX_STATS ? count : EXECUTOR_MAX_STATS;
+    for (unsigned i = 0; i < count; i++) {
+        shared->stats[i] = stats[i].value;
+        if (with_names) {
+            (void)snprintf(shared->stat_names[i], EXECUTOR_NAME_BYTES, "%s", stats[i].name);
+        }
+    }
+    shared->stat_count = count;
+}
+
+static int attach(struct executor *executor, struct err *err)
+{
+    struct executor_shared *shared = executor->shared;
+    struct accel_vm_config config = {
+        .vcpu_count = shared->vcpu_count,
+        .irqchip = VM_IRQCHIP_USER,
+        .code_cache_bytes = shared->code_cache_bytes,
+        .vcpu_storage = engine_vcpu_storage,
+    };
+    int rc;
+
+    if (shared->memory_bytes > LAYOUT_RAM_END - LAYOUT_RAM) {
+        return err_set(err, -EINVAL, "more guest memory than the software engine has room for");
+    }
+    rc = gmem_attach(EXECUTOR_RAM_FD, shared->memory_bytes, (void *)LAYOUT_RAM, err,
+                     &executor->gmem);
+    if (rc == 0) {
+        config.gmem = executor->gmem;
+        rc = engine_accel_ops.vm_create(&config, err, &executor->vm);
+    }
+    if (rc == 0) {
+        put_stats(executor, true);
+        rc = start_threads(executor, err);
+    }
+    return rc;
+}
+
+static NORETURN void serve(struct executor *executor)
+{
+    struct executor_shared *shared = executor->shared;
+    uint32_t seen = 0;
+
+    for (;;) {
+        seen = executor_bell_wait(&shared->service_asked, seen);
+        switch ((enum executor_service)shared->service) {
+        case EXECUTOR_INVALIDATE:
+            engine_invalidate(executor->vm, gpa(shared->gpa), shared->len);
+            break;
+        case EXECUTOR_STATS:
+            put_stats(executor, false);
+            break;
+        }
+        executor_bell_set(&shared->service_answered, seen);
+    }
+}
+
+int main(void)
+{
+    struct executor executor = {.shared = map_shared()};
+    struct err err = {0};
+    sigset_t all;
+
+    keep_to_heap();
+    executor_log_to(executor.shared);
+    cpuid_set_tsc_hz(executor.shared->tsc_hz);
+    /* Threads of vCPUs unblock what they can handle (hostsig.h); nothing else is wanted. */
+    (void)sigfillset(&all);
+    (void)sigprocmask(SIG_SETMASK, &all, NULL);
+    if (executor_drop_capabilities() != 0) {
+        executor_fail(executor.shared, -EPERM, "cannot drop capabilities");
+    }
+    must(executor.shared, attach(&executor, &err), &err);
+    executor_bell_set(&executor.shared->phase, EXECUTOR_ATTACHED);
+    serve(&executor);
+}
