@@ -51,8 +51,8 @@ struct engine_io_log {
     uint64_t data[ENGINE_IO_LOG_MAX];
 };
 
-/* Instructions that faulted in the mirror without being helped there, hashed. */
-#define REFUSED_SITES 64u
+/* Instructions that faulted in the mirror without being helped there: pairs, hashed. */
+#define REFUSED_SITES 256u
 struct refused_site {
     uintptr_t guest; /* host address of the guest's code */
     uint32_t count;

@@ -75,17 +75,29 @@ static void seek_boundary(struct engine_vcpu *v, ucontext_t *context)
     }
 }
 
+/* Its entry of two that may hold it; else the one that counted less is given to it. */
+static struct refused_site *refused_site(struct engine_vcpu *v, uintptr_t guest)
+{
+    struct refused_site *pair =
+        &v->refused_sites[(guest * 0x9e3779b97f4a7c15ull >> 40) & (REFUSED_SITES - 2)];
+    unsigned i =
+        pair[0].guest == guest || (pair[1].guest != guest && pair[0].count <= pair[1].count) ? 0
+                                                                                             : 1;
+
+    if (pair[i].guest != guest) {
+        pair[i] = (struct refused_site){guest, 0};
+    }
+    return &pair[i];
+}
+
 /* An instruction that reaches for what the mirror cannot hold is translated anew some day. */
 static void note_refused(struct engine_vcpu *v, struct unit *unit, const struct unit_insn *at)
 {
     uintptr_t guest = (unit->guest & ~((uintptr_t)GMEM_PAGE_BYTES - 1)) + at->page_offset;
-    struct refused_site *site = &v->refused_sites[guest * 0x9e3779b1u >> 16 & (REFUSED_SITES - 1)];
+    struct refused_site *site = refused_site(v, guest);
 
-    if (site->guest != guest) {
-        *site = (struct refused_site){guest, 0};
-    }
     if (++site->count >= REFUSED_MAX) {
-        site->guest = 0;
+        *site = (struct refused_site){0, 0};
         code_cache_add_checked(v->vm->translator, guest);
         v->retranslate = unit;
     }
