@@ -1,33 +1,10 @@
 #include "engine/decode.h"
 
+#include "engine/decode_int.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "engine/insn_table.h"
-
-/* Prefixes found so far; what the tables select by. */
-struct decoder {
-    uint8_t
-        bytes[48];  /* zero beyond limit, so that fields may be read before the length is known */
-    unsigned limit; /* bytes there are, at most INSN_MAX_BYTES */
-    unsigned avail;
-    unsigned pos;
-    enum insn_mode mode;
-    uint8_t rex;
-    uint8_t rep; /* 0, f2 or f3: the last one counts */
-    bool opsize_prefix;
-    bool addrsize_prefix;
-    bool lock;
-    uint8_t seg; /* override, or INSN_REG_NONE */
-    uint8_t pp;
-    uint8_t modrm;
-    bool has_modrm;
-    bool is_vex;
-    bool vex_w;
-    bool vex_has_vvvv;     /* the field is not 1111b */
-    struct insn_desc desc; /* merged from opcode row and group row */
-};
 
 enum prefix_class { PFX_NONE, PFX_SEG, PFX_66, PFX_67, PFX_LOCK, PFX_REP, PFX_REX };
 
@@ -38,119 +15,6 @@ static const uint8_t prefix_classes[256] = {
 };
 
 static const uint8_t pp_bytes[PP_COUNT] = {0, 0x66, 0xf3, 0xf2};
-
-#define A (1u << X86_RAX)
-#define C (1u << X86_RCX)
-#define D (1u << X86_RDX)
-#define B (1u << X86_RBX)
-#define SP (1u << X86_RSP)
-#define BP (1u << X86_RBP)
-#define SI (1u << X86_RSI)
-#define DI (1u << X86_RDI)
-
-static const struct {
-    uint16_t read;
-    uint16_t written;
-} implicit_gprs[IMPL_COUNT] = {
-    [IMPL_A_R] = {A, 0},
-    [IMPL_A_W] = {0, A},
-    [IMPL_A_RW] = {A, A},
-    [IMPL_MUL] = {A, A | D},
-    [IMPL_DIV] = {A | D, A | D},
-    [IMPL_A_R_D_W] = {A, D},
-    [IMPL_SHIFT_CL] = {C, 0},
-    [IMPL_STACK] = {SP, SP},
-    [IMPL_LEAVE] = {SP | BP, SP | BP},
-    [IMPL_PUSHA] = {0xff, SP},
-    [IMPL_POPA] = {SP, 0xff},
-    [IMPL_MOVS] = {SI | DI, SI | DI},
-    [IMPL_STOS] = {A | DI, DI},
-    [IMPL_LODS] = {SI, A | SI},
-    [IMPL_SCAS] = {A | DI, DI},
-    [IMPL_INS] = {D | DI, DI},
-    [IMPL_OUTS] = {D | SI, SI},
-    [IMPL_CX_R] = {C, 0},
-    [IMPL_CX_RW] = {C, C},
-    [IMPL_IN_DX] = {D, A},
-    [IMPL_OUT_DX] = {A | D, 0},
-    [IMPL_XLAT] = {A | B, A},
-    [IMPL_AD_RW_BC_R] = {A | B | C | D, A | D},
-    [IMPL_CPUID] = {A | C, A | B | C | D},
-    [IMPL_AD_W] = {0, A | D},
-    [IMPL_ADC_W] = {0, A | C | D},
-    [IMPL_C_R_AD_W] = {C, A | D},
-    [IMPL_CAD_R] = {A | C | D, 0},
-    [IMPL_AD_R] = {A | D, 0},
-    [IMPL_AD_R_C_W] = {A | D, C},
-    [IMPL_C_W] = {0, C},
-    [IMPL_D_R] = {D, 0},
-    [IMPL_DI_R] = {DI, 0},
-    [IMPL_SYSCALL] = {0, C | 1u << X86_R11},
-    [IMPL_SYSRET] = {C | 1u << X86_R11, 0},
-    [IMPL_SYSENTER] = {0, SP},
-    [IMPL_SYSEXIT] = {C | D, SP},
-};
-
-#undef A
-#undef C
-#undef D
-#undef B
-#undef SP
-#undef BP
-#undef SI
-#undef DI
-
-#define CF X86_FLAG_CF
-#define PF X86_FLAG_PF
-#define AF X86_FLAG_AF
-#define ZF X86_FLAG_ZF
-#define SF X86_FLAG_SF
-#define OF X86_FLAG_OF
-#define ALL X86_FLAGS_ARITH
-
-static const struct {
-    uint16_t read;
-    uint16_t written;
-    uint16_t undefined;
-} flag_sets[FL_COUNT] = {
-    [FL_ALU] = {0, ALL, 0},
-    [FL_ADC] = {CF, ALL, 0},
-    [FL_LOGIC] = {0, ALL, AF},
-    [FL_INC] = {0, ALL & ~CF, 0},
-    [FL_MUL] = {0, ALL, SF | ZF | AF | PF},
-    [FL_DIV] = {ALL, 0, 0},
-    /* BT and DIV: the others are undefined says the SDM, but CPUs leave them as they were, and
-     * code may look (PUSHF). */
-    [FL_BT] = {ALL & ~(ZF | CF), CF, 0},
-    [FL_BSF] = {0, ALL, ALL & ~ZF},
-    [FL_LZCNT] = {0, ALL, OF | SF | PF | AF},
-    [FL_ZF] = {0, ZF, 0},
-    [FL_CF] = {0, CF, 0},
-    [FL_CMC] = {CF, CF, 0},
-    [FL_SAHF] = {0, ALL & ~OF, 0},
-    [FL_LAHF] = {ALL & ~OF, 0, 0},
-    [FL_ANDN] = {0, ALL, AF | PF},
-    [FL_BEXTR] = {0, ALL, AF | SF | PF},
-    [FL_ADOX] = {OF, OF, 0},
-    [FL_DAA] = {CF | AF, ALL, OF},
-    [FL_AAA] = {AF, ALL, OF | SF | ZF | PF},
-    [FL_AAM] = {0, ALL, OF | AF | CF},
-    [FL_READ_CF] = {CF, 0, 0},
-    [FL_READ_ZF] = {ZF, 0, 0},
-    [FL_READ_BE] = {CF | ZF, 0, 0},
-    [FL_READ_PF] = {PF, 0, 0},
-    [FL_READ_ALL] = {ALL, 0, 0},
-    /* An unmasked invalid operand leaves the flags as they were. */
-    [FL_FCOMI] = {ALL, 0, 0},
-    [FL_POPF] = {0, ALL, 0},
-    [FL_SHIFT] = {0, ALL, AF | OF},
-    [FL_ROTATE] = {0, CF | OF, OF},
-    [FL_ROTATE_CARRY] = {CF, CF | OF, OF},
-    [FL_STRING] = {0, ALL, 0},
-};
-
-/* Flags that condition codes read, by cond >> 1 (SDM 1 B.1). */
-static const uint16_t cond_flags[8] = {OF, CF, ZF, CF | ZF, SF, PF, SF | OF, ZF | SF | OF};
 
 #define OPCODE_NOP 0x90
 #define OPCODE_MOVSXD 0x63
@@ -379,348 +243,6 @@ static bool is_allowed(const struct decoder *d, const struct insn *insn)
     return true;
 }
 
-static uint8_t operand_size(const struct decoder *d)
-{
-    const bool mode64 = d->mode == INSN_MODE_64;
-    const bool rex_w = mode64 && (d->rex & 8) != 0;
-    const bool is_16 = (d->mode == INSN_MODE_16) != d->opsize_prefix;
-    const uint8_t by_prefix = is_16 ? 2 : 4;
-
-    switch (d->desc.size) {
-    case SZ_B:
-        return 1;
-    case SZ_W:
-        return 2;
-    case SZ_D:
-        return 4;
-    case SZ_Q:
-        return 8;
-    case SZ_V:
-        return rex_w ? 8 : by_prefix;
-    case SZ_Z:
-        return rex_w ? 4 : by_prefix;
-    case SZ_Y:
-        return rex_w ? 8 : 4;
-    case SZ_D64:
-        return mode64 ? (is_16 && !rex_w ? 2 : 8) : by_prefix;
-    case SZ_F64:
-        return mode64 ? 8 : by_prefix;
-    case SZ_CR:
-        return mode64 ? 8 : 4;
-    default:
-        return 0;
-    }
-}
-
-static uint16_t memory_size(const struct decoder *d, const struct insn *insn)
-{
-    static const uint16_t fixed[] = {
-        [MEM_1] = 1,   [MEM_2] = 2,   [MEM_4] = 4,     [MEM_8] = 8,      [MEM_10] = 10,
-        [MEM_16] = 16, [MEM_32] = 32, [MEM_512] = 512, [MEM_XSAVE] = 576};
-    const uint8_t kind = d->desc.mem;
-    const uint16_t vl = insn->vex_l ? 32 : 16;
-
-    if (kind < ARRAY_LEN(fixed)) {
-        return fixed[kind];
-    }
-    switch (kind) {
-    case MEM_OP:
-        return insn->opsize_bytes;
-    case MEM_2OP:
-        return (uint16_t)(2 * insn->opsize_bytes);
-    case MEM_FAR:
-        return (uint16_t)(2 + insn->opsize_bytes);
-    case MEM_DT:
-        return d->mode == INSN_MODE_64 ? 10 : 6;
-    case MEM_VL:
-        return vl;
-    case MEM_VL2:
-        return vl / 2;
-    case MEM_VL4:
-        return vl / 4;
-    case MEM_VL8:
-        return vl / 8;
-    case MEM_DUP:
-        return insn->vex_l ? 32 : 8;
-    case MEM_SXD:
-        return insn->opsize_bytes == 2 ? 2 : 4;
-    case MEM_VW:
-        return d->vex_w ? 8 : 4;
-    case MEM_ENV:
-        return insn->opsize_bytes == 2 ? 14 : 28;
-    default: /* MEM_SAVE */
-        return insn->opsize_bytes == 2 ? 94 : 108;
-    }
-}
-
-static int64_t load_signed(const uint8_t *bytes, unsigned count)
-{
-    int64_t value = 0;
-
-    switch (count) {
-    case 1:
-        return (int8_t)bytes[0];
-    case 2: {
-        int16_t word;
-        memcpy(&word, bytes, sizeof(word));
-        return word;
-    }
-    case 4: {
-        int32_t dword;
-        memcpy(&dword, bytes, sizeof(dword));
-        return dword;
-    }
-    default:
-        memcpy(&value, bytes, count);
-        return value;
-    }
-}
-
-static void take_disp(struct decoder *d, struct insn *insn, unsigned count)
-{
-    if (count != 0) {
-        insn->disp_off = (uint8_t)d->pos;
-        insn->disp_bytes = (uint8_t)count;
-        insn->disp = load_signed(d->bytes + d->pos, count);
-        d->pos += count;
-    }
-}
-
-/* 16-bit addressing (SDM 2A table 2-1). */
-static void read_address_16(struct decoder *d, struct insn *insn)
-{
-    static const uint8_t bases[8] = {X86_RBX, X86_RBX, X86_RBP, X86_RBP,
-                                     X86_RSI, X86_RDI, X86_RBP, X86_RBX};
-    static const uint8_t indexes[8] = {X86_RSI,       X86_RDI,       X86_RSI,       X86_RDI,
-                                       INSN_REG_NONE, INSN_REG_NONE, INSN_REG_NONE, INSN_REG_NONE};
-    const unsigned mod = d->modrm >> 6;
-    const unsigned rm = d->modrm & 7;
-
-    if (mod == 0 && rm == 6) {
-        take_disp(d, insn, 2);
-        return;
-    }
-    insn->base = bases[rm];
-    insn->index = indexes[rm];
-    if (insn->base == X86_RBP) {
-        insn->seg = X86_SS;
-    }
-    take_disp(d, insn, mod);
-}
-
-/* 32- and 64-bit addressing (SDM 2A tables 2-2, 2-3 and 2.2.1.6). */
-static void read_address(struct decoder *d, struct insn *insn)
-{
-    const unsigned mod = d->modrm >> 6;
-    const uint8_t rex_b = (uint8_t)((d->rex & 1) << 3);
-    const uint8_t rex_x = (uint8_t)((d->rex & 2) << 2);
-    unsigned base = d->modrm & 7;
-    unsigned disp_bytes = mod == 2 ? 4 : mod;
-
-    if (base == 4) {
-        const uint8_t sib = d->bytes[d->pos];
-        const uint8_t index = ((sib >> 3) & 7) | rex_x;
-
-        insn->sib_off = (uint8_t)d->pos++;
-        if (index != 4 || (d->desc.attr & ATTR_VSIB) != 0) {
-            insn->index = index;
-            insn->scale = (uint8_t)(1u << (sib >> 6));
-        }
-        base = sib & 7;
-        if (base == 5 && mod == 0) {
-            take_disp(d, insn, 4);
-            return;
-        }
-    } else if (base == 5 && mod == 0) {
-        insn->base = d->mode == INSN_MODE_64 ? INSN_REG_RIP : INSN_REG_NONE;
-        take_disp(d, insn, 4);
-        return;
-    }
-    insn->base = (uint8_t)(base | rex_b);
-    if (insn->base == X86_RSP || insn->base == X86_RBP) {
-        insn->seg = X86_SS;
-    }
-    take_disp(d, insn, disp_bytes);
-}
-
-static void read_modrm_operand(struct decoder *d, struct insn *insn)
-{
-    insn->modrm_off = (uint8_t)(d->pos - 1);
-    insn->reg = (uint8_t)(((d->modrm >> 3) & 7) | (d->rex & 4) << 1);
-    if (d->modrm >= 0xc0 || (d->desc.attr & ATTR_MODLESS) != 0) {
-        insn->rm = (uint8_t)((d->modrm & 7) | (d->rex & 1) << 3);
-        return;
-    }
-    if (insn->addrsize_bytes == 2) {
-        read_address_16(d, insn);
-    } else {
-        read_address(d, insn);
-    }
-    insn->mem_bytes = memory_size(d, insn);
-    insn->mem_flags = d->desc.access & 3;
-}
-
-static void read_immediate(struct decoder *d, struct insn *insn)
-{
-    const uint8_t size = insn->opsize_bytes;
-    unsigned count = 1;
-    bool is_signed = false;
-
-    switch (d->desc.imm) {
-    case IMM_UB:
-        break;
-    case IMM_SB:
-        is_signed = true;
-        break;
-    case IMM_UW:
-        count = 2;
-        break;
-    case IMM_Z:
-        count = size > 4 ? 4 : size;
-        is_signed = true;
-        break;
-    case IMM_V:
-        count = size;
-        break;
-    case IMM_ENTER:
-        count = 3;
-        break;
-    case IMM_FAR:
-        count = size + 2u;
-        break;
-    default: /* IMM_MOFFS */
-        insn->disp_off = (uint8_t)d->pos;
-        insn->disp_bytes = insn->addrsize_bytes;
-        memcpy(&insn->disp, d->bytes + d->pos, insn->addrsize_bytes);
-        d->pos += insn->addrsize_bytes;
-        insn->mem_bytes = memory_size(d, insn);
-        insn->mem_flags = d->desc.access & 3;
-        return;
-    }
-    insn->imm_off = (uint8_t)d->pos;
-    insn->imm_bytes = (uint8_t)count;
-    if (is_signed) {
-        insn->imm = (uint64_t)load_signed(d->bytes + d->pos, count);
-    } else {
-        memcpy(&insn->imm, d->bytes + d->pos, count);
-    }
-    d->pos += count;
-}
-
-/* The GPR that a byte operand lies in: without REX, 4-7 are AH CH DH BH. */
-static unsigned gpr_of(const struct decoder *d, uint8_t reg, bool is_byte)
-{
-    return is_byte && d->rex == 0 && reg >= 4 ? reg - 4u : reg;
-}
-
-static void add_gpr(struct insn *insn, unsigned reg, unsigned access, bool is_partial)
-{
-    if ((access & ACC_R) != 0 || ((access & ACC_W) != 0 && is_partial)) {
-        insn->gpr_read |= (uint16_t)(1u << reg);
-    }
-    if ((access & ACC_W) != 0) {
-        insn->gpr_written |= (uint16_t)(1u << reg);
-    }
-}
-
-static void set_gprs(const struct decoder *d, struct insn *insn)
-{
-    const uint32_t attr = d->desc.attr;
-    const unsigned access = d->desc.access;
-    const bool is_partial = insn->opsize_bytes == 1 || insn->opsize_bytes == 2;
-    uint16_t written = implicit_gprs[d->desc.implicit].written;
-
-    if (d->desc.implicit == IMPL_MUL || d->desc.implicit == IMPL_DIV) {
-        if (insn->opsize_bytes == 1) {
-            written &= (uint16_t) ~(1u << X86_RDX);
-        }
-    }
-    insn->gpr_read = implicit_gprs[d->desc.implicit].read;
-    if (d->desc.implicit == IMPL_DIV && insn->opsize_bytes == 1) {
-        insn->gpr_read = 1u << X86_RAX;
-    }
-    insn->gpr_written = written;
-    if (is_partial) {
-        insn->gpr_read |= written;
-    }
-    if ((access & ACC_REG(ACC_RW)) != 0) {
-        add_gpr(insn, gpr_of(d, insn->reg, (attr & ATTR_BYTE) != 0), (access >> 4) & 3, is_partial);
-    }
-    if (insn->rm != INSN_REG_NONE && (access & ACC_RM(ACC_RW)) != 0) {
-        add_gpr(insn, gpr_of(d, insn->rm, (attr & (ATTR_BYTE | ATTR_BYTE_RM)) != 0),
-                (access >> 2) & 3, is_partial);
-    }
-    if ((access & ACC_VVVV(ACC_RW)) != 0) {
-        add_gpr(insn, insn->vex_vvvv, access >> 6, false);
-    }
-    if (insn->op != INSN_OP_NOP) {
-        if (insn->base < X86_GPR_COUNT) {
-            insn->gpr_read |= (uint16_t)(1u << insn->base);
-        }
-        if (insn->index < X86_GPR_COUNT && (attr & ATTR_VSIB) == 0) {
-            insn->gpr_read |= (uint16_t)(1u << insn->index);
-        }
-    }
-    if ((insn->flags & (INSN_REP | INSN_REPNE)) != 0) {
-        /* With RCX 0 nothing is written. */
-        insn->gpr_written |= 1u << X86_RCX;
-        insn->gpr_read |= insn->gpr_written;
-    }
-}
-
-/* Shifts and rotates write flags only when the masked count is not 0 (SDM 2B SAL, RCL). */
-static void set_shift_flags(const struct decoder *d, struct insn *insn)
-{
-    unsigned count = 1;
-
-    if (d->desc.implicit == IMPL_SHIFT_CL) {
-        insn->flags_read |= insn->flags_written;
-        insn->flags_written = 0;
-        insn->flags_undefined = 0;
-        return;
-    }
-    if (insn->imm_bytes != 0) {
-        count = (unsigned)insn->imm & (insn->opsize_bytes == 8 ? 63 : 31);
-    }
-    if (count == 0) {
-        insn->flags_read = 0;
-        insn->flags_written = 0;
-        insn->flags_undefined = 0;
-    } else if (count == 1) {
-        insn->flags_undefined &= (uint16_t)~OF;
-    } else if (d->desc.flags != FL_SHIFT) {
-        /* Rotates by more than 1: OF is undefined, and CPUs may leave it as it was. */
-        insn->flags_read |= OF;
-        insn->flags_written &= (uint16_t)~OF;
-        insn->flags_undefined = 0;
-    } else if (count >= 8u * insn->opsize_bytes) {
-        insn->flags_undefined = insn->map == 0 ? CF | AF | OF : ALL;
-    }
-}
-
-static void set_flags(const struct decoder *d, struct insn *insn)
-{
-    const uint8_t set = d->desc.flags;
-
-    insn->flags_read = flag_sets[set].read;
-    insn->flags_written = flag_sets[set].written;
-    insn->flags_undefined = flag_sets[set].undefined;
-    if (set < FL_SHIFT) {
-        return;
-    }
-    if (set == FL_COND) {
-        insn->flags_read = cond_flags[insn->cond >> 1];
-    } else if (set == FL_STRING) {
-        if ((insn->flags & (INSN_REP | INSN_REPNE)) != 0) {
-            /* RCX may be 0. */
-            insn->flags_read = insn->flags_written;
-            insn->flags_written = 0;
-        }
-    } else {
-        set_shift_flags(d, insn);
-    }
-}
-
 /* What the tables cannot say about some rows. False: #UD. */
 static bool finish_special(const struct decoder *d, struct insn *insn)
 {
@@ -780,7 +302,7 @@ static void set_ud(const struct decoder *d, struct insn *insn)
     insn->base = INSN_REG_NONE;
     insn->index = INSN_REG_NONE;
     insn->scale = 1;
-    insn->flags_read = ALL;
+    insn->flags_read = X86_FLAGS_ARITH;
 }
 
 static int finish_ud(const struct decoder *d, struct insn *insn)
@@ -822,7 +344,7 @@ static void set_prefix_fields(const struct decoder *d, struct insn *insn)
     } else {
         insn->addrsize_bytes = (d->mode == INSN_MODE_16) != d->addrsize_prefix ? 2 : 4;
     }
-    insn->opsize_bytes = operand_size(d);
+    insn->opsize_bytes = decode_operand_size(d);
 }
 
 static void set_final_flags(const struct decoder *d, struct insn *insn)
@@ -848,10 +370,10 @@ static int decode_fields(struct decoder *d, struct insn *insn)
         insn->reg = (uint8_t)((insn->opcode & 7) | (d->rex & 1) << 3);
     }
     if (d->has_modrm) {
-        read_modrm_operand(d, insn);
+        decode_modrm_operand(d, insn);
     }
     if (d->desc.imm != IMM_NONE) {
-        read_immediate(d, insn);
+        decode_immediate(d, insn);
     }
     if (d->pos > d->limit) {
         return too_short(d);
@@ -862,8 +384,8 @@ static int decode_fields(struct decoder *d, struct insn *insn)
     }
     insn->len = (uint8_t)d->pos;
     set_final_flags(d, insn);
-    set_gprs(d, insn);
-    set_flags(d, insn);
+    decode_set_gprs(d, insn);
+    decode_set_flags(d, insn);
     if (insn->op == INSN_OP_NOP) {
         insn->gpr_read = 0;
         insn->gpr_written = 0;
