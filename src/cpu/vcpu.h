@@ -111,18 +111,34 @@ enum vm_irqchip {
     VM_IRQCHIP_FULL   /* all in the accelerator */
 };
 
+/* How far one run() of a stepper goes. */
+enum accel_step_until {
+    ACCEL_STEP_MAX,        /* until max only */
+    ACCEL_STEP_LEAVE_USER, /* or until CPL is not 3 */
+    ACCEL_STEP_ENTER_USER  /* or until CPL is 3 */
+};
+
+struct accel_step {
+    enum accel_step_until until;
+    uint64_t max;        /* the value of done at which it ends */
+    const uint8_t *stop; /* or when this becomes non-zero, by any thread; NULL: never */
+    uint64_t done;       /* in and out: instructions, and deliveries of pending events */
+    uint64_t last_rip;   /* out: where the last of them was */
+};
+
 /*
- * Executes one instruction on a state, for an accelerator that meets one it
+ * Executes instructions on a state, for an accelerator that meets some it
  * cannot execute: KVM where no hardware stands behind it. One stepper per vCPU,
- * on its thread. run() returns 0 when the instruction (or the delivery of a
- * pending event) is done, 1 when exit was filled: the caller answers it and
- * calls again with the same arguments; a negative errno when it cannot either.
+ * on its thread. run() returns 0 when it has gone as far as step says, 1 when
+ * exit was filled: the caller answers it and calls again with the same
+ * arguments; a negative errno when it cannot either.
  */
 struct accel_stepper_ops {
     int (*create)(struct gmem *gmem, const struct vcpu_env *env, struct err *err,
                   void **ret_stepper);
     void (*destroy)(void *stepper); /* accepts NULL */
-    int (*run)(void *stepper, struct vcpu_state *state, struct vmexit *exit);
+    int (*run)(void *stepper, struct vcpu_state *state, struct accel_step *step,
+               struct vmexit *exit);
 };
 
 struct accel_vm_config {
@@ -130,6 +146,8 @@ struct accel_vm_config {
     const struct accel_stepper_ops *stepper; /* NULL: such an instruction ends the VM */
     unsigned vcpu_count;
     enum vm_irqchip irqchip;
+    bool emulated;             /* KVM: its probe said so; with VM_IRQCHIP_USER and a stepper,
+                                * that one runs user mode */
     bool reference_only;       /* software engine: one instruction at a time */
     bool check;                /* software engine: reference and translator in lock step */
     uint64_t code_cache_bytes; /* software engine: 0 means its default */

@@ -634,11 +634,31 @@ void engine_stepper_destroy(struct engine_stepper *stepper)
     free(stepper);
 }
 
+static bool step_goes_on(const struct engine_vcpu *v, const struct accel_step *step)
+{
+    if (v->io.done != 0) {
+        return true; /* begun: its answered accesses must not happen again */
+    }
+    if (step->done >= step->max ||
+        (step->stop != NULL && __atomic_load_n(step->stop, __ATOMIC_RELAXED) != 0)) {
+        return false;
+    }
+    switch (step->until) {
+    case ACCEL_STEP_LEAVE_USER:
+        return vcpu_state_cpl(&v->st) == 3;
+    case ACCEL_STEP_ENTER_USER:
+        return vcpu_state_cpl(&v->st) != 3;
+    case ACCEL_STEP_MAX:
+    default:
+        return true;
+    }
+}
+
 int engine_stepper_run(struct engine_stepper *stepper, struct vcpu_state *state,
-                       struct vmexit *exit)
+                       struct accel_step *step, struct vmexit *exit)
 {
     struct engine_vcpu *v = &stepper->vcpu;
-    int r;
+    int r = 0;
 
     if (v->exit_unanswered) {
         interp_io_answer(v, exit);
@@ -650,7 +670,11 @@ int engine_stepper_run(struct engine_stepper *stepper, struct vcpu_state *state,
         load_state(v, state);
     }
     v->exit = exit;
-    r = interp_step(v);
+    while (r == 0 && step_goes_on(v, step)) {
+        step->last_rip = v->st.rip;
+        r = interp_step(v);
+        step->done += r == 0 ? 1 : 0;
+    }
     v->exit = NULL;
     *state = v->st;
     return r == ENGINE_EXIT ? 1 : 0;

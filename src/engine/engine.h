@@ -21,17 +21,17 @@ void engine_queue_interrupt(struct accel_vcpu *vcpu, uint8_t vector);
 void engine_invalidate(struct accel_vm *vm, gpa_t gpa, uint64_t len);
 
 /*
- * Executes one instruction on state with the interpreter, for an accelerator
- * that cannot (KVM's emulator). Returns 0, or 1 when exit was filled: answer it
- * and call again with the same arguments. opaque comes from
- * engine_stepper_create(); one per vCPU, on its thread.
+ * Executes instructions on state with the interpreter, as far as step says, for
+ * an accelerator that cannot (KVM's emulator). Returns 0, or 1 when exit was
+ * filled: answer it and call again with the same arguments. One stepper per
+ * vCPU, on its thread.
  */
 struct engine_stepper;
 int engine_stepper_create(struct gmem *gmem, const struct vcpu_env *env, struct err *err,
                           struct engine_stepper **ret_stepper) MUST_CHECK;
 void engine_stepper_destroy(struct engine_stepper *stepper); /* accepts NULL */
 int engine_stepper_run(struct engine_stepper *stepper, struct vcpu_state *state,
-                       struct vmexit *exit) MUST_CHECK;
+                       struct accel_step *step, struct vmexit *exit) MUST_CHECK;
 
 /*
  * For accel_vm_config.vcpu_storage: the calling thread's own struct engine_vcpu,

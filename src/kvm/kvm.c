@@ -17,8 +17,6 @@
 #define KVM_TSS_GPA 0xfffbd000u
 #define KVM_IDENTITY_MAP_GPA 0xfffbc000u
 
-#define KVM_MAX_HW_BREAKPOINTS 4
-
 int kvm_ioctl(int fd, unsigned long request, void *arg)
 {
     int rc;
@@ -197,6 +195,8 @@ static int kvm_vm_create(const struct accel_vm_config *config, struct err *err,
     vm->ops = &kvm_accel_ops;
     vm->gmem = config->gmem;
     vm->stepper = config->stepper;
+    vm->emulated =
+        config->emulated && config->stepper != NULL && config->irqchip == VM_IRQCHIP_USER;
     vm->irqchip = config->irqchip;
     vm->cpu_count = config->vcpu_count;
     vm->vm_fd = -1;
@@ -326,9 +326,9 @@ static int kvm_get_state(struct accel_vcpu *vcpu, struct vcpu_state *ret_state)
 {
     struct kvm_cpu *cpu = kvm_cpu_of(vcpu);
 
-    /* An instruction in the stepper's hands starts again when its write exit is answered. */
+    /* Where the stepper is: its instruction starts again when its access is answered. */
     if (cpu->pending == KVM_PENDING_STEP) {
-        memcpy(ret_state, cpu->step_before, sizeof(*ret_state));
+        memcpy(ret_state, cpu->step_state, sizeof(*ret_state));
         return 0;
     }
     kvm_cpu_settle(cpu);
@@ -347,6 +347,7 @@ static int kvm_set_state(struct accel_vcpu *vcpu, const struct vcpu_state *state
     kvm_cpu_settle(cpu);
     cpu->pending = KVM_PENDING_NONE;
     cpu->stuck = 0;
+    kvm_user_state_set(cpu, state);
     return kvm_state_set(cpu, state, NULL);
 }
 
@@ -373,36 +374,6 @@ static int kvm_translate(struct accel_vcpu *vcpu, uint64_t va, gpa_t *ret_gpa)
     }
     *ret_gpa = gpa(translation.physical_address);
     return 0;
-}
-
-/* -ENOSPC for more breakpoints than the CPU has registers. */
-static int kvm_set_debug(struct accel_vcpu *vcpu, const struct accel_debug *debug)
-{
-    struct kvm_cpu *cpu = kvm_cpu_of(vcpu);
-    struct kvm_guest_debug request = {.control = 0};
-
-    if (debug->breakpoint_count > KVM_MAX_HW_BREAKPOINTS) {
-        return -ENOSPC;
-    }
-    if (debug->single_step || debug->breakpoint_count > 0) {
-        request.control = KVM_GUESTDBG_ENABLE;
-    }
-    if (debug->single_step) {
-        request.control |= KVM_GUESTDBG_SINGLESTEP;
-    }
-    if (debug->breakpoint_count > 0) {
-        request.control |= KVM_GUESTDBG_USE_HW_BP;
-        request.arch.debugreg[7] = 0x600; /* LE, GE and the fixed bit are as CPUs have them */
-        for (unsigned i = 0; i < debug->breakpoint_count; i++) {
-            request.arch.debugreg[i] = debug->breakpoints[i];
-            request.arch.debugreg[7] |= 2ull << (2 * i);
-        }
-    }
-    const int rc = kvm_ioctl(cpu->fd, KVM_SET_GUEST_DEBUG, &request);
-    if (rc == 0) {
-        cpu->debug = *debug;
-    }
-    return rc;
 }
 
 static int kvm_dirty_log_start(struct accel_vm *accel_vm)

@@ -28,12 +28,15 @@
 #define KVM_STEP_STUCK_MAX 64
 /* How many instructions one step may execute where KVM's emulator fails at each (SIMD code). */
 #define KVM_STEP_BATCH_MAX 64
+/* Ways out of the kernel that get a breakpoint: what four registers leave. */
+#define KVM_USER_EXITS 3
 
 struct kvm_vm {
     const struct accel_ops *ops;
     struct gmem *gmem;
     const struct accel_stepper_ops *stepper;
     enum vm_irqchip irqchip;
+    bool emulated; /* no hardware behind KVM: kvm_user.c is at work */
     unsigned cpu_count;
     int kvm_fd;
     int vm_fd;
@@ -69,6 +72,16 @@ enum kvm_pending {
     KVM_PENDING_STEP    /* the stepper waits for its answer */
 };
 
+/* Where user mode begins and ends, for kvm_user.c. */
+struct kvm_user {
+    bool active;            /* the state is at CPL 3: the stepper's turn */
+    uint64_t fault_handler; /* the guest's page-fault handler, 0: none */
+    uint64_t exits[KVM_USER_EXITS];
+    unsigned exit_count;
+    unsigned next_exit;  /* the one to be replaced */
+    unsigned entries[3]; /* how often the stepper went on into the kernel, by kind of entry */
+};
+
 struct kvm_cpu {
     struct accel_vcpu base; /* first: ops, vm, index */
     struct kvm_vm *vm;
@@ -98,10 +111,11 @@ struct kvm_cpu {
     struct vcpu_state *step_state;
     struct vcpu_state *step_before;
     unsigned stuck;
+    struct accel_step step;
     uint64_t step_end_rip; /* where the last step ended */
-    unsigned step_batch;   /* instructions of this step */
-    unsigned step_done;
-    unsigned step_grown; /* the batch before */
+    unsigned step_grown;   /* how many instructions it was to execute */
+
+    struct kvm_user user;
 };
 
 static inline struct kvm_vm *kvm_vm_of(struct accel_vm *vm)
@@ -158,8 +172,28 @@ void kvm_cpu_kick(struct accel_vcpu *vcpu);
 /* Completes a write exit inside KVM, so that its registers are those after the instruction. */
 void kvm_cpu_settle(struct kvm_cpu *cpu);
 
-/* kvm_step.c: one instruction by the stepper. 0: done, 1: exit filled, call
- * again when answered; a negative errno never: it becomes VMEXIT_ERROR (1). */
+/* kvm_step.c: one instruction by the stepper, or some. 0: done, 1: exit filled;
+ * with KVM_PENDING_STEP, kvm_step_on() goes on when it is answered. Never a
+ * negative errno: that becomes VMEXIT_ERROR (1). */
 int kvm_step(struct kvm_cpu *cpu, struct vmexit *exit) MUST_CHECK;
+int kvm_step_on(struct kvm_cpu *cpu, struct vmexit *exit) MUST_CHECK;
+
+/* kvm_debug.c: -ENOSPC for more breakpoints than the CPU has registers. */
+int kvm_set_debug(struct accel_vcpu *vcpu, const struct accel_debug *debug);
+int kvm_debug_apply(struct kvm_cpu *cpu);
+bool kvm_debugged(const struct kvm_cpu *cpu);
+bool kvm_debug_stops(const struct kvm_cpu *cpu, uint64_t rip);
+
+/* kvm_user.c, only where kvm_vm.emulated. Before KVM runs: is the page-fault gate in place? */
+int kvm_user_watch(struct kvm_cpu *cpu) MUST_CHECK;
+bool kvm_user_is_gate(const struct kvm_cpu *cpu, uint64_t rip);
+/* A state comes from outside. */
+void kvm_user_state_set(struct kvm_cpu *cpu, const struct vcpu_state *state);
+/* A step begins: makes it end with user mode, where it is about that. */
+void kvm_user_begin(struct kvm_cpu *cpu);
+/* A step has come to its end: true when it goes on, with another end. */
+bool kvm_user_next(struct kvm_cpu *cpu);
+/* run() while user.active. True when exit is filled. */
+bool kvm_user_run(struct kvm_cpu *cpu, struct vmexit *exit);
 
 #endif

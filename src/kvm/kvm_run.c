@@ -172,6 +172,10 @@ static bool decode(struct kvm_cpu *cpu, struct vmexit *exit)
         exit->eoi.vector = run->eoi.vector;
         return true;
     case KVM_EXIT_DEBUG:
+        if (kvm_user_is_gate(cpu, run->debug.arch.pc) && !cpu->debug.single_step &&
+            !kvm_debug_stops(cpu, run->debug.arch.pc)) {
+            return kvm_step(cpu, exit) != 0;
+        }
         debug_fill(cpu, exit);
         return true;
     case KVM_EXIT_INTERNAL_ERROR:
@@ -195,7 +199,9 @@ static int interrupt_prepare(struct kvm_cpu *cpu)
     const struct vcpu_intr_ops *intr = cpu->env.intr;
     struct kvm_run *run = cpu->run;
 
-    run->request_interrupt_window = 0;
+    /* An emulated CR8 write does not leave the guest: where one has held interrupts back, each
+     * pass of the emulator ends to look at it. */
+    run->request_interrupt_window = cpu->vm->emulated && cpu->cr8_seen != 0 ? 1 : 0;
     if (intr == NULL || !intr->pending(cpu->env.opaque)) {
         return 0;
     }
@@ -212,7 +218,7 @@ static int interrupt_prepare(struct kvm_cpu *cpu)
         }
         run->ready_for_interrupt_injection = 0;
     }
-    run->request_interrupt_window = intr->pending(cpu->env.opaque) ? 1 : 0;
+    run->request_interrupt_window |= intr->pending(cpu->env.opaque) ? 1 : 0;
     return 0;
 }
 
@@ -239,6 +245,9 @@ static bool run_once(struct kvm_cpu *cpu, struct vmexit *exit)
 {
     int rc = interrupt_prepare(cpu);
 
+    if (rc == 0 && cpu->vm->emulated) {
+        rc = kvm_user_watch(cpu);
+    }
     if (rc == 0) {
         rc = enter(cpu);
     }
@@ -275,7 +284,7 @@ static bool resume(struct kvm_cpu *cpu, struct vmexit *exit)
     case KVM_PENDING_DECODE:
         return decode(cpu, exit);
     case KVM_PENDING_STEP:
-        return kvm_step(cpu, exit) != 0;
+        return kvm_step_on(cpu, exit) != 0;
     case KVM_PENDING_NONE:
     default:
         return false;
@@ -309,7 +318,7 @@ int kvm_cpu_run(struct accel_vcpu *vcpu, struct vmexit *exit)
         exit->reason = VMEXIT_HLT;
         return 0;
     }
-    while (!run_once(cpu, exit)) {
+    while (!(cpu->user.active ? kvm_user_run(cpu, exit) : run_once(cpu, exit))) {
     }
     return 0;
 }

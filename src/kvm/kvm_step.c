@@ -1,11 +1,12 @@
 /*
- * One instruction by the stepper, where KVM's emulator gives up.
+ * Instructions by the stepper: one where KVM's emulator gives up, many where
+ * kvm_user.c says so.
  *
  * The whole state goes out, the stepper executes one instruction on it, and
  * what changed goes back. Where KVM fails again at the very next instruction, a
- * step grows to some more, as long as KVM has got nowhere in between. An access of that instruction to a device returns to
- * the machine like any other; local APIC registers that live in the kernel are
- * answered here.
+ * step grows to some more, as long as KVM has got nowhere in between. An access
+ * to a device returns to the machine like any other; local APIC registers that
+ * live in the kernel are answered here.
  */
 #include "kvm/kvm_int.h"
 
@@ -71,9 +72,11 @@ static bool progressed(const struct vcpu_state *before, const struct vcpu_state 
 
 static int step_commit(struct kvm_cpu *cpu, struct err *err)
 {
-    atomic_fetch_add_explicit(&cpu->vm->stat_steps, cpu->step_done, memory_order_relaxed);
+    const bool counted = cpu->step.until == ACCEL_STEP_MAX;
+
+    atomic_fetch_add_explicit(&cpu->vm->stat_steps, cpu->step.done, memory_order_relaxed);
     cpu->step_end_rip = cpu->step_state->rip;
-    cpu->stuck = progressed(cpu->step_before, cpu->step_state) ? 0 : cpu->stuck + 1;
+    cpu->stuck = !counted || progressed(cpu->step_before, cpu->step_state) ? 0 : cpu->stuck + 1;
     if (cpu->stuck >= KVM_STEP_STUCK_MAX) {
         return err_set(err, -ELOOP, "the guest makes no progress at RIP 0x%llx",
                        (unsigned long long)cpu->step_state->rip);
@@ -83,11 +86,13 @@ static int step_commit(struct kvm_cpu *cpu, struct err *err)
         return err_set_errno(err, rc, "KVM refuses the state after the instruction at RIP 0x%llx",
                              (unsigned long long)cpu->step_before->rip);
     }
+    cpu->user.active = cpu->vm->emulated && vcpu_state_cpl(cpu->step_state) == 3;
     return 0;
 }
 
 static int step_begin(struct kvm_cpu *cpu, struct err *err)
 {
+    unsigned batch = 1;
     int rc = stepper_open(cpu, err);
 
     if (rc < 0) {
@@ -98,29 +103,21 @@ static int step_begin(struct kvm_cpu *cpu, struct err *err)
         return err_set_errno(err, rc, "KVM does not give the state of the vCPU");
     }
     memcpy(cpu->step_before, cpu->step_state, sizeof(*cpu->step_before));
-    cpu->step_done = 0;
-    cpu->step_batch = 1;
-    if (cpu->step_state->rip == cpu->step_end_rip && !cpu->debug.single_step &&
-        cpu->debug.breakpoint_count == 0) {
-        cpu->step_batch =
-            cpu->step_grown < KVM_STEP_BATCH_MAX ? 2 * cpu->step_grown : KVM_STEP_BATCH_MAX;
+    if (cpu->step_state->rip == cpu->step_end_rip && !kvm_debugged(cpu)) {
+        batch = cpu->step_grown < KVM_STEP_BATCH_MAX ? 2 * cpu->step_grown : KVM_STEP_BATCH_MAX;
     }
-    cpu->step_grown = cpu->step_batch;
+    cpu->step_grown = batch;
+    cpu->step = (struct accel_step){.until = ACCEL_STEP_MAX, .max = batch};
+    kvm_user_begin(cpu);
     return 0;
 }
 
-/*
- * The stepper's instruction is done, or has an exit. 0: to be run again; 1: the
- * step is complete; 2: exit is for the machine.
- */
-static int step_one(struct kvm_cpu *cpu, struct vmexit *exit, int rc)
+/* The stepper has filled exit. 0: to be run again; 1: the step is complete; 2: it is for the
+ * machine. */
+static int step_exit(struct kvm_cpu *cpu, struct vmexit *exit)
 {
     const bool is_msr = exit->reason == VMEXIT_MSR_READ || exit->reason == VMEXIT_MSR_WRITE;
 
-    if (rc == 0) {
-        cpu->step_done++;
-        return cpu->step_done >= cpu->step_batch ? 1 : 0;
-    }
     if (exit->reason == VMEXIT_HLT) {
         cpu->step_state->mp_state = X86_MP_HALTED; /* KVM, or sleeps(), waits */
         return 1;
@@ -132,29 +129,63 @@ static int step_one(struct kvm_cpu *cpu, struct vmexit *exit, int rc)
     return 2;
 }
 
-int kvm_step(struct kvm_cpu *cpu, struct vmexit *exit)
+/* Runs the stepper to the end of the step. 0; 1: exit is for the machine; a negative errno. */
+static int step_run(struct kvm_cpu *cpu, struct vmexit *exit)
 {
-    struct err err = {0};
-    int rc = cpu->pending == KVM_PENDING_STEP ? 0 : step_begin(cpu, &err);
-
-    cpu->pending = KVM_PENDING_NONE;
-    while (rc == 0) {
-        rc = cpu->vm->stepper->run(cpu->stepper, cpu->step_state, exit);
+    for (;;) {
+        const int rc = cpu->vm->stepper->run(cpu->stepper, cpu->step_state, &cpu->step, exit);
         if (rc < 0) {
-            rc = cpu->step_done > 0 ? 0 : rc; /* KVM may know it: only the first was needed */
-            break;
+            return cpu->step.done > 0 ? 0 : rc; /* KVM may know it: only the first was needed */
         }
-        const int next = step_one(cpu, exit, rc);
-        if (next == 2) {
-            cpu->pending = KVM_PENDING_STEP;
-            return 1;
+        if (rc == 0) {
+            if (!kvm_user_next(cpu)) {
+                return 0;
+            }
+            continue;
         }
-        rc = 0;
-        if (next == 1) {
-            break;
+        const int next = step_exit(cpu, exit);
+        if (next != 0) {
+            return next - 1;
         }
     }
-    if (rc < 0 && err.code == 0) {
+}
+
+/* What a debugger waits for has happened. */
+static bool step_debug(const struct kvm_cpu *cpu, struct vmexit *exit)
+{
+    const uint64_t rip = cpu->step_state->rip;
+
+    if (!cpu->debug.single_step && !(cpu->user.active && kvm_debug_stops(cpu, rip))) {
+        return false;
+    }
+    exit->reason = VMEXIT_DEBUG;
+    exit->debug.rip = rip;
+    exit->debug.dr6 = cpu->debug.single_step ? 0x4000 : 1; /* BS or B0 */
+    exit->debug.is_breakpoint_insn = false;
+    return true;
+}
+
+int kvm_step(struct kvm_cpu *cpu, struct vmexit *exit)
+{
+    const int rc = step_begin(cpu, &exit->error);
+
+    if (rc < 0) {
+        exit->reason = VMEXIT_ERROR;
+        return 1;
+    }
+    return kvm_step_on(cpu, exit);
+}
+
+int kvm_step_on(struct kvm_cpu *cpu, struct vmexit *exit)
+{
+    struct err err = {0};
+    int rc = step_run(cpu, exit);
+
+    if (rc == 1) {
+        cpu->pending = KVM_PENDING_STEP;
+        return 1;
+    }
+    if (rc < 0) {
         (void)err_set_errno(&err, rc, "no engine can execute the instruction at RIP 0x%llx",
                             (unsigned long long)cpu->step_state->rip);
     }
@@ -166,12 +197,5 @@ int kvm_step(struct kvm_cpu *cpu, struct vmexit *exit)
         exit->error = err;
         return 1;
     }
-    if (cpu->debug.single_step) {
-        exit->reason = VMEXIT_DEBUG;
-        exit->debug.rip = cpu->step_state->rip;
-        exit->debug.dr6 = 0x4000; /* BS */
-        exit->debug.is_breakpoint_insn = false;
-        return 1;
-    }
-    return 0;
+    return step_debug(cpu, exit) ? 1 : 0;
 }

@@ -34,9 +34,10 @@ static void stepper_destroy(void *stepper)
     engine_stepper_destroy(stepper);
 }
 
-static int stepper_run(void *stepper, struct vcpu_state *state, struct vmexit *exit)
+static int stepper_run(void *stepper, struct vcpu_state *state, struct accel_step *step,
+                       struct vmexit *exit)
 {
-    return engine_stepper_run(stepper, state, exit);
+    return engine_stepper_run(stepper, state, step, exit);
 }
 
 const struct accel_stepper_ops accel_stepper = {
@@ -64,10 +65,16 @@ static int choose_named(enum machine_engine engine, struct err *err,
 }
 
 int accel_choose(enum machine_engine engine, struct err *err, const struct accel_ops **ret_ops,
-                 char *ret_reason, size_t reason_size)
+                 char *ret_reason, size_t reason_size, bool *ret_emulated)
 {
     struct err why = {0};
 
+    *ret_emulated = false;
+    if (engine == MACHINE_ENGINE_KVM && kvm_accel_ops.probe(&why) == -EOPNOTSUPP) {
+        *ret_emulated = true;
+        (void)snprintf(ret_reason, reason_size, "as asked for, though %s", why.text);
+        return choose_named(engine, err, ret_ops);
+    }
     if (engine != MACHINE_ENGINE_AUTO) {
         (void)reason_format(ret_reason, reason_size, "as asked for");
         return choose_named(engine, err, ret_ops);

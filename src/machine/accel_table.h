@@ -9,12 +9,13 @@
 /*
  * The accelerator for a choice, with the reason as a phrase. For AUTO: KVM if
  * its probe says that it runs guests at hardware speed, else our own engine.
- * -ENODEV when the one asked for cannot run here; err says why.
+ * -ENODEV when the one asked for cannot run here; err says why. ret_emulated:
+ * it is KVM, and its probe says that it has no hardware behind it.
  */
 int accel_choose(enum machine_engine engine, struct err *err, const struct accel_ops **ret_ops,
-                 char *ret_reason, size_t reason_size) MUST_CHECK;
+                 char *ret_reason, size_t reason_size, bool *ret_emulated) MUST_CHECK;
 
-/* Executes single instructions for KVM where its emulator cannot. */
+/* Executes instructions for KVM where its emulator cannot. */
 extern const struct accel_stepper_ops accel_stepper;
 
 #endif

@@ -60,7 +60,7 @@ static int vm_create(struct machine *machine, struct err *err)
         .opaque = machine,
     };
     int rc = accel_choose(config->engine, err, &machine->accel, machine->engine_reason,
-                          sizeof(machine->engine_reason));
+                          sizeof(machine->engine_reason), &vm_config.emulated);
 
     if (rc != 0) {
         return rc;
@@ -72,7 +72,7 @@ static int vm_create(struct machine *machine, struct err *err)
     machine->irqchip = VM_IRQCHIP_USER;
     if (config->kvm_split_irqchip && caps.irqchip_split) {
         machine->irqchip = VM_IRQCHIP_SPLIT;
-    } else if (caps.irqchip_full) {
+    } else if (caps.irqchip_full && !vm_config.emulated) { /* the stepper takes interrupts too */
         machine->irqchip = VM_IRQCHIP_FULL;
     }
     vm_config.irqchip = machine->irqchip;
