@@ -33,7 +33,8 @@ test-diff: all
 
 # A Debian kernel on KVM: minutes where KVM emulates each instruction.
 test-kvm: all
-	@meson test -C $(BUILD) --no-rebuild --suite kvm-boot --verbose
+	@CORBEL_BUILD=$(abspath $(BUILD)) CORBEL_E2E_LIMIT=10000 PYTHONDONTWRITEBYTECODE=1 \
+		tests/e2e/test_kvm_boot.py
 
 # 20 boots of Debian in a row with 1 and with 2 vCPUs: about an hour on a small host.
 test-boot20: all

@@ -127,6 +127,7 @@ int main(void)
     for (unsigned i = 0; i < PAGES; i++) {
         *page_entry(AREA + 4096 * i) &= ~1ull;
     }
+    page_l2[AREA >> 21] |= 0x20; /* accessed: it is read below, and who sets it when is not said */
     write_cr3(read_cr3());
     on_vector(14, on_fault);
     line("ready");
