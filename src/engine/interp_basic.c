@@ -169,23 +169,21 @@ static int op_pusha(struct engine_vcpu *v, const struct insn *in)
 static int op_popa(struct engine_vcpu *v, const struct insn *in)
 {
     struct interp_stack stack;
-    uint64_t value[8];
+    uint64_t value = 0;
     int r = 0;
 
     interp_stack_init(v, &stack);
-    for (unsigned i = 0; i < 8 && r == 0; i++) {
-        r = interp_pop(v, &stack, in->opsize_bytes, &value[7 - i]);
-    }
-    if (r != 0) {
-        return r;
-    }
-    interp_stack_commit(v, &stack);
-    for (unsigned reg = 0; reg < 8; reg++) {
-        if (reg != X86_RSP) {
-            interp_set_reg(v, in, reg, in->opsize_bytes, value[reg]);
+    /* One by one, as CPUs do: a fault leaves those before it changed, and the stack pointer not. */
+    for (unsigned reg = 8; reg-- > 0 && r == 0;) {
+        r = interp_pop(v, &stack, in->opsize_bytes, &value);
+        if (r == 0 && reg != X86_RSP) {
+            interp_set_reg(v, in, reg, in->opsize_bytes, value);
         }
     }
-    return 0;
+    if (r == 0) {
+        interp_stack_commit(v, &stack);
+    }
+    return r;
 }
 
 static int op_pushf(struct engine_vcpu *v, const struct insn *in)

@@ -208,7 +208,7 @@ static int stack_linear(struct engine_vcpu *v, const struct interp_stack *stack,
         }
         *ret_va = sp;
     } else {
-        bool fits = last <= stack->limit;
+        bool fits = last <= stack->limit || stack->limit == 0xffffffffu; /* as within_limit() */
 
         if (stack->expand_down) {
             fits = sp > stack->limit && last <= (stack->big ? 0xffffffffu : 0xffffu);
