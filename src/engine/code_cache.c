@@ -60,8 +60,8 @@ static int map_tables(struct translator *t, struct err *err)
     t->arena_bytes = ARENA_SHARE(t->size_bytes);
     t->arena = map_private(t->arena_bytes);
     t->units = map_private(CODE_CACHE_BUCKETS * sizeof(*t->units));
-    t->pages = map_private(PAGE_BUCKETS * sizeof(*t->pages));
-    t->by_code = map_private(t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
+    t->pages = map_private(PAGE_BUCKETS * sizeof(struct code_page *));
+    t->by_code = map_private(t->size_bytes / UNIT_BYTES_MIN * sizeof(struct unit *));
     t->exits = map_private(t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
     t->heads = map_private(HEAD_BITS / 8);
     t->checked = map_private(HEAD_BITS / 8);
@@ -89,8 +89,8 @@ void code_cache_destroy(struct translator *t)
     unmap(t->rx, t->size_bytes);
     unmap(t->arena, t->arena_bytes);
     unmap(t->units, CODE_CACHE_BUCKETS * sizeof(*t->units));
-    unmap(t->pages, PAGE_BUCKETS * sizeof(*t->pages));
-    unmap(t->by_code, t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
+    unmap(t->pages, PAGE_BUCKETS * sizeof(struct code_page *));
+    unmap(t->by_code, t->size_bytes / UNIT_BYTES_MIN * sizeof(struct unit *));
     unmap(t->exits, t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
     unmap(t->heads, HEAD_BITS / 8);
     unmap(t->checked, HEAD_BITS / 8);

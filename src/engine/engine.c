@@ -106,21 +106,48 @@ static int vm_mirror_init(struct engine_vm *vm, const struct accel_vm_config *co
     return vm->mirror == NULL ? err_set(err, -ENOMEM, "not enough memory for the mirror") : 0;
 }
 
-static int engine_vm_create(const struct accel_vm_config *config, struct err *err,
-                            struct accel_vm **ret_vm)
+static int check_config(const struct accel_vm_config *config, struct err *err)
 {
-    CLEANUP_FREE struct engine_vm *vm = calloc(1, sizeof(*vm));
-
     if (config->irqchip != VM_IRQCHIP_USER) {
         return err_set(err, -EINVAL, "the software engine has no interrupt chips of its own");
     }
-    if (config->vcpu_count > ARRAY_LEN(vm->vcpus)) {
-        return err_set(err, -EINVAL, "the software engine runs at most %zu vCPUs",
-                       ARRAY_LEN(vm->vcpus));
+    if (config->vcpu_count > ENGINE_MAX_VCPUS) {
+        return err_set(err, -EINVAL, "the software engine runs at most %d vCPUs", ENGINE_MAX_VCPUS);
     }
     if (config->check && (config->vcpu_count != 1 || config->reference_only)) {
         return err_set(err, -EINVAL, "lock step compares the translator of one vCPU; use one vCPU");
     }
+    return 0;
+}
+
+/* On failure nothing is left of it. */
+static int vm_translator_init(struct engine_vm *vm, const struct accel_vm_config *config,
+                              struct err *err)
+{
+    int r = vm_mirror_init(vm, config, err);
+
+    if (r != 0) {
+        return r;
+    }
+    r = translate_vm_init(vm, config->code_cache_bytes, err);
+    if (r != 0) {
+        mirror_destroy(vm->mirror);
+        return r;
+    }
+    gmem_set_code_listener(config->gmem, on_code_written, vm);
+    return 0;
+}
+
+static int engine_vm_create(const struct accel_vm_config *config, struct err *err,
+                            struct accel_vm **ret_vm)
+{
+    struct engine_vm *vm;
+    int r = check_config(config, err);
+
+    if (r != 0) {
+        return r;
+    }
+    vm = calloc(1, sizeof(*vm));
     if (vm == NULL) {
         return err_set(err, -ENOMEM, "not enough memory for the virtual machine");
     }
@@ -128,23 +155,13 @@ static int engine_vm_create(const struct accel_vm_config *config, struct err *er
     vm->reference_only = config->reference_only;
     vm->check = config->check;
     vm->vcpu_count = config->vcpu_count;
-    if (!vm->reference_only) {
-        int r = vm_mirror_init(vm, config, err);
-
-        if (r != 0) {
-            mutex_done(&vm->lock);
-            return r;
-        }
-        r = translate_vm_init(vm, config->code_cache_bytes, err);
-
-        if (r != 0) {
-            mirror_destroy(vm->mirror);
-            mutex_done(&vm->lock);
-            return r;
-        }
-        gmem_set_code_listener(config->gmem, on_code_written, vm);
+    r = vm->reference_only ? 0 : vm_translator_init(vm, config, err);
+    if (r != 0) {
+        mutex_done(&vm->lock);
+        free(vm);
+        return r;
     }
-    *ret_vm = (struct accel_vm *)(void *)steal_ptr(vm);
+    *ret_vm = (struct accel_vm *)(void *)vm;
     return 0;
 }
 

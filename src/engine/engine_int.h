@@ -113,6 +113,8 @@ struct engine_ram {
     _Atomic uint8_t *flags; /* one byte per page: GMEM_PAGE_* */
 };
 
+#define ENGINE_MAX_VCPUS 64
+
 struct engine_vm {
     const struct accel_ops *ops; /* accel_vm is opaque: this is ours */
     struct gmem *gmem;
@@ -130,7 +132,7 @@ struct engine_vm {
     uint64_t clock_host_tsc; /* kvmclock: host TSC at which its system time was 0 */
     uint64_t clock_wall_ns;  /* CLOCK_REALTIME at that moment */
     unsigned vcpu_count;
-    _Atomic(struct engine_vcpu *) vcpus[64];
+    _Atomic(struct engine_vcpu *) vcpus[ENGINE_MAX_VCPUS];
 };
 
 /* interp.c: executes exactly one instruction at st.rip (a REP string instruction:

@@ -440,7 +440,7 @@ int interp_try(struct engine_vcpu *v, bool (*may_run)(const struct insn *insn),
 
     v->pending_dr6 = 0;
     r = fetch_decode(v, &entry);
-    if (r != 0) {
+    if (entry == NULL) {
         return r;
     }
     *ret_insn = entry->insn;

@@ -34,12 +34,13 @@ static void advance(struct engine_vcpu *v, const struct insn *in, const struct s
 static uint64_t run_length(const struct string_ctx *c, uint64_t va)
 {
     uint64_t offset = va & (GMEM_PAGE_BYTES - 1);
+    unsigned shift = (unsigned)__builtin_ctz(c->bytes);
     uint64_t fit;
 
     if (offset + c->bytes > GMEM_PAGE_BYTES) {
         return 1;
     }
-    fit = c->step > 0 ? (GMEM_PAGE_BYTES - offset) / c->bytes : offset / c->bytes + 1;
+    fit = c->step > 0 ? (GMEM_PAGE_BYTES - offset) >> shift : (offset >> shift) + 1;
     if (fit > c->count) {
         fit = c->count;
     }

@@ -344,9 +344,7 @@ int sysop_mov_to_dr(struct engine_vcpu *v, const struct insn *in)
         value = (value & DR7_WRITABLE) | DR7_FIXED;
     }
     v->st.dr[reg] = value;
-    if (reg != 6 && (v->st.dr[7] & 0xff) != 0) {
-        sysop_debug_changed(v);
-    } else if (reg == 7 && v->data_breakpoints) {
+    if ((reg != 6 && (v->st.dr[7] & 0xff) != 0) || (reg == 7 && v->data_breakpoints)) {
         sysop_debug_changed(v);
     }
     return 0;

@@ -147,7 +147,6 @@ static enum trace_role role_of(const struct insn *insn, unsigned mode)
     case INSN_OP_LEAVE:
         return insn->opsize_bytes == 8 ? TRACE_INLINE : TRACE_INTERP;
     case INSN_OP_JCC:
-        return TRACE_BRANCH;
     case INSN_OP_JCXZ:
     case INSN_OP_LOOP:
         return TRACE_BRANCH;
