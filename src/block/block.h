@@ -126,13 +126,13 @@ bool block_can_discard(const struct block *block);
  * read-only image; as every result, this is told through done, which is never
  * called from here. The lane's thread.
  */
-void block_submit(struct block *block, unsigned lane, struct block_request *request);
+void block_submit(struct block *block, unsigned index, struct block_request *request);
 
 /*
  * Ends a batch of submissions: starts what waits and delivers what is done.
  * The lane's thread, with no lock held that done takes.
  */
-void block_kick(struct block *block, unsigned lane);
+void block_kick(struct block *block, unsigned index);
 
 /* Called once after each batch of done callbacks, on the same thread. Set before block_start(). */
 void block_set_batch_done(struct block *block, void (*fn)(void *opaque, unsigned lane),
