@@ -13,6 +13,7 @@
 #include <pthread.h>
 
 enum lock_rank {
+    LOCK_RANK_DRIVES,  /* a machine's table of disks; exchanges them with all vCPUs stopped */
     LOCK_RANK_MACHINE, /* life cycle: pause, resume, stop; calls down into all below */
     LOCK_RANK_PCI,     /* configuration space; moves BARs on the bus while held */
     LOCK_RANK_BUS,     /* the tables of ranges; never held while a device is called */

@@ -191,6 +191,25 @@ void block_drain(struct block *block)
     (void)atomic_fetch_sub(&block->drains, 1);
 }
 
+int block_resize(struct block *block, uint64_t size_bytes, struct err *err)
+{
+    struct block_image *image = block->image;
+    int r;
+
+    if (size_bytes < block_size_bytes(block) || size_bytes % BLOCK_SECTOR_BYTES != 0) {
+        return err_set(err, -EINVAL,
+                       "a disk in use can only grow, by whole sectors of 512 bytes; it has %llu",
+                       (unsigned long long)block_size_bytes(block));
+    }
+    if (image->is_read_only || !image->ops->resize) {
+        return err_set(err, -ENOTSUP, "this disk cannot change its size");
+    }
+    block_hold(block);
+    r = image->ops->resize(image, size_bytes, err);
+    block_release(block);
+    return r;
+}
+
 /* ---- life ---- */
 
 static void *lane_main(void *opaque)

@@ -154,6 +154,10 @@ int block_stopped_error(struct block *block);
 int block_set_limits(struct block *block, const struct limit_config *config) MUST_CHECK;
 void block_limits(struct block *block, struct limit_config *ret_config);
 
+/* Grows the image: requests wait meanwhile. -EINVAL when it would shrink or is no multiple of 512,
+ * -ENOTSUP where the image cannot. Any thread but a lane's. */
+int block_resize(struct block *block, uint64_t size_bytes, struct err *err) MUST_CHECK;
+
 /* A copy; any thread. */
 void block_stats(struct block *block, struct block_stats *ret_stats);
 

@@ -66,6 +66,13 @@ struct block_file_options {
 int block_file_open(const struct block_file_options *options, struct err *err,
                     struct block_file **ret_file) MUST_CHECK;
 
+/*
+ * Makes a file that was opened past the host's cache take calls of any
+ * alignment; its own field tells what needs no copy. On failure the file is
+ * closed.
+ */
+int block_file_make_direct(struct err *err, struct block_file **file) MUST_CHECK;
+
 /* Makes an empty file; -EEXIST when there is one and replace is false. Locked for writing. */
 int block_file_create(const char *path, bool replace, struct err *err, struct block_file **ret_file)
     MUST_CHECK;

@@ -317,6 +317,9 @@ int block_file_open(const struct block_file_options *options, struct err *err,
     if (r == 0) {
         (void)steal_fd(&opened); /* the file owns it now */
     }
+    if (r == 0 && options->direct) {
+        r = block_file_make_direct(err, ret_file);
+    }
     return r;
 }
 

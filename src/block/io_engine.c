@@ -382,37 +382,6 @@ static void start_transfer(struct io_engine *engine, const struct transfer *tran
     end_any(engine, transfer, -EAGAIN); /* each operation on a worker */
 }
 
-/* Gives entries to the kernel; what it will not take now stays in the ring for the next time. */
-static void submit_ring(struct io_engine *engine)
-{
-    int n;
-
-    while (engine->unsubmitted > 0) {
-        n = io_uring_submit(&engine->ring);
-        if (n == -EINTR) {
-            continue;
-        }
-        if (n <= 0) {
-            io_eventfd_signal(engine->event_fd); /* memory is short: once more, soon */
-            break;
-        }
-        engine->unsubmitted -= (unsigned)n;
-    }
-}
-
-static void start_queued(struct io_engine *engine)
-{
-    struct transfer transfer;
-
-    while (engine->queued && engine->in_ring < RING_ENTRIES) {
-        take_transfer(engine, &transfer);
-        start_transfer(engine, &transfer);
-    }
-    if (engine->unsubmitted > 0) {
-        submit_ring(engine);
-    }
-}
-
 static void reap_ring(struct io_engine *engine)
 {
     struct io_uring_cqe *cqe;
@@ -431,6 +400,41 @@ static void reap_ring(struct io_engine *engine)
     }
 }
 
+/* Gives entries to the kernel; what it will not take now stays in the ring for the next time. */
+static void submit_ring(struct io_engine *engine)
+{
+    int n;
+
+    /* What completes during submission is reaped after it, and needs no event. */
+    (void)io_uring_cq_eventfd_toggle(&engine->ring, false);
+    while (engine->unsubmitted > 0) {
+        n = io_uring_submit(&engine->ring);
+        if (n == -EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            io_eventfd_signal(engine->event_fd); /* memory is short: once more, soon */
+            break;
+        }
+        engine->unsubmitted -= (unsigned)n;
+    }
+    (void)io_uring_cq_eventfd_toggle(&engine->ring, true);
+}
+
+static void start_queued(struct io_engine *engine)
+{
+    struct transfer transfer;
+
+    while (engine->queued && engine->in_ring < RING_ENTRIES) {
+        take_transfer(engine, &transfer);
+        start_transfer(engine, &transfer);
+    }
+    if (engine->unsubmitted > 0) {
+        submit_ring(engine);
+        reap_ring(engine); /* what was at hand is complete already */
+    }
+}
+
 void io_engine_queue(struct io_engine *engine, struct io_op *op)
 {
     op->engine = engine;
@@ -443,7 +447,6 @@ void io_engine_queue(struct io_engine *engine, struct io_op *op)
 void io_engine_submit(struct io_engine *engine)
 {
     start_queued(engine);
-    reap_ring(engine); /* what was at hand is complete already */
     (void)tell_finished(engine);
 }
 
@@ -481,8 +484,7 @@ static int open_ring(struct io_engine *engine)
     }
     engine->has_ring = true;
     (void)io_uring_ring_dontfork(&engine->ring); /* nobody forks; only saves page tables */
-    /* What completes during submission is reaped there, and needs no event. */
-    r = io_uring_register_eventfd_async(&engine->ring, engine->event_fd);
+    r = io_uring_register_eventfd(&engine->ring, engine->event_fd);
     if (r < 0) {
         io_uring_queue_exit(&engine->ring);
         engine->has_ring = false;

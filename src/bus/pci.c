@@ -277,7 +277,7 @@ int pci_host_create(struct bus *bus, const struct irq_router *irq, uint64_t mmio
     mutex_init(&host->irq_mutex, LOCK_RANK_PCI_IRQ);
     host->bus = bus;
     host->irq = *irq;
-    host->window_next = mmio_base;
+    host->window_base = mmio_base;
     if (!ck_add_u64(mmio_base, mmio_len, &host->window_end)) {
         rc = -EINVAL;
     }
@@ -370,22 +370,58 @@ static void header_init(struct pci_dev *dev, const struct pci_dev_config *config
     dev->write_mask[PCI_REG_INTERRUPT_LINE] = 0xff;
 }
 
+/* Where a BAR of len bytes overlaps none that another has from creation: *from is the first try. */
+static bool window_overlap(const struct pci_host *host, uint64_t from, uint64_t len,
+                           uint64_t *ret_next)
+{
+    for (unsigned slot = 0; slot < PCI_MAX_SLOTS; slot++) {
+        for (unsigned i = 0; host->devs[slot] != NULL && i < PCI_BAR_COUNT; i++) {
+            const struct pci_bar *bar = &host->devs[slot]->bars[i];
+
+            if (bar->size_bytes != 0 && from < bar->placed + bar->size_bytes &&
+                bar->placed < from + len) {
+                *ret_next = bar->placed + bar->size_bytes;
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* The lowest free place of the window; devices come and go. -ENOSPC. */
+static int window_find(const struct pci_host *host, uint64_t from, uint64_t len,
+                       uint64_t *ret_address)
+{
+    uint64_t end = 0;
+
+    for (;;) {
+        if (!ck_align_u64(from, len, &from) || !ck_add_u64(from, len, &end) ||
+            end > host->window_end) {
+            return -ENOSPC;
+        }
+        if (!window_overlap(host, from, len, &from)) {
+            *ret_address = from;
+            return 0;
+        }
+    }
+}
+
 static int bar_init(struct pci_dev *dev, unsigned index, const struct pci_bar_config *config)
 {
     struct pci_bar *bar = &dev->bars[index];
     uint64_t mask = ~(config->size_bytes - 1);
     uint8_t *write_mask = &dev->write_mask[PCI_REG_BAR0 + 4 * index];
-    uint64_t end = 0;
+    int rc = 0;
 
     if (config->size_bytes < 4096 || (config->size_bytes & (config->size_bytes - 1)) != 0 ||
         (config->is_64bit && index + 1 >= PCI_BAR_COUNT)) {
         return -EINVAL;
     }
-    if (!ck_align_u64(dev->host->window_next, config->size_bytes, &bar->placed) ||
-        !ck_add_u64(bar->placed, config->size_bytes, &end) || end > dev->host->window_end) {
-        return -ENOSPC;
+    rc = window_find(dev->host, dev->window_from, config->size_bytes, &bar->placed);
+    if (rc != 0) {
+        return rc;
     }
-    dev->host->window_next = end;
+    dev->window_from = bar->placed + config->size_bytes; /* not in the table of devices yet */
     bar->size_bytes = config->size_bytes;
     bar->is_64bit = config->is_64bit;
     bar->ops = config->ops;
@@ -463,6 +499,7 @@ int pci_dev_create(struct pci_host *host, const struct pci_dev_config *config,
     }
     dev->host = host;
     dev->name = config->name;
+    dev->window_from = host->window_base;
     dev->next_free = PCI_REG_FIRST_FREE;
 
     mutex_lock(&host->mutex);

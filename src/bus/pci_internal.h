@@ -103,6 +103,7 @@ struct pci_dev {
     unsigned hook_count;
     unsigned last_cap; /* offset of the last capability, 0: none */
     unsigned next_free;
+    uint64_t window_from; /* where to look for the next BAR's place, at creation */
     struct pci_msix msix;
     _Atomic uint16_t command;
     _Atomic bool line_wanted; /* the function asserts INTx */
@@ -117,7 +118,7 @@ struct pci_host {
     struct bus_range *address_port;
     struct bus_range *data_port;
     uint32_t address; /* CONFIG_ADDRESS */
-    uint64_t window_next;
+    uint64_t window_base;
     uint64_t window_end;
     struct pci_dev *devs[PCI_MAX_SLOTS];
     struct pci_dev *bridge;

@@ -32,6 +32,8 @@ struct acpi_pm {
     uint16_t status;
     uint16_t enable;
     uint16_t control;
+    uint8_t gpe_status;
+    uint8_t gpe_enable;
     uint32_t carry; /* of the timer, when its status was last looked at */
     bool line;
 };
@@ -58,7 +60,7 @@ static void timer_status_update_locked(struct acpi_pm *pm)
 
 static void line_update_locked(struct acpi_pm *pm)
 {
-    bool line = (pm->status & pm->enable & STS_ALL) != 0;
+    bool line = (pm->status & pm->enable & STS_ALL) != 0 || (pm->gpe_status & pm->gpe_enable) != 0;
 
     if (line != pm->line) {
         pm->line = line;
@@ -78,6 +80,9 @@ static uint8_t byte_read_locked(struct acpi_pm *pm, uint64_t offset)
         break;
     case ACPI_PM_CONTROL:
         value = pm->control | CNT_SCI_ENABLE;
+        break;
+    case ACPI_PM_GPE:
+        value = pm->gpe_status | (uint32_t)pm->gpe_enable << 8;
         break;
     default:
         break;
@@ -131,6 +136,12 @@ static enum action byte_write_locked(struct acpi_pm *pm, uint64_t offset, uint8_
     case ACPI_PM_CONTROL:
     case ACPI_PM_CONTROL + 1:
         return control_write_locked(pm, offset & 1, byte);
+    case ACPI_PM_GPE: /* status: write 1 to clear */
+        pm->gpe_status &= (uint8_t)~byte;
+        return ACTION_NONE;
+    case ACPI_PM_GPE + 1:
+        pm->gpe_enable = byte;
+        return ACTION_NONE;
     case ACPI_PM_RESET:
         return byte == ACPI_PM_RESET_VALUE ? ACTION_RESET : ACTION_NONE;
     default:
@@ -177,12 +188,21 @@ bool acpi_pm_press_power_button(struct acpi_pm *pm)
     return is_heard;
 }
 
+void acpi_pm_raise_gpe(struct acpi_pm *pm, unsigned event)
+{
+    mutex_lock(&pm->mutex);
+    pm->gpe_status |= (uint8_t)(1u << event);
+    line_update_locked(pm);
+    mutex_unlock(&pm->mutex);
+}
+
 void acpi_pm_reset(struct acpi_pm *pm)
 {
     mutex_lock(&pm->mutex);
     pm->start_ns = clock_monotonic_ns();
     pm->status = pm->enable = pm->control = 0;
     pm->carry = 0;
+    pm->gpe_status = pm->gpe_enable = 0;
     line_update_locked(pm);
     mutex_unlock(&pm->mutex);
 }

@@ -69,11 +69,12 @@ void kbd_i8042_reset(struct kbd_i8042 *kbd);
  * control, the PM timer, and a reset register. SCI on gsi, active high. S5 by
  * SLP_TYP ACPI_PM_SLP_TYP_S5.
  */
-#define ACPI_PM_PORTS 16u
+#define ACPI_PM_PORTS 32u
 #define ACPI_PM_EVENT 0x0u   /* 4 bytes */
 #define ACPI_PM_CONTROL 0x4u /* 2 bytes */
 #define ACPI_PM_TIMER 0x8u   /* 4 bytes */
 #define ACPI_PM_RESET 0xcu   /* 1 byte */
+#define ACPI_PM_GPE 0x10u    /* 2 bytes: status and enable of eight general purpose events */
 #define ACPI_PM_RESET_VALUE 0x01u
 #define ACPI_PM_SLP_TYP_S5 5u
 
@@ -85,6 +86,34 @@ void acpi_pm_destroy(struct acpi_pm *pm);
 void acpi_pm_reset(struct acpi_pm *pm);
 /* True when the guest has enabled the button and so will hear of it. Any thread. */
 bool acpi_pm_press_power_button(struct acpi_pm *pm);
+/* A general purpose event (0 to 7, §4.8.4.1) happens. Any thread. */
+void acpi_pm_raise_gpe(struct acpi_pm *pm, unsigned event);
+
+/*
+ * Registers for PCI devices that come and go, of a bit per slot, for methods in the DSDT:
+ * slots that got a device, and slots whose device shall leave (reading takes the bits), and, to
+ * be written, slots whose device the guest has let go.
+ */
+#define PCI_HOTPLUG_PORTS 12u
+#define PCI_HOTPLUG_CAME 0x0u /* 4 bytes each */
+#define PCI_HOTPLUG_LEAVE 0x4u
+#define PCI_HOTPLUG_EJECT 0x8u
+#define PCI_HOTPLUG_GPE 1u
+
+struct pci_hotplug_ops {
+    /* The guest lets go of these slots' devices; a vCPU's thread, which must not be blocked. */
+    void (*ejected)(void *opaque, uint32_t slots);
+};
+
+struct pci_hotplug;
+int pci_hotplug_create(const struct dev_env *env, uint16_t base, struct acpi_pm *pm,
+                       const struct pci_hotplug_ops *ops, void *opaque,
+                       struct pci_hotplug **ret_hotplug) MUST_CHECK;
+void pci_hotplug_destroy(struct pci_hotplug *hotplug);
+void pci_hotplug_reset(struct pci_hotplug *hotplug);
+/* Tells the guest. Any thread. */
+void pci_hotplug_came(struct pci_hotplug *hotplug, unsigned slot);
+void pci_hotplug_ask(struct pci_hotplug *hotplug, unsigned slot);
 
 /* One port for test guests: a byte written ends the machine with it as code. */
 struct debug_exit;

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
 
 #define HEADER_BYTES 36u
@@ -86,6 +87,38 @@ static void interrupt_routes(struct aml *aml)
     aml_close(aml);
 }
 
+/*
+ * Every slot but the bridge's can be ejected (§6.3.3). LOOK asks the registers
+ * which slots got a device (device check, 1) or shall lose one (eject request, 3).
+ */
+static void hotplug_slots(struct aml *aml)
+{
+    char name[8];
+
+    aml_registers(aml, "HPIO", "CAMELEAVEJCT", MAP_PORT_PCI_HOTPLUG);
+    for (unsigned slot = 1; slot < PCI_MAX_SLOTS; slot++) {
+        (void)snprintf(name, sizeof(name), "SL%02u", slot);
+        aml_open_device(aml, name);
+        aml_name(aml, "_ADR");
+        aml_integer(aml, slot << 16);
+        aml_name(aml, "_SUN");
+        aml_integer(aml, slot);
+        aml_open_method(aml, "_EJ0", 1);
+        aml_store(aml, 1u << slot, "EJCT");
+        aml_close(aml);
+        aml_close(aml);
+    }
+    aml_open_method(aml, "LOOK", 0);
+    aml_load_local(aml, 0, "CAME");
+    aml_load_local(aml, 1, "LEAV");
+    for (unsigned slot = 1; slot < PCI_MAX_SLOTS; slot++) {
+        (void)snprintf(name, sizeof(name), "SL%02u", slot);
+        aml_notify_if(aml, 0, 1u << slot, name, 1);
+        aml_notify_if(aml, 1, 1u << slot, name, 3);
+    }
+    aml_close(aml);
+}
+
 static void pci_root(struct aml *aml)
 {
     aml_open_device(aml, "PCI0");
@@ -105,6 +138,17 @@ static void pci_root(struct aml *aml)
                      (uint32_t)(MAP_PCI_WINDOW + MAP_PCI_WINDOW_BYTES - 1));
     aml_close_resources(aml);
     interrupt_routes(aml);
+    hotplug_slots(aml);
+    aml_close(aml);
+}
+
+/* The event that devices came or shall leave (§5.6.4.1.1): edge-triggered, number 1. */
+static void hotplug_event(struct aml *aml)
+{
+    aml_open_scope(aml, "\\_GPE");
+    aml_open_method(aml, "_E01", 0);
+    aml_call_pci(aml, "LOOK");
+    aml_close(aml);
     aml_close(aml);
 }
 
@@ -145,6 +189,7 @@ static uint64_t dsdt_build(struct tables *tables)
     isa_device(&aml, "COM1", "PNP0501", MAP_PORT_COM1, 8, MAP_GSI_COM1);
     isa_device(&aml, "RTC0", "PNP0B00", 0x70, 2, MAP_GSI_RTC);
     aml_close(&aml);
+    hotplug_event(&aml);
     aml_name(&aml, "\\_S5_");
     aml_open_package(&aml, 4);
     aml_integer(&aml, ACPI_PM_SLP_TYP_S5);
@@ -213,6 +258,8 @@ static uint64_t fadt_build(struct tables *tables, uint64_t facs, uint64_t dsdt)
     fadt[88] = 4; /* lengths: event, control, timer */
     fadt[89] = 2;
     fadt[91] = 4;
+    store_le32(fadt + 80, MAP_PORT_ACPI_PM + ACPI_PM_GPE);
+    fadt[92] = 2;
     store_le16(fadt + 96, 0xfff); /* no C2, no C3 */
     store_le16(fadt + 98, 0xfff);
     fadt[108] = 0x32;                          /* the RTC's century register */
@@ -225,6 +272,7 @@ static uint64_t fadt_build(struct tables *tables, uint64_t facs, uint64_t dsdt)
     port_address(fadt + 148, MAP_PORT_ACPI_PM + ACPI_PM_EVENT, 32, 2);
     port_address(fadt + 172, MAP_PORT_ACPI_PM + ACPI_PM_CONTROL, 16, 2);
     port_address(fadt + 208, MAP_PORT_ACPI_PM + ACPI_PM_TIMER, 32, 3);
+    port_address(fadt + 220, MAP_PORT_ACPI_PM + ACPI_PM_GPE, 16, 1);
     memcpy(fadt + 268, OEM_TABLE_ID, 8); /* hypervisor vendor */
     table_finish(fadt, "FACP", FADT_BYTES, 6);
     return at;

@@ -216,3 +216,73 @@ void aml_memory_range(struct aml *aml, uint32_t first, uint32_t last)
     aml_u32(aml, 0);
     aml_u32(aml, last - first + 1);
 }
+
+void aml_open_method(struct aml *aml, const char *name, unsigned arguments)
+{
+    aml_u8(aml, 0x14);
+    length_open(aml);
+    name_string(aml, name);
+    aml_u8(aml, (uint8_t)(arguments | 0x08));
+}
+
+void aml_registers(struct aml *aml, const char *region, const char *names, uint16_t base)
+{
+    size_t count = strlen(names) / 4;
+
+    aml_u8(aml, 0x5b); /* OperationRegion */
+    aml_u8(aml, 0x80);
+    name_string(aml, region);
+    aml_u8(aml, 1); /* ports */
+    aml_integer(aml, base);
+    aml_integer(aml, count * 4);
+    aml_u8(aml, 0x5b); /* Field */
+    aml_u8(aml, 0x81);
+    length_open(aml);
+    name_string(aml, region);
+    aml_u8(aml, 0x43); /* 32-bit accesses, no lock, the rest of a write is zeroes */
+    for (size_t i = 0; i < count; i++) {
+        aml_bytes(aml, names + 4 * i, 4);
+        aml_u8(aml, 32); /* bits */
+    }
+    aml_close(aml);
+}
+
+static void local_object(struct aml *aml, unsigned local)
+{
+    aml_u8(aml, (uint8_t)(0x60 + local));
+}
+
+void aml_load_local(struct aml *aml, unsigned local, const char *name)
+{
+    aml_u8(aml, 0x70);
+    name_string(aml, name);
+    local_object(aml, local);
+}
+
+void aml_store(struct aml *aml, uint64_t value, const char *name)
+{
+    aml_u8(aml, 0x70);
+    aml_integer(aml, value);
+    name_string(aml, name);
+}
+
+void aml_notify_if(struct aml *aml, unsigned local, uint64_t mask, const char *device,
+                   unsigned code)
+{
+    aml_u8(aml, 0xa0); /* If */
+    length_open(aml);
+    aml_u8(aml, 0x7b); /* And, into nothing */
+    local_object(aml, local);
+    aml_integer(aml, mask);
+    aml_u8(aml, 0);
+    aml_u8(aml, 0x86); /* Notify */
+    name_string(aml, device);
+    aml_integer(aml, code);
+    aml_close(aml);
+}
+
+void aml_call_pci(struct aml *aml, const char *method)
+{
+    aml_bytes(aml, "\\/\x03_SB_PCI0", 11);
+    name_string(aml, method);
+}

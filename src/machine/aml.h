@@ -40,6 +40,17 @@ void aml_name(struct aml *aml, const char *name);
 void aml_open_scope(struct aml *aml, const char *path);
 void aml_open_device(struct aml *aml, const char *name);
 void aml_open_package(struct aml *aml, uint8_t count);
+/* A serialized method, which runs once at a time. */
+void aml_open_method(struct aml *aml, const char *name, unsigned arguments);
+/* Ports from base on as 32-bit registers, names of four characters after one another. */
+void aml_registers(struct aml *aml, const char *region, const char *names, uint16_t base);
+/* Inside methods: local = register; register = value; if (local & mask) notify(device, code);
+ * a call of \_SB_.PCI0.method. */
+void aml_load_local(struct aml *aml, unsigned local, const char *name);
+void aml_store(struct aml *aml, uint64_t value, const char *name);
+void aml_notify_if(struct aml *aml, unsigned local, uint64_t mask, const char *device,
+                   unsigned code);
+void aml_call_pci(struct aml *aml, const char *method);
 /* A resource template; aml_close_resources() ends it. */
 void aml_open_resources(struct aml *aml);
 void aml_close_resources(struct aml *aml);

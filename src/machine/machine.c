@@ -73,7 +73,7 @@ static void settle_locked(struct machine *machine)
 {
     if (all_parked_locked(machine)) {
         if ((machine->wants & WANT_END) != 0) {
-            machine->wants = 0;
+            machine->wants &= WANT_EXCLUSIVE;
             state_set_locked(machine, MACHINE_ENDED);
         } else if (machine->wants == WANT_PAUSE) {
             machine->wants = 0;
@@ -127,14 +127,42 @@ void machine_request_reset(struct machine *machine)
     kick_all(machine);
 }
 
-void machine_request_pause(struct machine *machine)
+void machine_request_pause(struct machine *machine, const struct err *reason)
 {
     mutex_lock(&machine->mutex);
     if (machine->state == MACHINE_RUNNING) {
+        if (reason != NULL) {
+            machine->pause_reason = *reason;
+        }
         want_locked(machine, WANT_PAUSE);
     }
     mutex_unlock(&machine->mutex);
     kick_all(machine);
+}
+
+void machine_exclusive_begin(struct machine *machine)
+{
+    mutex_lock(&machine->mutex);
+    while ((machine->wants & WANT_EXCLUSIVE) != 0) {
+        (void)pthread_cond_wait(&machine->changed, &machine->mutex.raw);
+    }
+    machine->wants |= WANT_EXCLUSIVE;
+    settle_locked(machine);
+    mutex_unlock(&machine->mutex);
+    kick_all(machine);
+    mutex_lock(&machine->mutex);
+    while (!all_parked_locked(machine) || machine->is_resetting) {
+        (void)pthread_cond_wait(&machine->changed, &machine->mutex.raw);
+    }
+    mutex_unlock(&machine->mutex);
+}
+
+void machine_exclusive_end(struct machine *machine)
+{
+    mutex_lock(&machine->mutex);
+    machine->wants &= ~WANT_EXCLUSIVE;
+    settle_locked(machine);
+    mutex_unlock(&machine->mutex);
 }
 
 /* All vCPUs are parked and stay so: WANT_RESET is still set. */
@@ -164,9 +192,11 @@ NO_LOCK_ANALYSIS static void reset_parked(struct machine *machine)
     struct err err = {0};
     int rc = 0;
 
+    machine->is_resetting = true;
     mutex_unlock(&machine->mutex);
     rc = do_reset(machine, &err);
     mutex_lock(&machine->mutex);
+    machine->is_resetting = false;
     machine->wants &= ~WANT_RESET;
     machine->resets++;
     if (rc != 0 && (machine->wants & WANT_END) == 0) {
@@ -185,7 +215,7 @@ bool machine_park(struct machine *machine, struct machine_vcpu *vcpu)
     machine->parked++;
     settle_locked(machine);
     while (must_park_locked(machine) && !machine->quitting) {
-        if (vcpu->index == 0 && machine->wants != 0 && (machine->wants & WANT_END) == 0 &&
+        if (vcpu->index == 0 && (machine->wants & (WANT_END | WANT_EXCLUSIVE)) == 0 &&
             (machine->wants & WANT_RESET) != 0 && all_parked_locked(machine)) {
             reset_parked(machine);
             continue;
@@ -293,6 +323,7 @@ int machine_create(const struct machine_config *config, struct err *err,
     machine->config = *config;
     machine->event_fd = -1;
     mutex_init(&machine->mutex, LOCK_RANK_MACHINE);
+    mutex_init(&machine->drives_lock, LOCK_RANK_DRIVES);
     atomic_store(&machine->attention, true);
     for (unsigned i = 0; i < config->cpus; i++) {
         machine->vcpus[i].machine = machine;
@@ -340,6 +371,7 @@ void machine_destroy(struct machine *machine)
         (void)close(machine->event_fd);
     }
     (void)pthread_cond_destroy(&machine->changed);
+    mutex_done(&machine->drives_lock);
     mutex_done(&machine->mutex);
     free(machine);
 }
@@ -391,7 +423,7 @@ int machine_pause(struct machine *machine)
 {
     int rc = 0;
 
-    machine_request_pause(machine);
+    machine_request_pause(machine, NULL);
     mutex_lock(&machine->mutex);
     while ((machine->wants & (WANT_PAUSE | WANT_END)) != 0) {
         (void)pthread_cond_wait(&machine->changed, &machine->mutex.raw);
@@ -407,12 +439,16 @@ int machine_resume(struct machine *machine)
 
     mutex_lock(&machine->mutex);
     if (machine->state == MACHINE_PAUSED) {
+        machine->pause_reason.code = 0;
         state_set_locked(machine, MACHINE_RUNNING);
         settle_locked(machine);
     } else if (machine->state != MACHINE_RUNNING) {
         rc = -EINVAL;
     }
     mutex_unlock(&machine->mutex);
+    if (rc == 0) {
+        drives_retry(machine);
+    }
     return rc;
 }
 
@@ -471,6 +507,9 @@ void machine_status(struct machine *machine, struct machine_status *ret_status)
         .engine_reason = machine->engine_reason,
         .error = machine->end_error,
     };
+    if (machine->state == MACHINE_PAUSED) {
+        ret_status->pause_reason = machine->pause_reason;
+    }
     mutex_unlock(&machine->mutex);
 }
 

@@ -21,6 +21,7 @@
 
 #include "base/compiler.h"
 #include "base/error.h"
+#include "block/block.h"
 #include "cpu/vcpu.h"
 #include "cpu/x86.h"
 #include "mem/gmem.h"
@@ -30,6 +31,7 @@
 
 #define MACHINE_MAX_CPUS 16
 #define MACHINE_MAX_DISKS 16
+#define MACHINE_MAX_DISK_QUEUES 8
 #define MACHINE_MAX_FORWARDS 32
 #define MACHINE_MAX_STATS 64
 #define MACHINE_MIN_MEMORY_BYTES (16ull << 20)
@@ -52,12 +54,38 @@ enum machine_policy {
     MACHINE_POLICY_STOP     /* the machine ends */
 };
 
+#define MACHINE_DISK_ID_BYTES 32
+
 /* One disk: path, or an open descriptor. */
 struct machine_disk {
     const char *path; /* names the disk in messages even when fd is given */
     int fd;           /* -1: open path. Otherwise the machine takes it over on success */
     bool read_only;
     const char *serial; /* at most 20 bytes shown to the guest; NULL: none */
+    const char *id;     /* names the disk in commands; NULL: "disk" and its number */
+    enum block_format format;
+    const char *backing_dir; /* below which the image may name backing images; NULL: nowhere */
+    bool is_direct;          /* past the host's page cache */
+    enum io_backend aio;
+    unsigned queues;     /* 0: one */
+    unsigned io_threads; /* 0: one */
+    bool pause_on_error; /* the machine pauses, with a reason; resuming tries again */
+    struct limit_config limits;
+};
+
+/* A disk as it is now. */
+struct machine_disk_info {
+    char id[MACHINE_DISK_ID_BYTES];
+    char path[1024];
+    enum block_format format;
+    bool read_only;
+    bool is_leaving; /* the guest has been asked to let it go */
+    uint64_t size_bytes;
+    enum io_backend aio;
+    unsigned queues, io_threads;
+    struct limit_config limits;
+    struct block_stats stats;
+    int stopped_error; /* why its requests wait: a negative errno, or 0 */
 };
 
 /* A host port whose connections reach a guest port. */
@@ -161,6 +189,7 @@ struct machine_status {
     const char *engine;        /* "kvm" or "soft" */
     const char *engine_reason; /* why that one, a phrase; owned by the machine */
     struct err error;
+    struct err pause_reason; /* code 0: paused because somebody asked for it, or not paused */
 };
 
 /* The name of a state ("running") and of an end ("power-off"); static storage. */
@@ -216,6 +245,35 @@ int machine_event_fd(const struct machine *machine);
 
 /* The host port of config.net.forwards[index] as it was opened, 0 when there is none. Any thread. */
 uint16_t machine_forward_port(const struct machine *machine, unsigned index);
+
+/*
+ * Disks of a machine that may be running. id names one; -ENOENT when there is
+ * none such. Any thread but a vCPU's or a disk's.
+ */
+
+/* How many there are, and at most max of them. */
+unsigned machine_disks(struct machine *machine, struct machine_disk_info *ret_disks, unsigned max);
+
+/* Grows with each change that machine_disks() would show; the event descriptor becomes readable. */
+unsigned machine_disk_changes(struct machine *machine);
+
+/* Plugs a disk in; the guest hears of it. What disk points to is copied. Errors as for creation;
+ * -ENOSPC when there are too many, -EEXIST for an id in use. */
+int machine_disk_add(struct machine *machine, const struct machine_disk *disk, struct err *err)
+    MUST_CHECK;
+
+/* Asks the guest to let the disk go; it is gone when machine_disks() lacks it. now: pulls it
+ * out without asking. */
+int machine_disk_remove(struct machine *machine, const char *id, bool now, struct err *err)
+    MUST_CHECK;
+
+/* From now on. -EINVAL for a rate out of bounds. */
+int machine_disk_limit(struct machine *machine, const char *id, const struct limit_config *limits,
+                       struct err *err) MUST_CHECK;
+
+/* Grows the disk, and tells the guest. -EINVAL when it would shrink, -ENOTSUP for a block device. */
+int machine_disk_resize(struct machine *machine, const char *id, uint64_t size_bytes,
+                        struct err *err) MUST_CHECK;
 
 /* Asks the balloon for a size, in bytes taken from the guest. -ENODEV without one. Any thread. */
 int machine_set_balloon(struct machine *machine, uint64_t bytes) MUST_CHECK;

@@ -1,5 +1,4 @@
 /* Looking into a machine: counters, and a debugger's view of its CPUs. */
-#include "block/block.h"
 #include "dev/chardev.h"
 #include "machine/machine_internal.h"
 #include "netdev/netdev.h"
@@ -44,18 +43,10 @@ static void vcpu_stats_add(const struct machine *machine, struct stat_list *list
 
 static void disk_stats_add(struct machine *machine, struct stat_list *list)
 {
-    struct block_stats sum = {0};
+    struct block_stats sum;
 
-    for (unsigned i = 0; i < machine->block_count; i++) {
-        struct block_stats stats;
-
-        block_stats(machine->blocks[i], &stats);
-        for (unsigned op = 0; op < ARRAY_LEN(sum.requests); op++) {
-            sum.requests[op] += stats.requests[op];
-        }
-        sum.read_bytes += stats.read_bytes;
-        sum.written_bytes += stats.written_bytes;
-        sum.errors += stats.errors;
+    if (drives_stats(machine, &sum) == 0) {
+        return;
     }
     stat_add(list, "disk.reads", sum.requests[BLOCK_READ]);
     stat_add(list, "disk.writes", sum.requests[BLOCK_WRITE]);
@@ -63,6 +54,7 @@ static void disk_stats_add(struct machine *machine, struct stat_list *list)
     stat_add(list, "disk.read_bytes", sum.read_bytes);
     stat_add(list, "disk.written_bytes", sum.written_bytes);
     stat_add(list, "disk.errors", sum.errors);
+    stat_add(list, "disk.throttled", sum.throttled);
 }
 
 static void io_stats_add(struct machine *machine, struct stat_list *list)
@@ -73,9 +65,7 @@ static void io_stats_add(struct machine *machine, struct stat_list *list)
     stat_add(list, "serial.in_bytes", serial.in_bytes);
     stat_add(list, "serial.out_bytes", serial.out_bytes);
     stat_add(list, "serial.dropped_bytes", serial.dropped_bytes);
-    if (machine->block_count > 0) {
-        disk_stats_add(machine, list);
-    }
+    disk_stats_add(machine, list);
     if (machine->netdev != NULL) {
         struct netdev_stats net;
 

@@ -2,7 +2,7 @@
  * What the files of machine/ share; for them only.
  *
  * machine.c: life cycle. vcpu_thread.c: what a vCPU's thread does. pc.c: the
- * hardware, built in reading order. gdbstub.c: the debugger's door. pc_irq.c: how its interrupts are wired.
+ * hardware, built in reading order. drives.c: its disks. gdbstub.c: the debugger's door. pc_irq.c: how its interrupts are wired.
  */
 #ifndef CORBEL_MACHINE_MACHINE_INTERNAL_H
 #define CORBEL_MACHINE_MACHINE_INTERNAL_H
@@ -16,7 +16,6 @@
 
 #include <stdatomic.h>
 
-struct block;
 struct boot;
 struct chardev;
 struct gdbstub;
@@ -24,11 +23,12 @@ struct i8259;
 struct ioapic;
 struct lapic;
 struct lapic_set;
+struct machine_drive;
 struct netdev;
 struct pci_host;
 struct virtio_dev;
 
-#define MACHINE_MAX_VIRTIO (MACHINE_MAX_DISKS + 8)
+#define MACHINE_MAX_VIRTIO 8 /* besides disks */
 
 /* Where a vCPU's thread is, for whoever wants its attention. */
 enum vcpu_place {
@@ -74,6 +74,7 @@ struct machine_vcpu {
 #define WANT_PAUSE 0x1u
 #define WANT_END 0x2u
 #define WANT_RESET 0x4u
+#define WANT_EXCLUSIVE 0x8u /* somebody changes the hardware: machine_exclusive_begin() */
 
 struct machine {
     struct machine_config config; /* pointers in it are not used after creation */
@@ -82,13 +83,15 @@ struct machine {
     pthread_cond_t changed;
     enum machine_state state;
     unsigned wants;
-    bool quitting; /* vCPU threads leave */
+    bool quitting;     /* vCPU threads leave */
+    bool is_resetting; /* a vCPU's thread resets the hardware */
     unsigned parked;
     unsigned created; /* vCPU threads that have tried to create their vCPU */
     unsigned resets;
     enum machine_end end;
     uint8_t debug_exit_code;
     struct err end_error;
+    struct err pause_reason;
 
     _Atomic bool attention; /* vCPU threads look at the above before they run on */
     int event_fd;
@@ -119,13 +122,16 @@ struct machine {
     struct rtc_mc146818 *rtc;
     struct kbd_i8042 *kbd;
     struct acpi_pm *pm;
+    struct pci_hotplug *hotplug;
     struct debug_exit *debug_exit;
     struct chardev *serial;
     struct uart_16550 *uart;
     struct pci_host *pci;
-    struct gdbstub *gdb; /* NULL without a debugger's port */
-    struct block *blocks[MACHINE_MAX_DISKS];
-    unsigned block_count;
+    struct gdbstub *gdb;      /* NULL without a debugger's port */
+    struct mutex drives_lock; /* LOCK_RANK_DRIVES: the next line, once the machine has started */
+    struct machine_drive *drives[MACHINE_MAX_DISKS]; /* changed while the machine is exclusive */
+    _Atomic uint32_t ejected;                        /* PCI slots whose disks the guest let go */
+    _Atomic unsigned disk_changes;
     struct netdev *netdev;
     struct chardev *console;
     struct virtio_dev *console_dev;
@@ -146,6 +152,19 @@ int pc_reset(struct machine *machine, struct err *err) MUST_CHECK;
 /* The state in which a vCPU begins. */
 void pc_initial_state(const struct machine *machine, unsigned cpu, struct vcpu_state *ret_state);
 
+/* drives.c. The disks given at creation; their threads; all of them. */
+int drives_create(struct machine *machine, struct err *err) MUST_CHECK;
+int drives_start(struct machine *machine, struct err *err) MUST_CHECK;
+void drives_stop(struct machine *machine);
+void drives_destroy(struct machine *machine);
+void drives_reset(struct machine *machine);
+/* Repeats what failed on the host. */
+void drives_retry(struct machine *machine);
+/* Sum over all disks; how many there are. */
+unsigned drives_stats(struct machine *machine, struct block_stats *ret_stats);
+
+extern const struct pci_hotplug_ops drives_hotplug_ops;
+
 /* pc_irq.c. Chips for the machine's kind of irqchip, and the routers. */
 int pc_irq_create(struct machine *machine, struct err *err) MUST_CHECK;
 void pc_irq_destroy(struct machine *machine);
@@ -162,8 +181,15 @@ void vcpu_request(struct machine_vcpu *vcpu, uint32_t request);
 /* machine.c, for vCPU threads and devices. Any thread. */
 void machine_request_end(struct machine *machine, enum machine_end end, uint8_t code,
                          const struct err *error);
+/*
+ * Keeps every vCPU out of guest code and devices, and resets away, without a
+ * change of state that anybody sees, until the end. Any thread but a vCPU's.
+ */
+void machine_exclusive_begin(struct machine *machine);
+void machine_exclusive_end(struct machine *machine);
 void machine_request_reset(struct machine *machine);
-void machine_request_pause(struct machine *machine);
+/* reason: NULL when somebody asked for it. */
+void machine_request_pause(struct machine *machine, const struct err *reason);
 /* Parks the calling vCPU's thread while the machine is not running; false: leave. */
 bool machine_park(struct machine *machine, struct machine_vcpu *vcpu);
 

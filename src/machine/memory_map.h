@@ -31,6 +31,7 @@
 #define MAP_PORT_DEBUG_EXIT 0xf4u /* only with machine_config.has_debug_exit */
 #define MAP_PORT_COM1 0x3f8u
 #define MAP_PORT_ACPI_PM 0x600u
+#define MAP_PORT_PCI_HOTPLUG 0x620u
 
 /* Interrupts. GSI 0 to 15 are the ISA lines, 16 to 23 PCI's (pci_slot_gsi()). ISA line 0 is
  * wired to pin 2 of the I/O APIC. */

@@ -1,7 +1,6 @@
 /* The hardware of the machine: built from top to bottom, taken down from bottom to top. */
 #include "base/io.h"
 #include "base/loop.h"
-#include "block/block.h"
 #include "bus/pci.h"
 #include "dev/chardev.h"
 #include "engine/engine.h"
@@ -140,6 +139,10 @@ static int chips_build(struct machine *machine, struct err *err)
     if (rc == 0) {
         rc = acpi_pm_create(&env, MAP_PORT_ACPI_PM, MAP_GSI_SCI, &power_ops, machine, &machine->pm);
     }
+    if (rc == 0) {
+        rc = pci_hotplug_create(&env, MAP_PORT_PCI_HOTPLUG, machine->pm, &drives_hotplug_ops,
+                                machine, &machine->hotplug);
+    }
     if (rc == 0 && machine->config.has_debug_exit) {
         rc =
             debug_exit_create(&env, MAP_PORT_DEBUG_EXIT, &power_ops, machine, &machine->debug_exit);
@@ -165,34 +168,6 @@ static int virtio_built(struct machine *machine, int rc, struct virtio_dev *dev,
     }
     machine->virtio[machine->virtio_count] = dev;
     machine->virtio_count++;
-    return 0;
-}
-
-static int disks_build(struct machine *machine, const struct virtio_env *env, struct err *err)
-{
-    for (unsigned i = 0; i < machine->config.disk_count; i++) {
-        const struct machine_disk *disk = &machine->config.disks[i];
-        const struct block_config config = {
-            .format = BLOCK_FORMAT_RAW,
-            .path = disk->path,
-            .fd = disk->fd,
-            .read_only = disk->read_only,
-        };
-        struct virtio_dev *dev = NULL;
-        int rc = block_create(&config, err, &machine->blocks[i]);
-
-        if (rc != 0) {
-            return rc;
-        }
-        machine->block_count++;
-        rc = virtio_blk_create(
-            env, &(struct virtio_blk_config){.block = machine->blocks[i], .serial = disk->serial},
-            &dev);
-        rc = virtio_built(machine, rc, dev, "disk", err);
-        if (rc != 0) {
-            return rc;
-        }
-    }
     return 0;
 }
 
@@ -295,7 +270,7 @@ static int virtio_build(struct machine *machine, struct err *err)
     const struct virtio_env env = {
         .host = machine->pci, .gmem = machine->gmem, .loop = machine->loop};
     struct virtio_dev *dev = NULL;
-    int rc = disks_build(machine, &env, err);
+    int rc = drives_create(machine, err);
 
     if (rc == 0) {
         rc = net_build(machine, &env, err);
@@ -363,9 +338,7 @@ int pc_create(struct machine *machine, struct err *err)
 
 void pc_destroy(struct machine *machine)
 {
-    for (unsigned i = 0; i < machine->block_count; i++) {
-        block_stop(machine->blocks[i]);
-    }
+    drives_stop(machine);
     if (machine->netdev != NULL) {
         netdev_stop(machine->netdev);
     }
@@ -373,15 +346,14 @@ void pc_destroy(struct machine *machine)
         machine->virtio_count--;
         virtio_dev_destroy(machine->virtio[machine->virtio_count]);
     }
-    for (unsigned i = 0; i < machine->block_count; i++) {
-        block_destroy(machine->blocks[i]);
-    }
+    drives_destroy(machine);
     netdev_destroy(machine->netdev);
     pci_host_destroy(machine->pci);
     uart_16550_destroy(machine->uart);
     chardev_destroy(machine->console);
     chardev_destroy(machine->serial);
     debug_exit_destroy(machine->debug_exit);
+    pci_hotplug_destroy(machine->hotplug);
     acpi_pm_destroy(machine->pm);
     kbd_i8042_destroy(machine->kbd);
     rtc_mc146818_destroy(machine->rtc);
@@ -398,11 +370,8 @@ void pc_destroy(struct machine *machine)
 
 int pc_start(struct machine *machine, struct err *err)
 {
-    int rc = 0;
+    int rc = drives_start(machine, err);
 
-    for (unsigned i = 0; rc == 0 && i < machine->block_count; i++) {
-        rc = block_start(machine->blocks[i], err);
-    }
     if (rc == 0 && machine->netdev != NULL) {
         rc = netdev_start(machine->netdev, err);
     }
@@ -413,12 +382,14 @@ int pc_reset(struct machine *machine, struct err *err)
 {
     int rc = 0;
 
+    drives_reset(machine);
     for (unsigned i = 0; i < machine->virtio_count; i++) {
         virtio_dev_reset(machine->virtio[i]);
     }
     pci_host_reset(machine->pci);
     uart_16550_reset(machine->uart);
     acpi_pm_reset(machine->pm);
+    pci_hotplug_reset(machine->hotplug);
     kbd_i8042_reset(machine->kbd);
     rtc_mc146818_reset(machine->rtc);
     if (machine->pit != NULL) {

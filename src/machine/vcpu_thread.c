@@ -181,7 +181,7 @@ static void handle_debug(struct machine_vcpu *vcpu)
 {
     struct machine *machine = vcpu->machine;
 
-    machine_request_pause(machine);
+    machine_request_pause(machine, NULL);
     if (machine->debug_fn != NULL) {
         machine->debug_fn(machine->debug_opaque, vcpu->index, &vcpu->exit);
     }

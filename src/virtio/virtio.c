@@ -18,6 +18,11 @@ const char *virtio_dev_name(const struct virtio_dev *dev)
     return dev->ops->name;
 }
 
+unsigned virtio_dev_slot(const struct virtio_dev *dev)
+{
+    return pci_dev_slot(dev->pci);
+}
+
 void virtio_dev_lock(struct virtio_dev *dev)
 {
     mutex_lock(&dev->lock);

@@ -40,6 +40,9 @@ void virtio_dev_destroy(struct virtio_dev *dev);
  */
 void virtio_dev_reset(struct virtio_dev *dev);
 
+/* The PCI slot it sits in. */
+unsigned virtio_dev_slot(const struct virtio_dev *dev);
+
 /* "virtio-blk" ...; static storage. */
 const char *virtio_dev_name(const struct virtio_dev *dev);
 

@@ -2,6 +2,7 @@
 
 #include "base/io.h"
 #include "vmm/config.h"
+#include "vmm/disk_option.h"
 #include "vmm/parse.h"
 
 #include <errno.h>
@@ -129,28 +130,23 @@ static int set_cmdline(const struct vmm_setting *setting)
 static int set_disk(const struct vmm_setting *setting)
 {
     struct machine_config *machine = &setting->config->machine;
-    struct machine_disk disk = {.fd = -1};
-    size_t len = strlen(setting->value);
-    char *path;
+    char *text;
+    int rc;
 
     if (machine->disk_count == MACHINE_MAX_DISKS) {
         return err_set(setting->err, -EINVAL, "%s: more than %d disks; leave some out",
                        setting->place, MACHINE_MAX_DISKS);
     }
-    path = keep(setting, setting->value);
-    if (path == NULL) {
+    text = keep(setting, setting->value);
+    if (text == NULL) {
         return setting->err->code;
     }
-    if (len >= 3 && strcmp(path + len - 3, ",ro") == 0) {
-        disk.read_only = true;
-        path[len - 3] = '\0';
+    rc =
+        disk_option_parse(text, setting->place, setting->err, &machine->disks[machine->disk_count]);
+    if (rc == 0) {
+        machine->disk_count++;
     }
-    if (*path == '\0') {
-        return refuse(setting, "the name of a disk image, and ,ro after it to only read it");
-    }
-    disk.path = path;
-    machine->disks[machine->disk_count++] = disk;
-    return 0;
+    return rc;
 }
 
 /* "HOSTPORT:GUESTPORT" */
@@ -405,7 +401,7 @@ const struct vmm_field vmm_fields[] = {
     {.name = "initrd", .value = "FILE", .help = "the initial RAM disk", .set = set_initrd},
     {.name = "cmdline", .value = "TEXT", .help = "the kernel's command line", .set = set_cmdline},
     {.name = "disk",
-     .value = "FILE[,ro]",
+     .value = DISK_OPTION_VALUE,
      .help = "a disk image; ,ro only reads it; may be repeated",
      .set = set_disk,
      .is_repeatable = true},

@@ -1,5 +1,7 @@
 #include "vmm/control.h"
 
+#include "vmm/control_disk.h"
+
 #include <errno.h>
 #include <jansson.h>
 #include <string.h>
@@ -27,6 +29,7 @@ struct control {
     struct loop_fd *handler;
     unsigned told_changes; /* what the watching clients know */
     uint64_t told_balloon_bytes;
+    unsigned told_disk_changes;
     struct client clients[CONTROL_MAX_CLIENTS];
 };
 
@@ -35,6 +38,7 @@ struct call {
     struct client *client;
     const json_t *request;
     json_t *answer;
+    struct err err; /* says more than the command's own sentence when code is set */
 };
 
 struct command {
@@ -60,6 +64,8 @@ static void add_status(json_t *object, struct machine *machine)
     }
     if (status.error.code != 0) {
         (void)json_object_set_new(object, "reason", json_string(status.error.text));
+    } else if (status.pause_reason.code != 0) {
+        (void)json_object_set_new(object, "reason", json_string(status.pause_reason.text));
     }
     (void)json_object_set_new(object, "resets", json_integer(status.resets));
     (void)json_object_set_new(object, "engine", json_string(status.engine));
@@ -160,6 +166,32 @@ static int run_balloon(struct call *call)
     return machine_set_balloon(call_machine(call), (uint64_t)json_integer_value(bytes));
 }
 
+static int run_disks(struct call *call)
+{
+    control_disks(call_machine(call), call->answer);
+    return 0;
+}
+
+static int run_disk_limit(struct call *call)
+{
+    return control_disk_limit(call_machine(call), call->request, &call->err);
+}
+
+static int run_disk_resize(struct call *call)
+{
+    return control_disk_resize(call_machine(call), call->request, &call->err);
+}
+
+static int run_disk_add(struct call *call)
+{
+    return control_disk_add(call_machine(call), call->request, &call->err);
+}
+
+static int run_disk_remove(struct call *call)
+{
+    return control_disk_remove(call_machine(call), call->request, &call->err);
+}
+
 static const struct command commands[] = {
     {"status", IN_ANY, run_status, ""},
     {"statistics", IN_ANY, run_statistics, ""},
@@ -172,6 +204,11 @@ static const struct command commands[] = {
     {"reset", IN_RUNNING | IN_PAUSED, run_reset, "the machine could not be reset"},
     {"balloon", IN_RUNNING | IN_PAUSED, run_balloon,
      "the balloon was not moved; give \"bytes\", and a machine with a balloon"},
+    {"disks", IN_ANY, run_disks, ""},
+    {"disk-add", IN_RUNNING | IN_PAUSED, run_disk_add, "the disk was not added"},
+    {"disk-remove", IN_RUNNING | IN_PAUSED, run_disk_remove, "the disk was not removed"},
+    {"disk-limit", IN_ANY, run_disk_limit, "the limit was not set"},
+    {"disk-resize", IN_RUNNING | IN_PAUSED, run_disk_resize, "the disk was not resized"},
     {"stop", IN_CREATED | IN_RUNNING | IN_PAUSED, run_stop, ""},
     {"quit", IN_ANY, run_quit, ""},
 };
@@ -244,14 +281,16 @@ static bool client_run(struct client *client, const json_t *request)
     const struct command *command = find_command(name);
     struct call call = {.client = client, .request = request};
     struct machine_status status;
-    char text[256];
+    char text[sizeof(call.err.text)];
     int rc;
 
     if (command == NULL) {
-        return client_refuse(client, request,
-                             "there is no such command; give \"command\": \"status\", "
-                             "\"statistics\", \"watch\", \"pause\", \"resume\", \"powerdown\", "
-                             "\"reset\", \"balloon\", \"stop\" or \"quit\"");
+        return client_refuse(
+            client, request,
+            "there is no such command; give \"command\": \"status\", "
+            "\"statistics\", \"watch\", \"pause\", \"resume\", \"powerdown\", "
+            "\"reset\", \"balloon\", \"stop\", \"quit\", or one of those for disks "
+            "(\"disks\", \"disk-limit\" ...)");
     }
     machine_status(client->control->env.machine, &status);
     if ((command->states & 1u << status.state) == 0) {
@@ -264,7 +303,7 @@ static bool client_run(struct client *client, const json_t *request)
     if (rc < 0) {
         json_decref(call.answer);
         (void)snprintf(text, sizeof(text), "%s (%s)", command->failure, strerrordesc_np(-rc));
-        return client_refuse(client, request, text);
+        return client_refuse(client, request, call.err.code != 0 ? call.err.text : text);
     }
     return client_send(client, call.answer);
 }
@@ -397,6 +436,7 @@ static void tell_watchers(struct control *control, json_t *event)
 void control_announce(struct control *control)
 {
     struct machine_status status;
+    unsigned changes;
     json_t *event;
 
     machine_status(control->env.machine, &status);
@@ -412,6 +452,14 @@ void control_announce(struct control *control)
         event = json_object();
         (void)json_object_set_new(event, "event", json_string("balloon"));
         (void)json_object_set_new(event, "bytes", json_integer((json_int_t)status.balloon_bytes));
+        tell_watchers(control, event);
+    }
+    changes = machine_disk_changes(control->env.machine);
+    if (changes != control->told_disk_changes) {
+        control->told_disk_changes = changes;
+        event = json_object();
+        (void)json_object_set_new(event, "event", json_string("disks"));
+        control_disks(control->env.machine, event);
         tell_watchers(control, event);
     }
 }

@@ -36,7 +36,7 @@ int control_create(const struct control_env *env, int listen_fd, struct control 
 void control_destroy(struct control *control); /* accepts NULL */
 
 /* Tells the clients that asked for it (watch) what changed since the last call: the machine's
- * state, the balloon. */
+ * state, the balloon, its disks. */
 void control_announce(struct control *control);
 
 #endif

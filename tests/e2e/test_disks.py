@@ -1,0 +1,237 @@
+#!/usr/bin/python3
+"""Disks as a busybox guest sees them: their options, limits, sizes, and what a full host does.
+
+usage: test_disks.py [WORD...]     only the tests whose names hold a word
+"""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+
+from harness import Machine, expect, guest, run_tests
+
+ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
+MIB = 1 << 20
+
+
+class Control:
+    """A connection to the control socket."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(path))
+        self.lines = self.socket.makefile()
+
+    def ask(self, command, **more):
+        self.socket.sendall(json.dumps({"command": command, **more}).encode() + b"\n")
+        while True:
+            answer = json.loads(self.lines.readline())
+            if "ok" in answer:
+                return answer
+
+    def must(self, command, **more):
+        answer = self.ask(command, **more)
+        expect(answer["ok"], f"{command} {more}: {answer}")
+        return answer
+
+    def wait_event(self, is_wanted):
+        """Waits for an event line; "watch" comes first."""
+        while True:
+            line = json.loads(self.lines.readline())
+            if "event" in line and is_wanted(line):
+                return line
+
+    def disk(self, name):
+        return next(d for d in self.must("disks")["disks"] if d["id"] == name)
+
+
+def make_disk(place, name, size, content=b""):
+    path = place.home / name
+    path.write_bytes(content)
+    os.truncate(path, size)
+    return place.own(path)
+
+
+def start(place, disks, container=False):
+    image = guest("busybox")
+    words = [word for disk in disks for word in ("--disk", disk)]
+    m = Machine(place, ["--engine", ENGINE, "--memory", "128M", "--kernel", image.kernel,
+                        "--initrd", image.initrd, "--cmdline", "console=ttyS0",
+                        "--control", place.home / "control", "--cpus", "2", *words],
+                container=container)
+    return m
+
+
+def ready(m):
+    m.wait_text("/ #", m.wait_text("corbel-busybox: ready"))
+
+
+def options(place):
+    content = os.urandom(8 * MIB)
+    one = make_disk(place, "one.raw", 32 * MIB, content)
+    two = make_disk(place, "two,x.raw", 32 * MIB, content)
+    with start(place, [f"{one},serial=first-disk,queues=2,io-threads=2,id=one,aio=threads",
+                       f"{two},cache=none,id=two,bps=512M,iops=100000"]) as m:
+        ready(m)
+        control = Control(place.home / "control")
+        expect(control.disk("one")["aio"] == "threads", "threads were asked for")
+        expect("first-disk" in m.run("cat /sys/block/vda/serial"), "no serial number")
+        m.run("test $(ls /sys/block/vda/mq | wc -l) = 2")
+        digest = hashlib.sha256(content).hexdigest()
+        for disk in ("vda", "vdb"):
+            command = f"dd if=/dev/{disk} bs=1M count=8 iflag=direct 2>/dev/null | sha256sum"
+            expect(digest in m.run(command), f"{disk} reads wrong")
+        expect(control.disk("two")["limits"]["bps"] == 512 * MIB, "the limit is not shown")
+        # A byte per second: the first read leaves a debt of days, and the next one waits until
+        # the limit is lifted.
+        control.must("disk-limit", disk="two", **{"bps": 1, "bps-burst": 1})
+        mark = m.mark()
+        m.type("dd if=/dev/vdb bs=1M count=8 iflag=direct 2>/dev/null | sha256sum\n")
+        while control.disk("two")["throttled"] == 0:
+            pass
+        expect(control.disk("two")["read_bytes"] < 16 * MIB, "the limit let all bytes pass")
+        control.must("disk-limit", disk="two")
+        m.wait_text(digest, mark)
+        before = control.disk("two")["throttled"]
+        m.run("dd if=/dev/zero of=/dev/vdb bs=1M seek=8 count=8 oflag=direct conv=fsync")
+        expect(control.disk("two")["throttled"] == before, "a limit that was lifted still holds")
+        expect(control.disk("two")["flushes"] > 0, "fsync reached no disk")
+        answer = control.ask("disk-limit", disk="three")
+        expect(not answer["ok"] and "three" in answer["error"], f"{answer}")
+        m.run("dd if=/dev/urandom of=/dev/vda bs=64k seek=200 count=16 oflag=direct conv=fsync")
+        sums = m.run("dd if=/dev/vda bs=64k skip=200 count=16 2>/dev/null | sha256sum")
+        with open(one, "rb") as file:
+            file.seek(200 * 65536)
+            expect(hashlib.sha256(file.read(MIB)).hexdigest() in sums, "the host has other bytes")
+        m.type("poweroff -f\n")
+        expect(m.wait_exit() == 0, m.story())
+
+
+def resize(place):
+    disk = make_disk(place, "grow.raw", 32 * MIB)
+    with start(place, [f"{disk},id=grow"]) as m:
+        ready(m)
+        control = Control(place.home / "control")
+        answer = control.ask("disk-resize", disk="grow", bytes=16 * MIB)
+        expect(not answer["ok"] and "grow" in answer["error"], f"{answer}")
+        control.must("disk-resize", disk="grow", bytes=48 * MIB)
+        m.run(f"while [ $(cat /sys/block/vda/size) != {48 * MIB // 512} ]; do :; done")
+        m.run("echo here | dd of=/dev/vda bs=1M seek=40 conv=fsync")
+        with open(disk, "rb") as file:
+            file.seek(40 * MIB)
+            expect(file.read(4) == b"here", "what was written behind the old end is lost")
+        m.type("poweroff -f\n")
+        expect(m.wait_exit() == 0, m.story())
+
+
+def hotplug(place):
+    boot = make_disk(place, "boot.raw", 4 * MIB)
+    content = os.urandom(4 * MIB)
+    extra = make_disk(place, "extra.raw", 4 * MIB, content)
+    digest = hashlib.sha256(content).hexdigest()
+    with start(place, [f"{boot},id=boot"]) as m:
+        ready(m)
+        control, watch = Control(place.home / "control"), Control(place.home / "control")
+        watch.must("watch")
+        for round in range(2):
+            control.must("disk-add", disk=f"{extra},id=extra,serial=plugged,queues=2")
+            answer = control.ask("disk-add", disk=f"{boot},id=other")
+            expect(not answer["ok"] and "in use" in answer["error"], f"a disk twice: {answer}")
+            m.run("while ! [ -b /dev/vdb ]; do mdev -s; done")
+            expect("plugged" in m.run("cat /sys/block/vdb/serial"), "another disk was plugged in")
+            expect(digest in m.run("dd if=/dev/vdb bs=64k iflag=direct 2>/dev/null | sha256sum"),
+                   "the disk reads wrong")
+            m.run(f"echo round {round} | dd of=/dev/vdb bs=512 seek=8 conv=sync,fsync")
+            with open(extra, "rb") as file:
+                file.seek(4096)
+                expect(file.read(7) == b"round %d" % round, "what was written is not on the host")
+            control.must("disk-remove", disk="extra")
+            watch.wait_event(lambda e: e["event"] == "disks" and
+                             [d["id"] for d in e["disks"]] == ["boot"])
+            m.run("while [ -e /sys/block/vdb ]; do :; done; rm -f /dev/vdb")
+            extra.write_bytes(content)
+        control.must("disk-add", disk=f"{extra},id=extra")
+        m.run("while ! [ -b /dev/vdb ]; do mdev -s; done")
+        # A guest may not eject what it was not asked for.
+        m.run("for s in /sys/bus/pci/slots/*; do grep -q :01 $s/address && echo 0 > $s/power; done; "
+              "sync")
+        expect(len(control.must("disks")["disks"]) == 2, "the guest removed a disk by itself")
+        control.must("disk-remove", disk="extra", now=True)
+        expect(len(control.must("disks")["disks"]) == 1, "the disk was not pulled out")
+        m.run("while [ -e /sys/block/vdb ]; do :; done")
+        m.type("poweroff -f\n")
+        expect(m.wait_exit() == 0, m.story())
+
+
+def limit_files(place, m, size):
+    """As the monitor's own user, who may do so."""
+    subprocess.run(place.wrap(["prlimit", f"--pid={m.process.pid}", f"--fsize={size}:"]),
+                   check=True, stdin=subprocess.DEVNULL)
+
+
+def full_host(place):
+    """A file size limit stands for a full disk: raised, everything goes on."""
+    disk = make_disk(place, "full.raw", 64 * MIB)
+    with start(place, [f"{disk},id=full,on-error=pause"]) as m:
+        ready(m)
+        limit_files(place, m, 16 * MIB)
+        control = Control(place.home / "control")
+        control.must("watch")
+        mark = m.mark()
+        m.type("dd if=/dev/urandom of=/dev/vda bs=1M count=32 oflag=direct && echo all'-'written; "
+               "dd if=/dev/vda bs=1M count=32 iflag=direct | sha256sum\n")
+        event = control.wait_event(lambda e: e["state"] == "paused")
+        expect("full" in event.get("reason", ""), f"paused without a reason: {event}")
+        expect("waits_because" in control.disk("full"), "the disk does not say why it waits")
+        # Still full: pauses again.
+        control.must("resume")
+        control.wait_event(lambda e: e["state"] == "paused")
+        limit_files(place, m, "unlimited")
+        control.must("resume")
+        m.wait_text("all-written", mark)
+        with open(disk, "rb") as file:
+            digest = hashlib.sha256(file.read(32 * MIB)).hexdigest()
+        m.wait_text(digest, mark)
+        m.type("poweroff -f\n")
+        expect(m.wait_exit() == 0, m.story())
+
+
+def reported(place):
+    """Without on-error=pause the guest gets the error, and lives."""
+    disk = make_disk(place, "report.raw", 64 * MIB)
+    with start(place, [f"{disk},id=report"]) as m:
+        ready(m)
+        limit_files(place, m, 16 * MIB)
+        m.run("! dd if=/dev/zero of=/dev/vda bs=1M count=32 oflag=direct")
+        expect(Control(place.home / "control").disk("report")["errors"] > 0, "no error was counted")
+        m.type("poweroff -f\n")
+        expect(m.wait_exit() == 0, m.story())
+
+
+def no_uring(place):
+    """A container's filter refuses io_uring: threads do the work, and the log says so."""
+    content = os.urandom(4 * MIB)
+    disk = make_disk(place, "container.raw", 4 * MIB, content)
+    with start(place, [f"{disk},cache=none,id=contained"], container=True) as m:
+        ready(m)
+        control = Control(place.home / "control")
+        expect(control.disk("contained")["aio"] == "threads", "io_uring under a filter against it")
+        digest = hashlib.sha256(content).hexdigest()
+        expect(digest in m.run("dd if=/dev/vda bs=64k iflag=direct 2>/dev/null | sha256sum"),
+               "the disk reads wrong")
+        expect(b"io_uring is refused" in m.stderr, "the log does not say why threads are used")
+        m.type("poweroff -f\n")
+        expect(m.wait_exit() == 0, m.story())
+
+
+if __name__ == "__main__":
+    run_tests([
+        ("options, queues, serial numbers and limits do what they say", options),
+        ("a disk grows under a running guest", resize),
+        ("a disk comes and goes while the guest runs", hotplug),
+        ("a full host pauses the machine, and it goes on when there is room", full_host),
+        ("a full host is an error to a guest that shall hear of it", reported),
+        ("threads replace an io_uring that is refused", no_uring),
+    ])
