@@ -315,7 +315,6 @@ int machine_disk_add(struct machine *machine, const struct machine_disk *disk, s
 static void remove_locked(struct machine *machine, unsigned index)
 {
     struct machine_drive *drive = machine->drives[index];
-    unsigned slot = virtio_dev_slot(drive->dev);
 
     machine_exclusive_begin(machine);
     machine->drives[index] = NULL;
@@ -323,9 +322,6 @@ static void remove_locked(struct machine *machine, unsigned index)
     virtio_dev_destroy(drive->dev);
     drive->dev = NULL;
     machine_exclusive_end(machine);
-    if (!atomic_load(&drive->is_leaving)) {
-        pci_hotplug_came(machine->hotplug, slot); /* the guest looks, and finds nothing */
-    }
     log_info("disk '%s' is unplugged", drive->id);
     drive_destroy(drive);
     tell_change(machine);
@@ -363,7 +359,7 @@ static void on_ejected(void *opaque, uint32_t slots)
 
 const struct pci_hotplug_ops drives_hotplug_ops = {.ejected = on_ejected};
 
-int machine_disk_remove(struct machine *machine, const char *id, bool now, struct err *err)
+int machine_disk_remove(struct machine *machine, const char *id, struct err *err)
 {
     struct machine_drive *drive;
     int rc = 0;
@@ -372,15 +368,9 @@ int machine_disk_remove(struct machine *machine, const char *id, bool now, struc
     drive = find_drive(machine, id);
     if (drive == NULL) {
         rc = no_such(id, err);
-    } else if (!now) {
+    } else {
         atomic_store(&drive->is_leaving, true);
         pci_hotplug_ask(machine->hotplug, virtio_dev_slot(drive->dev));
-    } else {
-        for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++) {
-            if (machine->drives[i] == drive) {
-                remove_locked(machine, i);
-            }
-        }
     }
     mutex_unlock(&machine->drives_lock);
     return rc;

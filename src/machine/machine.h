@@ -262,10 +262,9 @@ unsigned machine_disk_changes(struct machine *machine);
 int machine_disk_add(struct machine *machine, const struct machine_disk *disk, struct err *err)
     MUST_CHECK;
 
-/* Asks the guest to let the disk go; it is gone when machine_disks() lacks it. now: pulls it
- * out without asking. */
-int machine_disk_remove(struct machine *machine, const char *id, bool now, struct err *err)
-    MUST_CHECK;
+/* Asks the guest to let the disk go; it is gone when machine_disks() lacks it, at the next reset
+ * at the latest. */
+int machine_disk_remove(struct machine *machine, const char *id, struct err *err) MUST_CHECK;
 
 /* From now on. -EINVAL for a rate out of bounds. */
 int machine_disk_limit(struct machine *machine, const char *id, const struct limit_config *limits,

@@ -138,8 +138,5 @@ int control_disk_remove(struct machine *machine, const json_t *request, struct e
     const char *id = NULL;
     int rc = get_id(request, err, &id);
 
-    if (rc == 0) {
-        rc = machine_disk_remove(machine, id, json_is_true(json_object_get(request, "now")), err);
-    }
-    return rc;
+    return rc == 0 ? machine_disk_remove(machine, id, err) : rc;
 }
