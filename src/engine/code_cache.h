@@ -87,9 +87,10 @@ struct unit_exit {
     int32_t insn_offset;   /* EXIT_HELPER: of the instruction itself */
     uint16_t spilled;      /* at jump_body, and at the branch */
     uint8_t kind;
-    uint8_t mode;   /* for the target */
-    uint8_t helper; /* enum translate_helper */
-    uint8_t taken;  /* times it was taken unlinked, up to EXIT_LINK_AFTER */
+    uint8_t mode;    /* for the target */
+    uint8_t helper;  /* enum translate_helper */
+    uint8_t taken;   /* times it was taken unlinked, up to EXIT_LINK_AFTER */
+    bool unlinkable; /* its target crosses pages: what follows depends on the address space */
 };
 
 /* An inlined check of guest memory, for when it misses. */

@@ -417,8 +417,11 @@ uint64_t light_exit(void *vcpu)
         return go_on(v, interp_step(v));
     }
     v->st.rip = v->hot.page + (uint64_t)(int64_t)exit->target_offset;
-    if (exit->kind == EXIT_CHAIN && exit->taken < EXIT_LINK_AFTER && v->check == NULL) {
-        exit->taken++; /* several vCPUs may count at once: it is not exact */
+    if (exit->kind == EXIT_CHAIN && (exit->unlinkable || exit->taken < EXIT_LINK_AFTER) &&
+        v->check == NULL) {
+        if (!exit->unlinkable) {
+            exit->taken++; /* several vCPUs may count at once: it is not exact */
+        }
         return dispatch(v);
     }
     v->hot.leave = exit->kind == EXIT_CHAIN ? LEAVE_CHAIN : LEAVE_INTERP;

@@ -448,6 +448,18 @@ static void bit_set(uint64_t *words, unsigned bit, bool value)
     }
 }
 
+static uint64_t gib_bit(uint64_t va)
+{
+    return 1ull << (va >> 30 & 63);
+}
+
+static void note_large(struct engine_vcpu *v, uint64_t va, const struct mmu_page *page)
+{
+    if (page->page_bytes > GMEM_PAGE_BYTES) {
+        v->large_gib |= gib_bit(va);
+    }
+}
+
 static void tlb_enter(struct engine_vcpu *v, uint64_t va, unsigned is_write, enum mmu_mode mode,
                       const struct mmu_page *page)
 {
@@ -459,6 +471,7 @@ static void tlb_enter(struct engine_vcpu *v, uint64_t va, unsigned is_write, enu
     bit_set(index->used[is_write], set, true);
     bit_set(index->non_global[is_write], set, !page->global);
     bit_set(index->large[is_write], set, page->page_bytes > GMEM_PAGE_BYTES);
+    note_large(v, va, page);
     entry->addend = (uint64_t)(uintptr_t)page->host - va;
     __atomic_store_n(&entry->tag, page_va, __ATOMIC_RELEASE);
 }
@@ -519,6 +532,8 @@ int mmu_fetch_host(struct engine_vcpu *v, uint64_t va, const uint8_t **ret_host)
         entry->tag = tag;
         entry->host = page.host - (va & (GMEM_PAGE_BYTES - 1));
         entry->global = page.global;
+        entry->large = page.page_bytes > GMEM_PAGE_BYTES;
+        note_large(v, va, &page);
     }
     return 0;
 }
@@ -532,6 +547,24 @@ static void fetch_flush(struct engine_vcpu *v, bool keep_global)
 {
     for (unsigned i = 0; i < MMU_FETCH_SETS; i++) {
         if (!keep_global || !v->fetch[i].global) {
+            v->fetch[i].tag = 0;
+        }
+    }
+}
+
+/* INVLPG: the page itself, and whatever of a large page may belong to it. */
+static void fetch_flush_page(struct engine_vcpu *v, uint64_t va)
+{
+    struct mmu_fetch_entry *entry = &v->fetch[(va >> 12) & (MMU_FETCH_SETS - 1)];
+
+    if (((entry->tag ^ va) >> 12) == 0) {
+        entry->tag = 0;
+    }
+    if ((v->large_gib & gib_bit(va)) == 0) {
+        return;
+    }
+    for (unsigned i = 0; i < MMU_FETCH_SETS; i++) {
+        if (v->fetch[i].large && ((v->fetch[i].tag ^ va) >> 30) == 0) {
             v->fetch[i].tag = 0;
         }
     }
@@ -592,6 +625,7 @@ void mmu_flush_all(struct engine_vcpu *v)
         flush_marked(v, mode, 1, v->tlb_index[mode].used[1]);
     }
     fetch_flush(v, false);
+    v->large_gib = 0;
     flush_done(v, MMU_FLUSH_ALL, 0);
 }
 
@@ -634,11 +668,13 @@ static void flush_large(struct engine_vcpu *v, unsigned mode, unsigned is_write,
 void mmu_flush_page(struct engine_vcpu *v, uint64_t va)
 {
     flush_4k(v, va);
-    for (unsigned mode = 0; mode < MMU_MODE_COUNT; mode++) {
-        flush_large(v, mode, 0, va);
-        flush_large(v, mode, 1, va);
+    if ((v->large_gib & gib_bit(va)) != 0) {
+        for (unsigned mode = 0; mode < MMU_MODE_COUNT; mode++) {
+            flush_large(v, mode, 0, va);
+            flush_large(v, mode, 1, va);
+        }
     }
-    fetch_flush(v, false);
+    fetch_flush_page(v, va);
     flush_done(v, MMU_FLUSH_PAGE, va);
 }
 

@@ -90,6 +90,7 @@ struct mmu_fetch_entry {
     uint64_t tag;  /* page of va; bit 0: user; bit 1: valid */
     uint8_t *host; /* start of the page */
     bool global;   /* survives mmu_flush_non_global() */
+    bool large;    /* of a page above 4 KiB */
 };
 
 /* What a flush drops, for engine_vcpu.flush_hook. */

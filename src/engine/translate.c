@@ -216,6 +216,15 @@ static struct unit *find_or_translate(struct engine_vcpu *v, unsigned mode)
     return unit;
 }
 
+static void link_exit(struct translator *t, struct unit_exit *exit, struct unit *unit)
+{
+    exit->unlinkable = unit->guest_next != 0;
+    if (!exit->unlinkable && exit->mode == unit->mode &&
+        ((exit->unit->guest ^ unit->guest) & ~PAGE_MASK) == 0) {
+        code_cache_link(t, exit, unit);
+    }
+}
+
 /* hot.exit asked for its target; both are looked up again under the lock. */
 static struct unit *find_and_link(struct engine_vcpu *v, unsigned mode)
 {
@@ -225,10 +234,9 @@ static struct unit *find_and_link(struct engine_vcpu *v, unsigned mode)
 
     mutex_lock(&v->vm->lock);
     unit = find_or_translate_locked(v, mode);
-    if (unit != NULL && unit->guest_next == 0 && v->hot.generation == generation &&
-        atomic_load(&t->generation) == generation && t->exits[v->hot.exit].mode == unit->mode &&
-        ((t->exits[v->hot.exit].unit->guest ^ unit->guest) & ~PAGE_MASK) == 0) {
-        code_cache_link(t, &t->exits[v->hot.exit], unit);
+    if (unit != NULL && v->hot.generation == generation &&
+        atomic_load(&t->generation) == generation) {
+        link_exit(t, &t->exits[v->hot.exit], unit);
     }
     mutex_unlock(&v->vm->lock);
     return unit;
