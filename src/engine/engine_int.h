@@ -88,6 +88,9 @@ struct engine_vcpu {
      * reference mode. Runs with guest vector registers live: general registers only. */
     void (*flush_hook)(struct engine_vcpu *v, enum mmu_flush what, uint64_t va);
     struct mmu_tlb_index tlb_index[MMU_MODE_COUNT];
+    unsigned context; /* the current one of contexts */
+    uint64_t context_clock;
+    struct mmu_context contexts[MMU_CONTEXTS];
     uint64_t large_gib; /* bit (va >> 30) % 64: that GiB may have pieces of large pages cached */
     struct mmu_fetch_entry fetch[MMU_FETCH_SETS];
     uint64_t paging_reserved;    /* bits of a paging entry at and above MAXPHYADDR, below 52 */

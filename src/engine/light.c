@@ -62,42 +62,42 @@ int light_unit_mode(const struct engine_vcpu *v)
 
 void light_init_jump_cache(struct engine_vcpu *v)
 {
-    for (unsigned mode = 0; mode < JUMP_CACHE_MODES; mode++) {
-        v->hot.jump_count[mode] = 0;
-        v->hot.jump_local[mode] = false;
+    for (unsigned table = 0; table < JUMP_CACHE_TABLES; table++) {
+        v->hot.jump_count[table] = 0;
+        v->hot.jump_local[table] = false;
         for (unsigned set = 0; set < JUMP_CACHE_SETS; set++) {
-            v->hot.jump[mode][set].rip = jump_cache_empty(set);
+            v->hot.jump[table][set].rip = jump_cache_empty(set);
         }
     }
 }
 
 static unsigned page_bit(uint64_t va)
 {
-    return (unsigned)(va >> GMEM_PAGE_SHIFT) & (JUMP_PAGE_BITS - 1);
+    return (unsigned)((va >> GMEM_PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 40) & (JUMP_PAGE_BITS - 1);
 }
 
-static void flush_mode(struct engine_vcpu *v, unsigned mode)
+static void flush_table(struct engine_vcpu *v, unsigned table)
 {
-    for (uint32_t i = 0; i < v->hot.jump_count[mode]; i++) {
-        uint32_t set = v->hot.jump_used[mode][i];
+    for (uint32_t i = 0; i < v->hot.jump_count[table]; i++) {
+        uint32_t set = v->hot.jump_used[table][i];
 
-        v->hot.jump[mode][set].rip = jump_cache_empty(set);
+        v->hot.jump[table][set].rip = jump_cache_empty(set);
     }
-    v->hot.jump_count[mode] = 0;
-    v->hot.jump_local[mode] = false;
+    v->hot.jump_count[table] = 0;
+    v->hot.jump_local[table] = false;
 }
 
 /* A unit that crosses into the page begins in the one before it. */
-static void flush_page(struct engine_vcpu *v, unsigned mode, uint64_t va)
+static void flush_page(struct engine_vcpu *v, unsigned table, uint64_t va)
 {
     uint64_t page = va >> GMEM_PAGE_SHIFT;
 
-    for (uint32_t i = 0; i < v->hot.jump_count[mode]; i++) {
-        struct jump_entry *entry = &v->hot.jump[mode][v->hot.jump_used[mode][i]];
+    for (uint32_t i = 0; i < v->hot.jump_count[table]; i++) {
+        struct jump_entry *entry = &v->hot.jump[table][v->hot.jump_used[table][i]];
 
         if (page - (entry->rip >> GMEM_PAGE_SHIFT) <= 1) {
-            entry->rip = jump_cache_empty(v->hot.jump_used[mode][i]);
-            v->hot.jump_used[mode][i] = v->hot.jump_used[mode][--v->hot.jump_count[mode]];
+            entry->rip = jump_cache_empty(v->hot.jump_used[table][i]);
+            v->hot.jump_used[table][i] = v->hot.jump_used[table][--v->hot.jump_count[table]];
             i--;
         }
     }
@@ -109,8 +109,8 @@ void light_flush_jump_cache(struct engine_vcpu *v)
         /* Atomic, so that no compiler makes a call of memset() from the loop. */
         __atomic_store_n(&v->hot.jump_pages[i], 0, __ATOMIC_RELAXED);
     }
-    for (unsigned mode = 0; mode < JUMP_CACHE_MODES; mode++) {
-        flush_mode(v, mode);
+    for (unsigned table = 0; table < JUMP_CACHE_TABLES; table++) {
+        flush_table(v, table);
     }
 }
 
@@ -119,17 +119,35 @@ static bool may_have_entries(const struct engine_vcpu *v, uint64_t va)
     return (v->hot.jump_pages[page_bit(va) / 64] >> (page_bit(va) % 64) & 1) != 0;
 }
 
+/* The table for code of the mode in the current context. */
+static unsigned current_table(const struct engine_vcpu *v, unsigned mode)
+{
+    unsigned table = jump_cache_table(mode & UNIT_MODE_MMU);
+
+    return (mode & UNIT_MODE_MMU) == MMU_USER ? table + v->context : table;
+}
+
 void light_on_mmu_flush(struct engine_vcpu *v, enum mmu_flush what, uint64_t va)
 {
+    const unsigned user = current_table(v, MMU_USER);
+
     if (what == MMU_FLUSH_PAGE && !may_have_entries(v, va) &&
         !may_have_entries(v, va - GMEM_PAGE_BYTES)) {
         return;
     }
-    for (unsigned mode = 0; mode < JUMP_CACHE_MODES; mode++) {
-        if (what == MMU_FLUSH_PAGE) {
-            flush_page(v, mode, va);
-        } else if (what == MMU_FLUSH_ALL || v->hot.jump_local[mode]) {
-            flush_mode(v, mode);
+    v->hot.jump_context = v->context * JUMP_TABLE_BYTES;
+    for (unsigned table = 0; table < JUMP_CACHE_TABLES; table++) {
+        bool is_current = table < jump_cache_table(MMU_USER) || table == user;
+
+        if (what == MMU_FLUSH_ALL) {
+            flush_table(v, table);
+        } else if (what == MMU_FLUSH_PAGE) {
+            if (is_current || v->hot.jump_global) {
+                flush_page(v, table, va);
+            }
+        } else if (is_current && v->hot.jump_local[table] &&
+                   (what != MMU_FLUSH_SWITCH || table != user)) {
+            flush_table(v, table);
         }
     }
 }
@@ -181,7 +199,7 @@ struct unit *light_find(struct engine_vcpu *v, unsigned mode)
 
 static void remember(struct engine_vcpu *v, unsigned mode, uint32_t indirect, bool is_local)
 {
-    unsigned cache = mode & UNIT_MODE_MMU;
+    unsigned cache = current_table(v, mode);
     uint32_t set = jump_cache_offset(v->st.rip) / (uint32_t)sizeof(struct jump_entry);
     struct jump_entry *entry = &v->hot.jump[cache][set];
 
@@ -198,6 +216,8 @@ static void remember(struct engine_vcpu *v, unsigned mode, uint32_t indirect, bo
     v->hot.jump_pages[page_bit(v->st.rip) / 64] |= 1ull << (page_bit(v->st.rip) % 64);
     if (is_local || !mmu_fetch_is_global(v, v->st.rip)) {
         v->hot.jump_local[cache] = true;
+    } else if ((mode & UNIT_MODE_MMU) == MMU_USER) {
+        v->hot.jump_global = true;
     }
     entry->rip = v->st.rip;
     entry->host = code_rx(v->vm->translator, indirect);
@@ -205,7 +225,9 @@ static void remember(struct engine_vcpu *v, unsigned mode, uint32_t indirect, bo
 
 void light_remember(struct engine_vcpu *v, const struct unit *unit)
 {
-    remember(v, unit->mode, unit->indirect, unit->guest_next != 0);
+    uint64_t next = (v->st.rip & ~PAGE_MASK) + GMEM_PAGE_BYTES;
+
+    remember(v, unit->mode, unit->indirect, unit->guest_next != 0 && !mmu_fetch_is_global(v, next));
 }
 
 /* Things that run() looks at before the next instruction. */

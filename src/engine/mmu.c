@@ -478,18 +478,35 @@ static void tlb_enter(struct engine_vcpu *v, uint64_t va, unsigned is_write, enu
 
 /* A write entry is only for pages without code; the mark may come while it is entered. */
 static void tlb_enter_write(struct engine_vcpu *v, uint64_t va, enum mmu_mode mode,
-                            const struct mmu_page *page)
+                            const struct mmu_page *page, uint64_t pa)
 {
-    _Atomic uint8_t *flags = ram_flags(v->vm, page->gpa);
+    _Atomic uint8_t *flags = ram_flags(v->vm, pa);
 
     if (flags == NULL || (atomic_load(flags) & GMEM_PAGE_CODE) != 0) {
         return;
     }
-    ram_mark_dirty(v->vm, page->gpa);
+    ram_mark_dirty(v->vm, pa);
     tlb_enter(v, va, 1, mode, page);
     atomic_thread_fence(memory_order_seq_cst);
     if ((atomic_load(flags) & GMEM_PAGE_CODE) != 0) {
         tlb_clear(v, mode, 1, mmu_tlb_index(va));
+    }
+}
+
+void mmu_tlb_enter(struct engine_vcpu *v, uint64_t va, bool is_write, enum mmu_mode mode,
+                   const struct mmu_page *page)
+{
+    if (!is_write) {
+        tlb_enter(v, va, 0, mode, page);
+        return;
+    }
+    for (unsigned i = 0; i < v->vm->ram_count; i++) {
+        const struct engine_ram *ram = &v->vm->ram[i];
+
+        if ((uint64_t)(page->host - ram->host) < ram->size_bytes) {
+            tlb_enter_write(v, va, mode, page, ram->gpa + (uint64_t)(page->host - ram->host));
+            return;
+        }
     }
 }
 
@@ -503,7 +520,7 @@ int mmu_fill(struct engine_vcpu *v, uint64_t va, enum mmu_access access, enum mm
     }
     v->stat_tlb_fills++;
     if (access == MMU_WRITE) {
-        tlb_enter_write(v, va, mode, ret_page);
+        tlb_enter_write(v, va, mode, ret_page, ret_page->gpa);
     } else {
         tlb_enter(v, va, 0, mode, ret_page);
     }
@@ -540,7 +557,9 @@ int mmu_fetch_host(struct engine_vcpu *v, uint64_t va, const uint8_t **ret_host)
 
 bool mmu_fetch_is_global(const struct engine_vcpu *v, uint64_t va)
 {
-    return v->fetch[(va >> 12) & (MMU_FETCH_SETS - 1)].global;
+    const struct mmu_fetch_entry *entry = &v->fetch[(va >> 12) & (MMU_FETCH_SETS - 1)];
+
+    return entry->global && ((entry->tag ^ va) >> 12) == 0;
 }
 
 static void fetch_flush(struct engine_vcpu *v, bool keep_global)
@@ -626,16 +645,27 @@ void mmu_flush_all(struct engine_vcpu *v)
     }
     fetch_flush(v, false);
     v->large_gib = 0;
+    mmu_forget_contexts(v);
     flush_done(v, MMU_FLUSH_ALL, 0);
 }
 
-void mmu_flush_non_global(struct engine_vcpu *v)
+void mmu_leave_context(struct engine_vcpu *v)
 {
     for (unsigned mode = 0; mode < MMU_MODE_COUNT; mode++) {
         flush_marked(v, mode, 0, v->tlb_index[mode].non_global[0]);
         flush_marked(v, mode, 1, v->tlb_index[mode].non_global[1]);
     }
     fetch_flush(v, true);
+}
+
+void mmu_context_changed(struct engine_vcpu *v, bool is_new)
+{
+    flush_done(v, is_new ? MMU_FLUSH_NEW : MMU_FLUSH_SWITCH, 0);
+}
+
+void mmu_flush_non_global(struct engine_vcpu *v)
+{
+    mmu_leave_context(v);
     flush_done(v, MMU_FLUSH_NON_GLOBAL, 0);
 }
 

@@ -93,8 +93,38 @@ struct mmu_fetch_entry {
     bool large;    /* of a page above 4 KiB */
 };
 
-/* What a flush drops, for engine_vcpu.flush_hook. */
-enum mmu_flush { MMU_FLUSH_ALL, MMU_FLUSH_NON_GLOBAL, MMU_FLUSH_PAGE };
+/*
+ * What a flush drops, for engine_vcpu.flush_hook. MMU_FLUSH_SWITCH and _NEW: the
+ * context is another now, one that was left earlier or one of which nothing is known.
+ */
+enum mmu_flush {
+    MMU_FLUSH_ALL,
+    MMU_FLUSH_NON_GLOBAL,
+    MMU_FLUSH_PAGE,
+    MMU_FLUSH_SWITCH,
+    MMU_FLUSH_NEW
+};
+
+/* Address spaces that are remembered by PCID (mmu_context.c); Linux has six per CPU. */
+#define MMU_CONTEXTS 6u
+#define MMU_CONTEXT_ENTRIES 512u
+#define MMU_LARGE_BYTES (2u << 20) /* any size above 4 KiB */
+
+struct mmu_saved_entry {
+    uint64_t tag;
+    uint64_t addend;
+    uint8_t mode;
+    bool is_write;
+    bool large;
+};
+
+struct mmu_context {
+    uint64_t cr3;
+    uint64_t left_at; /* counts switches */
+    unsigned count;
+    bool is_valid; /* while it is not the current one */
+    struct mmu_saved_entry entries[MMU_CONTEXT_ENTRIES];
+};
 
 /* What a walk found. */
 struct mmu_page {
@@ -178,6 +208,20 @@ enum mmu_mode mmu_current_mode(const struct engine_vcpu *v);
 void mmu_flush_all(struct engine_vcpu *v);               /* CR0, CR4, EFER changes */
 void mmu_flush_non_global(struct engine_vcpu *v);        /* MOV to CR3 */
 void mmu_flush_page(struct engine_vcpu *v, uint64_t va); /* INVLPG */
+
+/*
+ * MOV to CR3 with CR4.PCIDE: sets st.cr3, and keeps what is known of the PCID
+ * that it leaves; keep: and what was known of that which it names.
+ */
+void mmu_switch_context(struct engine_vcpu *v, uint64_t cr3, bool keep);
+void mmu_forget_context(struct engine_vcpu *v, unsigned pcid); /* unless it is current */
+void mmu_forget_contexts(struct engine_vcpu *v);               /* but the current one */
+
+/* For mmu_context.c: enters a page (host, page_bytes, global of it count) if it still may be. */
+void mmu_tlb_enter(struct engine_vcpu *v, uint64_t va, bool is_write, enum mmu_mode mode,
+                   const struct mmu_page *page);
+void mmu_leave_context(struct engine_vcpu *v); /* drops what is not global */
+void mmu_context_changed(struct engine_vcpu *v, bool is_new);
 
 /* Empties every entry of a new vCPU. */
 void mmu_init(struct engine_vcpu *v);

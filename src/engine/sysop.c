@@ -197,8 +197,12 @@ static int write_cr3(struct engine_vcpu *v, uint64_t value)
     if (r != 0) {
         return r;
     }
-    /* Entries carry no PCID: only what the same one made may stay. */
-    if (!keep || value != v->st.cr3) {
+    if (keep && value == v->st.cr3) {
+        return 0;
+    }
+    if (pcid) {
+        mmu_switch_context(v, value, keep);
+    } else {
         v->st.cr3 = value;
         mmu_flush_non_global(v);
     }
@@ -438,6 +442,24 @@ int sysop_invlpg(struct engine_vcpu *v, const struct insn *in)
     return 0;
 }
 
+static void invalidate(struct engine_vcpu *v, unsigned type, unsigned pcid, uint64_t va)
+{
+    bool is_current = pcid == ((v->st.cr4 & X86_CR4_PCIDE) != 0 ? v->st.cr3 & 0xfff : 0);
+
+    if (type == 2) {
+        mmu_flush_all(v);
+    } else if (type == 3) {
+        mmu_forget_contexts(v);
+        mmu_flush_non_global(v);
+    } else if (!is_current) {
+        mmu_forget_context(v, pcid);
+    } else if (type == 1) {
+        mmu_flush_non_global(v);
+    } else {
+        mmu_flush_page(v, va);
+    }
+}
+
 int sysop_invpcid(struct engine_vcpu *v, const struct insn *in)
 {
     uint64_t type = interp_reg(v, in, in->reg, in->mode == INSN_MODE_64 ? 8 : 4);
@@ -459,12 +481,8 @@ int sysop_invpcid(struct engine_vcpu *v, const struct insn *in)
         if (!mmu_is_canonical(v, descriptor[1])) {
             return refuse(v);
         }
-        mmu_flush_page(v, descriptor[1]);
-    } else if (type == 2) {
-        mmu_flush_all(v);
-    } else {
-        mmu_flush_non_global(v);
     }
+    invalidate(v, (unsigned)type, (unsigned)descriptor[0], descriptor[1]);
     return 0;
 }
 

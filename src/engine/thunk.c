@@ -133,13 +133,16 @@ static void emit_restore_flags(struct emit *e)
 static void emit_dispatch(struct translator *t, struct emit *e, unsigned mode)
 {
     uint32_t cache = (uint32_t)(offsetof(struct engine_vcpu, hot.jump) +
-                                mode * sizeof(struct jump_entry) * JUMP_CACHE_SETS);
+                                jump_cache_table(mode) * JUMP_TABLE_BYTES);
 
     emit_gs_store(e, X86_RDX, GS_SPILL(X86_RDX));
     emit_rr(e, false, 0x69, X86_RDX, X86_RCX); /* imul edx, ecx, imm32 */
     emit_u32(e, JUMP_CACHE_HASH);
     emit_shift_imm(e, false, 5, X86_RDX, 16);
     emit_alu_imm(e, false, 4, X86_RDX, (int32_t)((JUMP_CACHE_SETS - 1) << 4));
+    if (mode == MMU_USER) {
+        emit_gs(e, EMIT_ADD_LOAD, X86_RDX, GS_HOT(jump_context));
+    }
     emit_gs_indexed(e, EMIT_CMP_LOAD, X86_RCX, X86_RDX,
                     cache + (uint32_t)offsetof(struct jump_entry, rip));
     emit_jcc_to(e, EMIT_CC_NE, rw_of(t, t->jump_miss));

@@ -9,19 +9,28 @@
 #ifndef CORBEL_ENGINE_TRANSLATE_HOT_H
 #define CORBEL_ENGINE_TRANSLATE_HOT_H
 
+#include "engine/mmu.h"
+
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #define JUMP_CACHE_SETS 4096u
-#define JUMP_CACHE_MODES 3 /* as enum mmu_mode */
-#define JUMP_PAGE_BITS 4096u
+/* Two for the kernel (enum mmu_mode without user), and one for each context's user mode. */
+#define JUMP_CACHE_TABLES (2u + MMU_CONTEXTS)
+#define JUMP_PAGE_BITS 32768u
 #define JUMP_CACHE_HASH 0x9e3779b1u
 
 /* Byte offset of an entry in its cache: translated code computes the same. */
 static inline uint32_t jump_cache_offset(uint64_t rip)
 {
     return ((uint32_t)rip * JUMP_CACHE_HASH >> 16) & ((JUMP_CACHE_SETS - 1) << 4);
+}
+
+/* Table of an MMU mode; for MMU_USER the first of them. */
+static inline unsigned jump_cache_table(unsigned mode)
+{
+    return mode == MMU_KERNEL ? 0 : mode == MMU_KERNEL_AC ? 1 : 2;
 }
 
 /* What an empty entry holds: an address that is never looked up in that set. */
@@ -34,6 +43,7 @@ struct jump_entry {
     uint64_t rip;
     uint64_t host; /* the indirect entry of a unit */
 };
+#define JUMP_TABLE_BYTES (sizeof(struct jump_entry) * JUMP_CACHE_SETS)
 
 /*
  * Units found lately, by the host address of their guest code and their mode:
@@ -96,11 +106,13 @@ struct translate_hot {
     struct gather_operands gather;
     struct found_entry found[FOUND_SETS];
     /* Which entries were filled, so that a flush touches only those. */
-    uint16_t jump_used[JUMP_CACHE_MODES][JUMP_CACHE_SETS];
-    uint32_t jump_count[JUMP_CACHE_MODES];
+    uint16_t jump_used[JUMP_CACHE_TABLES][JUMP_CACHE_SETS];
+    uint32_t jump_count[JUMP_CACHE_TABLES];
     uint64_t jump_pages[JUMP_PAGE_BITS / 64]; /* pages, hashed, that may have entries */
-    bool jump_local[JUMP_CACHE_MODES];        /* holds one of a page that is not global */
-    struct jump_entry jump[JUMP_CACHE_MODES][JUMP_CACHE_SETS];
+    bool jump_local[JUMP_CACHE_TABLES];       /* holds one of a page that is not global */
+    bool jump_global;      /* any user mode's table ever had one of a page that is */
+    uint64_t jump_context; /* offset of the current context's table from the first such */
+    struct jump_entry jump[JUMP_CACHE_TABLES][JUMP_CACHE_SETS];
 };
 
 #endif

@@ -208,6 +208,47 @@ static void test_global_entries_outlive_a_cr3_load(void **state)
     assert_int_equal(read_u64(v, VA), 0x56);
 }
 
+static void test_contexts_are_kept_by_pcid_when_asked(void **state)
+{
+    struct rig *rig = *state;
+    struct engine_vcpu *v = start(rig);
+    uint64_t base = v->st.cr3;
+
+    rig_poke64(rig, 0x55000, 0x55);
+    rig_poke64(rig, 0x56000, 0x56);
+    rig_map(rig, VA, 0x55000, P | RW);
+    assert_int_equal(read_u64(v, VA), 0x55);
+    rig_map(rig, VA, 0x56000, P | RW);
+    mmu_switch_context(v, base | 1, true); /* unknown as yet */
+    assert_int_equal(read_u64(v, VA), 0x56);
+    rig_map(rig, VA, 0x57000, P | RW);
+    mmu_switch_context(v, base, true);
+    assert_int_equal(read_u64(v, VA), 0x55);
+    mmu_switch_context(v, base | 1, true);
+    assert_int_equal(read_u64(v, VA), 0x56);
+    mmu_switch_context(v, base, false);
+    assert_int_equal(read_u64(v, VA), 0);
+    mmu_forget_context(v, 1);
+    mmu_switch_context(v, base | 1, true);
+    assert_int_equal(read_u64(v, VA), 0);
+}
+
+static void test_all_contexts_end_with_a_full_flush(void **state)
+{
+    struct rig *rig = *state;
+    struct engine_vcpu *v = start(rig);
+    uint64_t base = v->st.cr3;
+
+    rig_poke64(rig, 0x55000, 0x55);
+    rig_map(rig, VA, 0x55000, P | RW);
+    assert_int_equal(read_u64(v, VA), 0x55);
+    mmu_switch_context(v, base | 1, true);
+    rig_map(rig, VA, 0x56000, P | RW);
+    mmu_flush_all(v);
+    mmu_switch_context(v, base, true);
+    assert_int_equal(read_u64(v, VA), 0);
+}
+
 static void test_invlpg_drops_all_of_a_large_page(void **state)
 {
     struct rig *rig = *state;
@@ -249,6 +290,26 @@ static void test_code_pages_are_written_by_the_slow_path_only(void **state)
     mmu_protect_code_page(v, gpa(0x55000));
     assert_int_not_equal(entry->tag, VA);
     assert_int_equal(mmu_write(v, VA, &value, 8, MMU_KERNEL), 0);
+    assert_int_not_equal(entry->tag, VA);
+}
+
+static void test_a_page_that_became_code_comes_back_without_write_entry(void **state)
+{
+    struct rig *rig = *state;
+    struct engine_vcpu *v = start(rig);
+    const struct mmu_tlb_entry *entry = &v->tlb[MMU_KERNEL].write[mmu_tlb_index(VA)];
+    uint64_t base = v->st.cr3;
+    uint64_t value = 1;
+
+    rig_map(rig, VA, 0x55000, P | RW);
+    assert_int_equal(mmu_write(v, VA, &value, 8, MMU_KERNEL), 0);
+    mmu_switch_context(v, base | 1, true);
+    assert_int_not_equal(entry->tag, VA);
+    mmu_switch_context(v, base, true);
+    assert_int_equal(entry->tag, VA);
+    mmu_switch_context(v, base | 1, true);
+    (void)mmu_protect_code_page(v, gpa(0x55000));
+    mmu_switch_context(v, base, true);
     assert_int_not_equal(entry->tag, VA);
 }
 
@@ -303,9 +364,12 @@ int main(void)
         CASE(test_large_page_and_device_page),
         CASE(test_entries_stay_until_flushed),
         CASE(test_global_entries_outlive_a_cr3_load),
+        CASE(test_contexts_are_kept_by_pcid_when_asked),
+        CASE(test_all_contexts_end_with_a_full_flush),
         CASE(test_invlpg_drops_all_of_a_large_page),
         CASE(test_write_checks_both_pages_before_the_first_byte),
         CASE(test_code_pages_are_written_by_the_slow_path_only),
+        CASE(test_a_page_that_became_code_comes_back_without_write_entry),
         CASE(test_pae_and_32_bit_tables),
     };
 
