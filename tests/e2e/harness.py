@@ -130,6 +130,13 @@ def guest(kind):
     return Guest(place)
 
 
+def free_port():
+    """For those who cannot take one from the program under test; somebody else may be faster."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Control:
     """A client of a monitor's control socket."""
 
