@@ -73,6 +73,15 @@ NO_LOCK_ANALYSIS void mutex_lock(struct mutex *mutex)
     (void)rc;
 }
 
+NO_LOCK_ANALYSIS bool mutex_trylock(struct mutex *mutex)
+{
+    if (pthread_mutex_trylock(&mutex->raw) != 0) {
+        return false;
+    }
+    rank_push(mutex->rank);
+    return true;
+}
+
 NO_LOCK_ANALYSIS void mutex_unlock(struct mutex *mutex)
 {
     int rc = pthread_mutex_unlock(&mutex->raw);

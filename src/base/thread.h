@@ -11,6 +11,7 @@
 #include "base/compiler.h"
 
 #include <pthread.h>
+#include <stdbool.h>
 
 enum lock_rank {
     LOCK_RANK_DRIVES,  /* a machine's table of disks; exchanges them with all vCPUs stopped */
@@ -22,7 +23,8 @@ enum lock_rank {
     LOCK_RANK_IRQ,     /* PIC, I/O APIC, routing; delivers to local APICs while held */
     LOCK_RANK_LAPIC,   /* one local APIC; may kick a vCPU while held */
     LOCK_RANK_ENGINE,  /* translation cache and code page marks */
-    LOCK_RANK_LEAF     /* loop queues, log: nothing is taken under these */
+    LOCK_RANK_IMAGE, /* one disk image's metadata; its I/O happens while held, devices wait before */
+    LOCK_RANK_LEAF   /* loop queues, log: nothing is taken under these */
 };
 
 #ifdef __clang__
@@ -31,11 +33,13 @@ enum lock_rank {
 #define RELEASE(...) __attribute__((release_capability(__VA_ARGS__)))
 /* For functions that take or release a lock on some ways only, which clang cannot follow. */
 #define NO_LOCK_ANALYSIS __attribute__((no_thread_safety_analysis))
+#define TRY_ACQUIRE(...) __attribute__((try_acquire_capability(true, __VA_ARGS__)))
 #else
 #define CAPABILITY(name)
 #define ACQUIRE(...)
 #define RELEASE(...)
 #define NO_LOCK_ANALYSIS
+#define TRY_ACQUIRE(...)
 #endif
 
 struct CAPABILITY("mutex") mutex {
@@ -46,6 +50,7 @@ struct CAPABILITY("mutex") mutex {
 void mutex_init(struct mutex *mutex, enum lock_rank rank);
 void mutex_done(struct mutex *mutex);
 void mutex_lock(struct mutex *mutex) ACQUIRE(mutex);
+bool mutex_trylock(struct mutex *mutex) TRY_ACQUIRE(mutex) MUST_CHECK; /* never waits */
 void mutex_unlock(struct mutex *mutex) RELEASE(mutex);
 
 /*
