@@ -68,6 +68,7 @@ struct block_config {
     int fd;           /* taken over on success */
     bool read_only;
     bool direct;                       /* bypass the host's cache */
+    bool for_repair;                   /* open what is marked corrupt too, to check it */
     bool no_backing;                   /* leave backing images shut; to look at this layer alone */
     const struct block_layer *backing; /* from the nearest to the base */
     unsigned backing_count;

@@ -100,8 +100,12 @@ int block_image_simple(struct block_image *image, enum block_op op, uint64_t off
 int raw_open(struct block_file *file, const char *path, bool read_only, struct err *err,
              struct block_image **ret_image) MUST_CHECK;
 /* backing is taken over too, may be NULL; what the header says of it was checked by the caller. */
-int qcow2_open(struct block_file *file, const char *path, bool read_only,
+int qcow2_open(struct block_file *file, const struct block_config *config,
                struct block_image *backing, struct err *err, struct block_image **ret_image)
+    MUST_CHECK;
+/* What the header says of the backing image; name is empty when there is none. */
+int qcow2_read_backing_name(struct block_file *file, const char *path, struct err *err,
+                            char *ret_name, size_t name_size, char *ret_format, size_t format_size)
     MUST_CHECK;
 
 #endif

@@ -212,7 +212,9 @@ static int posix_get_size(struct block_file *file, uint64_t *ret_size_bytes)
 
 static void posix_close(struct block_file *file)
 {
-    (void)close(file->fd); /* durability is what flush is for */
+    if (file->fd >= 0) {
+        (void)close(file->fd); /* durability is what flush is for */
+    }
     free(to_posix(file));
 }
 
