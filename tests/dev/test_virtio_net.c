@@ -55,28 +55,6 @@ struct tcp {
     uint32_t len;
 };
 
-static void store_be16(uint8_t *p, uint16_t v)
-{
-    p[0] = (uint8_t)(v >> 8);
-    p[1] = (uint8_t)v;
-}
-
-static void store_be32(uint8_t *p, uint32_t v)
-{
-    store_be16(p, (uint16_t)(v >> 16));
-    store_be16(p + 2, (uint16_t)v);
-}
-
-static uint16_t load_be16(const uint8_t *p)
-{
-    return (uint16_t)(p[0] << 8 | p[1]);
-}
-
-static uint32_t load_be32(const uint8_t *p)
-{
-    return (uint32_t)load_be16(p) << 16 | load_be16(p + 2);
-}
-
 static uint32_t sum_words(const uint8_t *data, size_t len, uint32_t sum)
 {
     for (size_t i = 0; i + 1 < len; i += 2) {
