@@ -174,6 +174,13 @@ class Control:
         self.close()
 
 
+def free_port():
+    """For QEMU, which does not tell which port it took: one that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def end_with(process):
     """Ends the process when this program ends, however it does, short of SIGKILL."""
     atexit.register(process.kill)
