@@ -7,7 +7,8 @@
  *
  * Exit status: 0 done; 1 it failed; 2 the command line is wrong; 3 no such
  * image or instance; 4 it is already there or running; 5 something that it
- * needs is missing (`corbel doctor` names it). `run` and `ssh` pass on the
+ * needs is missing (`corbel doctor` names it); 6 disks differ, or one is
+ * damaged; 7 space of an image is lost, and nothing else. `run` and `ssh` pass on the
  * status of the monitor and of the remote command.
  */
 #ifndef CORBEL_CLI_CLI_H
@@ -25,7 +26,9 @@ enum cli_exit {
     CLI_EXIT_USAGE = 2,
     CLI_EXIT_NOT_FOUND = 3,
     CLI_EXIT_EXISTS = 4,
-    CLI_EXIT_MISSING = 5
+    CLI_EXIT_MISSING = 5,
+    CLI_EXIT_DIFFERS = 6,
+    CLI_EXIT_LEAKS = 7
 };
 
 /* Directories and programs, found once at the start. Nothing is created. */
@@ -33,6 +36,7 @@ struct cli {
     char images[PATH_MAX];    /* $XDG_DATA_HOME/corbel/images */
     char instances[PATH_MAX]; /* $XDG_DATA_HOME/corbel/instances */
     char cache[PATH_MAX];     /* $XDG_CACHE_HOME/corbel */
+    char pools[PATH_MAX];     /* $XDG_DATA_HOME/corbel/pools */
     char config[PATH_MAX];    /* $XDG_CONFIG_HOME/corbel */
     char runtime[PATH_MAX];   /* $XDG_RUNTIME_DIR/corbel, or /tmp/corbel-UID */
     char vmm[PATH_MAX];      /* $CORBEL_VMM, or corbel-vmm beside this program; empty when absent */
@@ -82,6 +86,44 @@ int verb_image_catalogue(const struct cli *cli, const void *values, const struct
                          struct err *err) MUST_CHECK;
 int verb_image_prune(const struct cli *cli, const void *values, const struct args *args,
                      struct err *err) MUST_CHECK;
+int verb_image_create(const struct cli *cli, const void *values, const struct args *args,
+                      struct err *err) MUST_CHECK;
+int verb_image_clone(const struct cli *cli, const void *values, const struct args *args,
+                     struct err *err) MUST_CHECK;
+int verb_image_info(const struct cli *cli, const void *values, const struct args *args,
+                    struct err *err) MUST_CHECK;
+int verb_image_check(const struct cli *cli, const void *values, const struct args *args,
+                     struct err *err) MUST_CHECK;
+int verb_image_compare(const struct cli *cli, const void *values, const struct args *args,
+                       struct err *err) MUST_CHECK;
+int verb_image_convert(const struct cli *cli, const void *values, const struct args *args,
+                       struct err *err) MUST_CHECK;
+int verb_image_map(const struct cli *cli, const void *values, const struct args *args,
+                   struct err *err) MUST_CHECK;
+int verb_image_resize(const struct cli *cli, const void *values, const struct args *args,
+                      struct err *err) MUST_CHECK;
+int verb_image_snapshot(const struct cli *cli, const void *values, const struct args *args,
+                        struct err *err) MUST_CHECK;
+int verb_pool_create(const struct cli *cli, const void *values, const struct args *args,
+                     struct err *err) MUST_CHECK;
+int verb_pool_list(const struct cli *cli, const void *values, const struct args *args,
+                   struct err *err) MUST_CHECK;
+int verb_pool_remove(const struct cli *cli, const void *values, const struct args *args,
+                     struct err *err) MUST_CHECK;
+int verb_volume_create(const struct cli *cli, const void *values, const struct args *args,
+                       struct err *err) MUST_CHECK;
+int verb_volume_list(const struct cli *cli, const void *values, const struct args *args,
+                     struct err *err) MUST_CHECK;
+int verb_volume_show(const struct cli *cli, const void *values, const struct args *args,
+                     struct err *err) MUST_CHECK;
+int verb_volume_resize(const struct cli *cli, const void *values, const struct args *args,
+                       struct err *err) MUST_CHECK;
+int verb_volume_clone(const struct cli *cli, const void *values, const struct args *args,
+                      struct err *err) MUST_CHECK;
+int verb_volume_snapshot(const struct cli *cli, const void *values, const struct args *args,
+                         struct err *err) MUST_CHECK;
+int verb_volume_delete(const struct cli *cli, const void *values, const struct args *args,
+                       struct err *err) MUST_CHECK;
 int verb_run(const struct cli *cli, const void *values, const struct args *args, struct err *err)
     MUST_CHECK;
 int verb_list(const struct cli *cli, const void *values, const struct args *args, struct err *err)
@@ -114,6 +156,25 @@ struct get_options {
     const char *max_size;
     bool insecure_no_checksum;
     bool replace;
+};
+
+struct disk_options {
+    const char *format, *other_format;
+    const char *backing, *backing_format, *backing_dir;
+    const char *cluster_size, *compression, *preallocation, *repair;
+    unsigned refcount_bits;
+    bool extended_l2, lazy_refcounts;
+    bool compress, replace, shrink, json;
+};
+
+struct pool_options {
+    const char *capacity;
+    unsigned threshold;
+};
+
+struct volume_options {
+    const char *pool, *snapshot;
+    bool shrink, json;
 };
 
 struct prune_options {

@@ -222,6 +222,9 @@ int paths_find(struct cli *ret_cli, struct err *err)
         rc = find_home_dir(ret_cli->cache, "XDG_CACHE_HOME", ".cache", "", err);
     }
     if (rc == 0) {
+        rc = find_home_dir(ret_cli->pools, "XDG_DATA_HOME", ".local/share", "/pools", err);
+    }
+    if (rc == 0) {
         rc = find_home_dir(ret_cli->config, "XDG_CONFIG_HOME", ".config", "", err);
     }
     if (rc == 0) {

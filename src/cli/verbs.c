@@ -11,6 +11,8 @@
 
 #define BUILD(field) offsetof(struct build_options, field)
 #define GET(field) offsetof(struct get_options, field)
+#define DISK(field) offsetof(struct disk_options, field)
+#define VOLUME(field) offsetof(struct volume_options, field)
 #define RUN(field) offsetof(struct run_options, field)
 
 static const struct option_spec build_specs[] = {
@@ -52,6 +54,121 @@ static const struct option_spec import_specs[] = {
 static const struct option_spec export_specs[] = {
     {"--format", "FORMAT", "raw, qcow2, vmdk, vhd, vhdx or vdi (what the name says)", OPTION_TEXT,
      GET(format)},
+    {.name = NULL},
+};
+
+#define FORMAT_SPEC                                                                          \
+    {                                                                                        \
+        "--format", "FORMAT", "raw or qcow2 (what the name says)", OPTION_TEXT, DISK(format) \
+    }
+#define BACKING_DIR_SPEC                                                               \
+    {                                                                                  \
+        "--backing-dir", "DIR", "where backing images may be (the image's directory)", \
+            OPTION_TEXT, DISK(backing_dir)                                             \
+    }
+#define DISK_JSON_SPEC                                     \
+    {                                                      \
+        "--json", NULL, "as JSON", OPTION_FLAG, DISK(json) \
+    }
+#define PREALLOCATION_SPEC                                                             \
+    {                                                                                  \
+        "--preallocation", "MODE", "off, metadata, falloc or full (off)", OPTION_TEXT, \
+            DISK(preallocation)                                                        \
+    }
+#define CREATE_SPECS                                                                             \
+    PREALLOCATION_SPEC,                                                                          \
+        {"--cluster-size", "SIZE", "512 to 2M (64K); qcow2", OPTION_TEXT, DISK(cluster_size)},   \
+        {"--compression", "KIND", "zlib or zstd (zlib); qcow2", OPTION_TEXT, DISK(compression)}, \
+        {"--refcount-bits", "N", "1, 2, 4 ... 64 (16); qcow2", OPTION_NUMBER,                    \
+         DISK(refcount_bits)},                                                                   \
+        {"--extended-l2", NULL, "allocate parts of clusters; qcow2", OPTION_FLAG,                \
+         DISK(extended_l2)},                                                                     \
+        {"--lazy-refcounts", NULL, "repair after a crash instead of ordering writes; qcow2",     \
+         OPTION_FLAG, DISK(lazy_refcounts)},                                                     \
+    {                                                                                            \
+        "--replace", NULL, "take the place of a file of that name", OPTION_FLAG, DISK(replace)   \
+    }
+
+static const struct option_spec create_specs[] = {
+    FORMAT_SPEC,
+    CREATE_SPECS,
+    {"--backing", "FILE", "stand on this image, named as seen from the new one", OPTION_TEXT,
+     DISK(backing)},
+    {"--backing-format", "FORMAT", "raw or qcow2 (what its name says)", OPTION_TEXT,
+     DISK(backing_format)},
+    {.name = NULL},
+};
+
+static const struct option_spec clone_specs[] = {FORMAT_SPEC, {.name = NULL}};
+
+static const struct option_spec info_specs[] = {FORMAT_SPEC, DISK_JSON_SPEC, {.name = NULL}};
+
+static const struct option_spec map_specs[] = {
+    FORMAT_SPEC, BACKING_DIR_SPEC, DISK_JSON_SPEC, {.name = NULL}};
+
+static const struct option_spec check_specs[] = {
+    FORMAT_SPEC,
+    DISK_JSON_SPEC,
+    {"--repair", "WHAT", "leaks, or all", OPTION_TEXT, DISK(repair)},
+    {.name = NULL},
+};
+
+static const struct option_spec compare_specs[] = {
+    FORMAT_SPEC,
+    {"--other-format", "FORMAT", "of the second: raw or qcow2 (what its name says)", OPTION_TEXT,
+     DISK(other_format)},
+    BACKING_DIR_SPEC,
+    {.name = NULL},
+};
+
+static const struct option_spec convert_specs[] = {
+    FORMAT_SPEC,
+    {"--to-format", "FORMAT", "of the new file: raw or qcow2 (what its name says)", OPTION_TEXT,
+     DISK(other_format)},
+    BACKING_DIR_SPEC,
+    {"--compress", NULL, "pack the clusters; qcow2", OPTION_FLAG, DISK(compress)},
+    CREATE_SPECS,
+    {.name = NULL},
+};
+
+static const struct option_spec resize_specs[] = {
+    FORMAT_SPEC,
+    BACKING_DIR_SPEC,
+    PREALLOCATION_SPEC,
+    {"--shrink", NULL, "a shorter disk is meant; its end is lost", OPTION_FLAG, DISK(shrink)},
+    {.name = NULL},
+};
+
+#define POOL_SPEC                                                                  \
+    {                                                                              \
+        "--pool", "POOL", "the volume's pool (default)", OPTION_TEXT, VOLUME(pool) \
+    }
+#define VOLUME_JSON_SPEC                                     \
+    {                                                        \
+        "--json", NULL, "as JSON", OPTION_FLAG, VOLUME(json) \
+    }
+
+static const struct option_spec pool_specs[] = {
+    {"--capacity", "SIZE", "use no more than this (what the file system has)", OPTION_TEXT,
+     offsetof(struct pool_options, capacity)},
+    {"--threshold", "PERCENT", "warn when so much is used (80)", OPTION_NUMBER,
+     offsetof(struct pool_options, threshold)},
+    {.name = NULL},
+};
+
+static const struct option_spec volume_specs[] = {POOL_SPEC, {.name = NULL}};
+
+static const struct option_spec volume_show_specs[] = {POOL_SPEC, VOLUME_JSON_SPEC, {.name = NULL}};
+
+static const struct option_spec volume_resize_specs[] = {
+    POOL_SPEC,
+    {"--shrink", NULL, "a shorter volume is meant; its end is lost", OPTION_FLAG, VOLUME(shrink)},
+    {.name = NULL},
+};
+
+static const struct option_spec volume_clone_specs[] = {
+    POOL_SPEC,
+    {"--snapshot", "NAME", "as it was then (as it is now)", OPTION_TEXT, VOLUME(snapshot)},
     {.name = NULL},
 };
 
@@ -123,9 +240,42 @@ static const struct verb verbs[] = {
      verb_image_export},
     {"image", "prune", "", "empty the cache of downloads and built disks", prune_specs, 0, 0, false,
      verb_image_prune},
+    {"image", "create", "FILE [SIZE]", "make an empty disk in a file", create_specs, 1, 2, false,
+     verb_image_create},
+    {"image", "clone", "FILE NEW", "make an image that stands on another", clone_specs, 2, 2, false,
+     verb_image_clone},
+    {"image", "info", "FILE", "tell what an image file is", info_specs, 1, 1, false,
+     verb_image_info},
+    {"image", "check", "FILE", "look for damage in an image file", check_specs, 1, 1, false,
+     verb_image_check},
+    {"image", "compare", "FILE FILE", "whether two disks are the same", compare_specs, 2, 2, false,
+     verb_image_compare},
+    {"image", "convert", "FILE FILE", "copy a disk into another format", convert_specs, 2, 2, false,
+     verb_image_convert},
+    {"image", "map", "FILE", "tell where a disk has data", map_specs, 1, 1, false, verb_image_map},
+    {"image", "resize", "FILE SIZE|+SIZE", "change the length of a disk", resize_specs, 2, 2, false,
+     verb_image_resize},
+    {"image", "snapshot", "ACTION FILE [NAME]", "create, apply, delete or list snapshots in a file",
+     map_specs, 2, 3, false, verb_image_snapshot},
     {"image", "list", "", "list images", list_specs, 0, 0, false, verb_image_list},
     {"image", "show", "NAME", "show one image", list_specs, 1, 1, false, verb_image_show},
     {"image", "remove", "NAME", "delete an image", NULL, 1, 1, false, verb_image_remove},
+    {"pool", "create", "NAME DIR", "keep volumes in a directory", pool_specs, 2, 2, false,
+     verb_pool_create},
+    {"pool", "list", "", "list pools and their room", list_specs, 0, 0, false, verb_pool_list},
+    {"pool", "remove", "NAME", "forget an empty pool", NULL, 1, 1, false, verb_pool_remove},
+    {"volume", "create", "NAME SIZE", "make an empty volume", volume_specs, 2, 2, false,
+     verb_volume_create},
+    {"volume", "list", "", "list volumes", volume_show_specs, 0, 0, false, verb_volume_list},
+    {"volume", "show", "NAME", "show one volume", volume_show_specs, 1, 1, false, verb_volume_show},
+    {"volume", "resize", "NAME SIZE|+SIZE", "change the length of a volume", volume_resize_specs, 2,
+     2, false, verb_volume_resize},
+    {"volume", "clone", "NAME NEW", "make a volume that begins as another", volume_clone_specs, 2,
+     2, false, verb_volume_clone},
+    {"volume", "snapshot", "ACTION NAME [SNAPSHOT]", "create, revert, delete or list snapshots",
+     volume_show_specs, 2, 3, false, verb_volume_snapshot},
+    {"volume", "delete", "NAME", "delete a volume and its snapshots", volume_specs, 1, 1, false,
+     verb_volume_delete},
     {NULL, "doctor", "", "check this host, and say how to mend it", list_specs, 0, 0, false,
      verb_doctor},
 };

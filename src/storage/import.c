@@ -244,6 +244,9 @@ static int convert(const struct import_request *request, struct import_part *par
         }
         format = IMPORT_VMDK;
     }
+    if (format == IMPORT_QCOW2) {
+        return import_qcow2(part, request->max_bytes, out, err);
+    }
     if (format != IMPORT_RAW) {
         return import_foreign(part, format, request->max_bytes, out, err);
     }

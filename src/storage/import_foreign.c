@@ -39,48 +39,6 @@ static int read_header(const struct import_part *in, unsigned char *header, size
                : err_set(err, -EBADMSG, "the image is too short to be one");
 }
 
-static uint64_t load_be(const unsigned char *p, unsigned bytes)
-{
-    uint64_t v = 0;
-
-    for (unsigned i = 0; i < bytes; i++) {
-        v = v << 8 | p[i];
-    }
-    return v;
-}
-
-/* The header's fields, by their offsets in the format's specification. */
-static int check_qcow2(const struct import_part *in, struct err *err)
-{
-    static const unsigned char none[8];
-    unsigned char header[104];
-    uint64_t l1_bytes, l1_offset;
-    int rc = read_header(in, header, sizeof(header), err);
-
-    if (rc < 0) {
-        return rc;
-    }
-    if (memcmp(header, "QFI\xfb", 4) != 0) {
-        return err_set(err, -EBADMSG, "this is no qcow2 image");
-    }
-    if (memcmp(header + 8, none, 8) != 0) {
-        return err_set(err, -EPERM,
-                       "the image names a backing file; flatten it where that file is at home");
-    }
-    if (memcmp(header + 32, none, 4) != 0) {
-        return err_set(err, -EPERM, "the image is encrypted");
-    }
-    if (header[7] >= 3 && (header[79] & 4) != 0) {
-        return err_set(err, -EPERM, "the image keeps its data in another file");
-    }
-    l1_bytes = load_be(header + 36, 4) * 8;
-    l1_offset = load_be(header + 40, 8);
-    if (l1_bytes > in->len || l1_offset > in->len - l1_bytes) {
-        return err_set(err, -EBADMSG, "the image is cut off");
-    }
-    return 0;
-}
-
 /* Only the form that is complete in one file: its header says how long the disk is. */
 static int check_vmdk(const struct import_part *in, struct err *err)
 {
@@ -181,9 +139,7 @@ int import_foreign(const struct import_part *in, enum import_format format, uint
                                 source,   target,    NULL};
     struct jail_limits limits;
     uint64_t size = 0;
-    int rc = format == IMPORT_QCOW2  ? check_qcow2(in, err)
-             : format == IMPORT_VMDK ? check_vmdk(in, err)
-                                     : 0;
+    int rc = format == IMPORT_VMDK ? check_vmdk(in, err) : 0;
 
     if (rc < 0) {
         return rc;

@@ -25,6 +25,10 @@ int import_copy_sparse(const struct import_part *in, int out, struct err *err) M
 int import_find_in_ova(int fd, uint64_t len, struct import_part *ret_disk, struct err *err)
     MUST_CHECK;
 
+/* import_qcow2.c: all of `in` by our own reader, in a jail. */
+int import_qcow2(const struct import_part *in, uint64_t max_bytes, int out, struct err *err)
+    MUST_CHECK;
+
 /* import_foreign.c: what qemu-img reads, in a jail. */
 int import_foreign(const struct import_part *in, enum import_format format, uint64_t max_bytes,
                    int out, struct err *err) MUST_CHECK;

@@ -1,0 +1,603 @@
+/* corbel image create, info, check, compare, convert, map, resize, snapshot: disks in files. */
+#include "block/block_int.h"
+#include "block/image.h"
+#include "block/qcow2.h"
+#include "cli/cli.h"
+#include "cli/size.h"
+#include "storage/disk.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static int print_json(json_t *object)
+{
+    (void)json_dumpf(object, stdout, JSON_INDENT(2));
+    (void)putchar('\n');
+    json_decref(object);
+    return 0;
+}
+
+/* On a terminal, a line that is written over at most once a second. */
+static void show_progress(void *opaque, uint64_t done_bytes, uint64_t total_bytes)
+{
+    time_t *last = opaque;
+    time_t now = time(NULL);
+
+    if (now != *last) {
+        *last = now;
+        (void)fprintf(stderr, "\r%3u %%", (unsigned)(done_bytes * 100 / total_bytes));
+    }
+}
+
+static disk_progress_fn choose_progress(void)
+{
+    return isatty(STDERR_FILENO) == 1 ? show_progress : NULL;
+}
+
+static void end_progress(time_t last)
+{
+    if (last != 0) {
+        (void)fputs("\r      \r", stderr);
+    }
+}
+
+static int open_word(const struct disk_options *options, const char *path, bool read_only,
+                     struct err *err, struct block_image **ret_image)
+{
+    const struct disk_ref ref = {
+        .path = path,
+        .format = options->format,
+        .backing_dir = options->backing_dir,
+        .read_only = read_only,
+    };
+
+    return disk_open(&ref, err, ret_image);
+}
+
+static int parse_prealloc(const char *word, enum block_prealloc *ret_prealloc, struct err *err)
+{
+    static const char *const words[] = {
+        [BLOCK_PREALLOC_OFF] = "off",
+        [BLOCK_PREALLOC_METADATA] = "metadata",
+        [BLOCK_PREALLOC_FALLOC] = "falloc",
+        [BLOCK_PREALLOC_FULL] = "full",
+    };
+
+    for (size_t i = 0; word != NULL && i < ARRAY_LEN(words); i++) {
+        if (strcmp(word, words[i]) == 0) {
+            *ret_prealloc = (enum block_prealloc)i;
+            return 0;
+        }
+    }
+    return word == NULL
+               ? 0
+               : err_set(err, -EINVAL, "--preallocation takes off, metadata, falloc or full");
+}
+
+/* The fields that come from options alone. */
+static int fill_create(const struct disk_options *options, struct block_create_options *create,
+                       struct err *err)
+{
+    uint64_t cluster = 0;
+    int rc = parse_prealloc(options->preallocation, &create->prealloc, err);
+
+    if (rc == 0 && options->cluster_size != NULL) {
+        rc = size_parse("--cluster-size", options->cluster_size, &cluster, err);
+    }
+    if (rc == 0 && cluster > 2u << 20) {
+        rc = err_set(err, -EINVAL, "--cluster-size takes at most 2M");
+    }
+    if (rc == 0 && options->compression != NULL) {
+        if (strcmp(options->compression, "zstd") == 0) {
+            create->compression = BLOCK_COMPRESSION_ZSTD;
+        } else if (strcmp(options->compression, "zlib") != 0) {
+            rc = err_set(err, -EINVAL, "--compression takes zlib or zstd");
+        }
+    }
+    create->cluster_bytes = (uint32_t)cluster;
+    create->refcount_bits = options->refcount_bits;
+    create->extended_l2 = options->extended_l2;
+    create->lazy_refcounts = options->lazy_refcounts;
+    create->replace = options->replace;
+    return rc;
+}
+
+/* The backing image has to be one that can be opened later by the same rules. */
+static int fill_backing(const struct disk_options *options, const char *path,
+                        struct block_create_options *create, struct err *err)
+{
+    char full[PATH_MAX];
+    const char *slash = strrchr(path, '/');
+    struct block_image *backing = NULL;
+    struct disk_ref ref = {.path = full, .format = options->backing_format, .read_only = true};
+    int rc;
+
+    (void)snprintf(full, sizeof(full), "%.*s%s",
+                   options->backing[0] != '/' && slash != NULL ? (int)(slash - path) + 1 : 0, path,
+                   options->backing);
+    rc = disk_parse_format(options->backing, options->backing_format, &create->backing_format, err);
+    if (rc == 0) {
+        rc = disk_open(&ref, err, &backing);
+    }
+    if (rc < 0) {
+        return rc;
+    }
+    if (create->size_bytes == 0) {
+        create->size_bytes = backing->size_bytes;
+    }
+    create->backing_path = options->backing;
+    block_image_close(backing);
+    return 0;
+}
+
+int verb_image_create(const struct cli *cli, const void *values, const struct args *args,
+                      struct err *err)
+{
+    const struct disk_options *options = values;
+    struct block_create_options create = {.path = args->words[0]};
+    int rc = disk_parse_format(args->words[0], options->format, &create.format, err);
+
+    (void)cli;
+    if (rc == 0 && args->count > 1) {
+        rc = size_parse("the length", args->words[1], &create.size_bytes, err);
+    }
+    if (rc == 0) {
+        rc = fill_create(options, &create, err);
+    }
+    if (rc == 0 && options->backing != NULL) {
+        rc = fill_backing(options, args->words[0], &create, err);
+    }
+    if (rc == 0 && create.size_bytes == 0) {
+        rc = err_set(err, -EINVAL, "say how long the disk is to be, such as 10G");
+    }
+    return rc < 0 ? rc : block_image_create(&create, err);
+}
+
+/* The name of the other image as the new one's header holds it: short when they are neighbours. */
+static int name_backing(const char *path, const char *new_path, char *out, struct err *err)
+{
+    const char *slash = strrchr(path, '/');
+    const char *new_slash = strrchr(new_path, '/');
+    size_t dir = slash != NULL ? (size_t)(slash - path) : 0;
+    size_t new_dir = new_slash != NULL ? (size_t)(new_slash - new_path) : 0;
+
+    if (dir == new_dir && strncmp(path, new_path, dir) == 0) {
+        (void)snprintf(out, PATH_MAX, "%s", slash != NULL ? slash + 1 : path);
+        return 0;
+    }
+    return realpath(path, out) != NULL ? 0 : err_set_errno(err, -errno, "%s cannot be found", path);
+}
+
+int verb_image_clone(const struct cli *cli, const void *values, const struct args *args,
+                     struct err *err)
+{
+    const struct disk_options *options = values;
+    struct block_create_options create = {.path = args->words[1], .format = BLOCK_FORMAT_QCOW2};
+    struct block_image *from = NULL;
+    char backing[PATH_MAX];
+    int rc = disk_parse_format(args->words[0], options->format, &create.backing_format, err);
+
+    (void)cli;
+    if (rc == 0) {
+        rc = name_backing(args->words[0], args->words[1], backing, err);
+    }
+    if (rc == 0) {
+        rc = open_word(options, args->words[0], true, err, &from);
+    }
+    if (rc < 0) {
+        return rc;
+    }
+    create.size_bytes = from->size_bytes;
+    create.backing_path = backing;
+    block_image_close(from);
+    return block_image_create(&create, err);
+}
+
+static json_t *describe_info(const char *path, const struct block_image_info *info)
+{
+    json_t *object = json_pack(
+        "{s:s, s:s, s:I, s:I, s:I}", "file", path, "format", block_format_name(info->format),
+        "size_bytes", (json_int_t)info->size_bytes, "file_bytes", (json_int_t)info->file_bytes,
+        "allocated_bytes", (json_int_t)info->allocated_bytes);
+    json_t *more;
+
+    if (info->format != BLOCK_FORMAT_QCOW2) {
+        return object;
+    }
+    more = json_pack("{s:i, s:I, s:I, s:b, s:b, s:b, s:b, s:s, s:i, s:i}", "version",
+                     (int)info->version, "cluster_bytes", (json_int_t)info->cluster_bytes,
+                     "refcount_bits", (json_int_t)info->refcount_bits, "extended_l2",
+                     info->extended_l2, "lazy_refcounts", info->lazy_refcounts, "dirty",
+                     info->is_dirty, "corrupt", info->is_corrupt, "compression",
+                     info->compression == BLOCK_COMPRESSION_ZSTD ? "zstd" : "zlib", "snapshots",
+                     (int)info->snapshots, "bitmaps", (int)info->bitmaps);
+    if (info->backing_path[0] != '\0') {
+        (void)json_object_set_new(more, "backing", json_string(info->backing_path));
+        (void)json_object_set_new(more, "backing_format",
+                                  info->has_backing_format
+                                      ? json_string(block_format_name(info->backing_format))
+                                      : json_null());
+    }
+    (void)json_object_update_new(object, more);
+    return object;
+}
+
+/* Names come from the file: control characters would reach the terminal. */
+static void print_safely(const char *label, const char *text)
+{
+    printf("%s", label);
+    for (const char *p = text; *p != '\0'; p++) {
+        (void)putchar((unsigned char)*p < ' ' || *p == 0x7f ? '?' : *p);
+    }
+    (void)putchar('\n');
+}
+
+static void print_info(const char *path, const struct block_image_info *info)
+{
+    char size[SIZE_TEXT_BYTES];
+    char allocated[SIZE_TEXT_BYTES];
+
+    printf("file:       %s\nformat:     %s\nlength:     %s (%llu bytes)\non disk:    %s\n", path,
+           block_format_name(info->format), size_format(info->size_bytes, size),
+           (unsigned long long)info->size_bytes, size_format(info->allocated_bytes, allocated));
+    if (info->format != BLOCK_FORMAT_QCOW2) {
+        return;
+    }
+    printf("version:    %u\nclusters:   %s%s, %s\n", info->version,
+           size_format(info->cluster_bytes, size), info->extended_l2 ? ", extended" : "",
+           info->compression == BLOCK_COMPRESSION_ZSTD ? "zstd" : "zlib");
+    printf("snapshots:  %u\n", info->snapshots);
+    if (info->backing_path[0] != '\0') {
+        print_safely("stands on:  ", info->backing_path);
+    }
+    if (info->is_corrupt) {
+        puts("damaged:    yes; corbel image check tells more");
+    }
+}
+
+int verb_image_info(const struct cli *cli, const void *values, const struct args *args,
+                    struct err *err)
+{
+    const struct disk_options *options = values;
+    const struct disk_ref ref = {
+        .path = args->words[0],
+        .format = options->format,
+        .read_only = true,
+        .no_backing = true,
+        .for_repair = true,
+    };
+    struct block_image *image = NULL;
+    struct block_image_info info;
+    int rc = disk_open(&ref, err, &image);
+
+    (void)cli;
+    if (rc < 0) {
+        return rc;
+    }
+    rc = block_image_info(image, &info);
+    block_image_close(image);
+    if (rc < 0) {
+        return err_set_errno(err, rc, "%s cannot be looked at", args->words[0]);
+    }
+    if (options->json) {
+        return print_json(describe_info(args->words[0], &info));
+    }
+    print_info(args->words[0], &info);
+    return 0;
+}
+
+static void report_finding(void *opaque, const char *text)
+{
+    const bool *is_quiet = opaque;
+
+    if (!*is_quiet) {
+        print_safely("", text);
+    }
+}
+
+static int print_check(const struct block_check_result *r, bool as_json)
+{
+    uint64_t damage = r->corruptions - (r->corruptions_fixed < r->corruptions ? r->corruptions_fixed
+                                                                              : r->corruptions);
+    uint64_t leaks = r->leaks - (r->leaks_fixed < r->leaks ? r->leaks_fixed : r->leaks);
+
+    if (as_json) {
+        (void)print_json(json_pack(
+            "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "corruptions", (json_int_t)r->corruptions,
+            "leaks", (json_int_t)r->leaks, "errors", (json_int_t)r->errors, "corruptions_fixed",
+            (json_int_t)r->corruptions_fixed, "leaks_fixed", (json_int_t)r->leaks_fixed,
+            "total_clusters", (json_int_t)r->total_clusters, "allocated_clusters",
+            (json_int_t)r->allocated_clusters, "image_end_bytes", (json_int_t)r->image_end_bytes));
+    } else if (r->corruptions + r->leaks + r->errors == 0) {
+        puts("no fault found");
+    } else {
+        printf("%llu damaged (%llu mended), %llu leaked (%llu mended), %llu unreadable\n",
+               (unsigned long long)r->corruptions, (unsigned long long)r->corruptions_fixed,
+               (unsigned long long)r->leaks, (unsigned long long)r->leaks_fixed,
+               (unsigned long long)r->errors);
+    }
+    return damage + r->errors > 0 ? CLI_EXIT_DIFFERS : leaks > 0 ? CLI_EXIT_LEAKS : 0;
+}
+
+int verb_image_check(const struct cli *cli, const void *values, const struct args *args,
+                     struct err *err)
+{
+    const struct disk_options *options = values;
+    enum block_repair repair = BLOCK_REPAIR_NONE;
+    struct block_check_result result = {.leaks = 0};
+    struct block_image *image = NULL;
+    bool is_quiet = options->json;
+    struct disk_ref ref = {
+        .path = args->words[0], .format = options->format, .no_backing = true, .for_repair = true};
+    int rc;
+
+    (void)cli;
+    if (options->repair != NULL) {
+        if (strcmp(options->repair, "leaks") == 0) {
+            repair = BLOCK_REPAIR_LEAKS;
+        } else if (strcmp(options->repair, "all") == 0) {
+            repair = BLOCK_REPAIR_ALL;
+        } else {
+            return err_set(err, -EINVAL, "--repair takes leaks or all");
+        }
+    }
+    ref.read_only = repair == BLOCK_REPAIR_NONE;
+    rc = disk_open(&ref, err, &image);
+    if (rc < 0) {
+        return rc;
+    }
+    rc = block_image_check(image, repair, report_finding, &is_quiet, &result, err);
+    block_image_close(image);
+    return rc < 0 ? rc : print_check(&result, options->json);
+}
+
+int verb_image_compare(const struct cli *cli, const void *values, const struct args *args,
+                       struct err *err)
+{
+    const struct disk_options *options = values;
+    struct disk_options other = *options;
+    struct block_image *a = NULL;
+    struct block_image *b = NULL;
+    uint64_t offset = UINT64_MAX;
+    time_t last = 0;
+    int rc = open_word(options, args->words[0], true, err, &a);
+
+    (void)cli;
+    other.format = options->other_format;
+    if (rc == 0) {
+        rc = open_word(&other, args->words[1], true, err, &b);
+    }
+    if (rc == 0) {
+        rc = disk_compare(a, b, choose_progress(), &last, &offset, err);
+        end_progress(last);
+    }
+    block_image_close(a);
+    block_image_close(b);
+    if (rc < 0) {
+        return rc;
+    }
+    if (offset != UINT64_MAX) {
+        printf("the disks differ at byte %llu\n", (unsigned long long)offset);
+        return CLI_EXIT_DIFFERS;
+    }
+    puts("the disks are the same");
+    return 0;
+}
+
+/* Into a file beside the target, which takes its place only when all of it is durable. */
+static int convert_to(struct block_image *from, const struct disk_options *options,
+                      const char *target, const char *making, struct err *err)
+{
+    struct block_create_options create = {.path = making, .size_bytes = from->size_bytes};
+    struct disk_copy copy = {
+        .from = from, .compress = options->compress, .progress = choose_progress()};
+    struct block_config config = {.path = making, .fd = -1};
+    time_t last = 0;
+    int rc = disk_parse_format(target, options->other_format, &create.format, err);
+
+    if (rc == 0) {
+        rc = fill_create(options, &create, err);
+    }
+    if (rc == 0 && options->compress && create.format != BLOCK_FORMAT_QCOW2) {
+        rc = err_set(err, -EINVAL, "only qcow2 images are compressed");
+    }
+    create.replace = true;
+    if (rc == 0) {
+        rc = block_image_create(&create, err);
+    }
+    config.format = create.format;
+    if (rc == 0) {
+        rc = block_image_open(&config, err, &copy.to);
+    }
+    if (rc == 0) {
+        copy.opaque = &last;
+        rc = disk_copy(&copy, err);
+        end_progress(last);
+    }
+    block_image_close(copy.to);
+    return rc;
+}
+
+int verb_image_convert(const struct cli *cli, const void *values, const struct args *args,
+                       struct err *err)
+{
+    const struct disk_options *options = values;
+    const char *target = args->words[1];
+    char making[PATH_MAX];
+    struct block_image *from = NULL;
+    int rc;
+
+    (void)cli;
+    if (snprintf(making, sizeof(making), "%s.making", target) >= (int)sizeof(making)) {
+        return err_set(err, -ENAMETOOLONG, "the path is too long");
+    }
+    if (!options->replace && access(target, F_OK) == 0) {
+        return err_set(err, -EEXIST, "%s is there already; --replace replaces it", target);
+    }
+    rc = open_word(options, args->words[0], true, err, &from);
+    if (rc < 0) {
+        return rc;
+    }
+    rc = convert_to(from, options, target, making, err);
+    block_image_close(from);
+    if (rc == 0 && rename(making, target) != 0) {
+        rc = err_set_errno(err, -errno, "%s cannot be made", target);
+    }
+    if (rc < 0) {
+        (void)unlink(making);
+    }
+    return rc;
+}
+
+static int print_extent(void *opaque, const struct disk_extent *e)
+{
+    json_t *rows = opaque;
+    json_t *row;
+
+    if (rows == NULL) {
+        printf("%16llu %16llu  %-12s %5u", (unsigned long long)e->start, (unsigned long long)e->len,
+               e->is_compressed  ? "compressed"
+               : e->is_data      ? "data"
+               : e->is_allocated ? "zero"
+                                 : "unallocated",
+               e->depth);
+        if (e->has_host_offset) {
+            printf(" %16llu", (unsigned long long)e->host_offset);
+        }
+        (void)putchar('\n');
+        return 0;
+    }
+    row = json_pack("{s:I, s:I, s:i, s:b, s:b, s:b, s:b}", "start", (json_int_t)e->start, "length",
+                    (json_int_t)e->len, "depth", (int)e->depth, "present", e->is_allocated, "zero",
+                    !e->is_data, "data", e->is_data, "compressed", e->is_compressed);
+    if (e->has_host_offset) {
+        (void)json_object_set_new(row, "offset", json_integer((json_int_t)e->host_offset));
+    }
+    return json_array_append_new(rows, row) == 0 ? 0 : -ENOMEM;
+}
+
+int verb_image_map(const struct cli *cli, const void *values, const struct args *args,
+                   struct err *err)
+{
+    const struct disk_options *options = values;
+    struct block_image *image = NULL;
+    json_t *rows = NULL;
+    int rc = open_word(options, args->words[0], true, err, &image);
+
+    (void)cli;
+    if (rc < 0) {
+        return rc;
+    }
+    if (options->json) {
+        rows = json_array();
+    } else {
+        printf("%16s %16s  %-12s %5s %16s\n", "START", "LENGTH", "KIND", "DEPTH", "IN FILE AT");
+    }
+    rc = disk_map(image, print_extent, rows, err);
+    block_image_close(image);
+    if (rc < 0) {
+        json_decref(rows);
+        return rc;
+    }
+    return rows != NULL ? print_json(rows) : 0;
+}
+
+int verb_image_resize(const struct cli *cli, const void *values, const struct args *args,
+                      struct err *err)
+{
+    const struct disk_options *options = values;
+    const char *word = args->words[1];
+    enum block_prealloc prealloc = BLOCK_PREALLOC_OFF;
+    struct block_image *image = NULL;
+    uint64_t size;
+    int rc = size_parse("the length", word + (word[0] == '+'), &size, err);
+
+    (void)cli;
+    if (rc == 0) {
+        rc = parse_prealloc(options->preallocation, &prealloc, err);
+    }
+    if (rc == 0) {
+        rc = open_word(options, args->words[0], false, err, &image);
+    }
+    if (rc < 0) {
+        return rc;
+    }
+    if (word[0] == '+' && __builtin_add_overflow(size, image->size_bytes, &size)) {
+        rc = err_set(err, -EINVAL, "the disk would be too long");
+    }
+    if (rc == 0) {
+        rc = block_image_resize(image, size, options->shrink, prealloc, err);
+    }
+    block_image_close(image);
+    return rc;
+}
+
+static int list_snapshots(struct block_image *image, bool as_json, struct err *err)
+{
+    CLEANUP_FREE struct qcow2_snapshot_info *infos = NULL;
+    unsigned count = 0;
+    json_t *rows = json_array();
+    int rc = qcow2_snapshot_list(image, &infos, &count, err);
+
+    for (unsigned i = 0; rc == 0 && i < count; i++) {
+        char size[SIZE_TEXT_BYTES];
+
+        (void)json_array_append_new(rows, json_pack("{s:s, s:s, s:I, s:I}", "id", infos[i].id,
+                                                    "name", infos[i].name, "size_bytes",
+                                                    (json_int_t)infos[i].size_bytes, "date",
+                                                    (json_int_t)infos[i].date_sec));
+        if (!as_json) {
+            printf("%-6.6s %10s  ", infos[i].id, size_format(infos[i].size_bytes, size));
+            print_safely("", infos[i].name);
+        }
+    }
+    if (rc < 0 || !as_json) {
+        json_decref(rows);
+        return rc;
+    }
+    return print_json(rows);
+}
+
+int verb_image_snapshot(const struct cli *cli, const void *values, const struct args *args,
+                        struct err *err)
+{
+    const struct disk_options *options = values;
+    static const struct {
+        const char *word;
+        int (*run)(struct block_image *image, const char *name, struct err *err);
+    } actions[] = {
+        {"create", qcow2_snapshot_create},
+        {"apply", qcow2_snapshot_apply},
+        {"delete", qcow2_snapshot_delete},
+    };
+    bool is_list = strcmp(args->words[0], "list") == 0;
+    struct block_image *image = NULL;
+    int rc;
+
+    (void)cli;
+    if (!is_list && args->count < 3) {
+        return err_set(err, -EINVAL, "say which snapshot: corbel image snapshot %.20s FILE NAME",
+                       args->words[0]);
+    }
+    rc = open_word(options, args->words[1], is_list, err, &image);
+    if (rc < 0) {
+        return rc;
+    }
+    rc = err_set(NULL, -EINVAL, "no such action");
+    for (size_t i = 0; i < ARRAY_LEN(actions); i++) {
+        if (strcmp(args->words[0], actions[i].word) == 0) {
+            rc = actions[i].run(image, args->words[2], err);
+        }
+    }
+    if (is_list) {
+        rc = list_snapshots(image, options->json, err);
+    } else if (rc == -EINVAL && err->text[0] == '\0') {
+        rc = err_set(err, -EINVAL, "a snapshot is created, applied, deleted or listed");
+    }
+    block_image_close(image);
+    return rc;
+}

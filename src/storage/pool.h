@@ -1,0 +1,101 @@
+/*
+ * Pools of volumes.
+ *
+ * A volume is a disk with a name, thin, with a tree of snapshots. It consists
+ * of layers, each a qcow2 image that stands on another; only the top one, the
+ * head, is ever written. A snapshot names a layer that is no longer written; a
+ * clone is a head of its own on a layer that is shared. What the layers are
+ * made of is the pool's kind's (struct pool_ops); which layers there are, and
+ * who stands on whom, is kept in one record per pool that is replaced whole.
+ *
+ * Order of every change: layers are made, the record is replaced, layers that
+ * the record no longer knows are removed; what a crash leaves over is removed
+ * by the next change. One process at a time changes a pool (a lock in it).
+ * Synchronous; the caller's thread.
+ */
+#ifndef CORBEL_STORAGE_POOL_H
+#define CORBEL_STORAGE_POOL_H
+
+#include "base/error.h"
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define POOL_NAME_BYTES 48u
+#define POOL_MAX_DEPTH 60u /* of a chain of layers */
+
+struct pool;
+
+struct pool_config {
+    const char *name;
+    const char *kind;           /* "dir" */
+    const char *path;           /* a directory; made when absent */
+    uint64_t capacity_bytes;    /* 0: what the file system has */
+    unsigned threshold_percent; /* warn from here on; 0: 80 */
+};
+
+struct pool_space {
+    uint64_t capacity_bytes;
+    uint64_t allocated_bytes;   /* by layers, on the host */
+    uint64_t provisioned_bytes; /* what the volumes promise */
+    uint64_t free_bytes;        /* what may still be allocated */
+    unsigned threshold_percent;
+    bool is_over_threshold;
+};
+
+struct pool_volume {
+    char name[POOL_NAME_BYTES];
+    uint64_t size_bytes;
+    uint64_t allocated_bytes;     /* of its own head */
+    char path[PATH_MAX];          /* of the head, for those who open it */
+    char parent[POOL_NAME_BYTES]; /* the snapshot it was made from or reverted to last; may be "" */
+    unsigned snapshots;
+};
+
+struct pool_snapshot {
+    char name[POOL_NAME_BYTES];
+    char parent[POOL_NAME_BYTES]; /* another snapshot; "" for a root of the tree */
+    uint64_t size_bytes;
+    uint64_t created; /* seconds since 1970 */
+};
+
+/* Opens a pool for looking (shared) or changing; -EBUSY never: it waits for the lock. */
+int pool_open(const struct pool_config *config, bool for_change, struct err *err,
+              struct pool **ret_pool) MUST_CHECK;
+void pool_close(struct pool *pool); /* accepts NULL */
+
+int pool_space(struct pool *pool, struct pool_space *ret_space, struct err *err) MUST_CHECK;
+
+/* *ret_list is malloc'd, the caller's. */
+int pool_list(struct pool *pool, struct pool_volume **ret_list, unsigned *ret_count,
+              struct err *err) MUST_CHECK;
+/* -ENOENT, naming it, when there is none. */
+int pool_find(struct pool *pool, const char *name, struct pool_volume *ret_volume, struct err *err)
+    MUST_CHECK;
+int pool_list_snapshots(struct pool *pool, const char *name, struct pool_snapshot **ret_list,
+                        unsigned *ret_count, struct err *err) MUST_CHECK;
+
+/* -EEXIST for a name that is taken, -ENOSPC in a pool that is full. */
+int pool_create_volume(struct pool *pool, const char *name, uint64_t size_bytes, struct err *err)
+    MUST_CHECK;
+
+/* The rest is -EBUSY while a machine has the volume open. */
+int pool_resize_volume(struct pool *pool, const char *name, uint64_t size_bytes, bool may_shrink,
+                       struct err *err) MUST_CHECK;
+/* snapshot NULL: as the volume is now. */
+int pool_clone_volume(struct pool *pool, const char *name, const char *snapshot,
+                      const char *new_name, struct err *err) MUST_CHECK;
+int pool_delete_volume(struct pool *pool, const char *name, struct err *err) MUST_CHECK;
+
+int pool_create_snapshot(struct pool *pool, const char *name, const char *snapshot, struct err *err)
+    MUST_CHECK;
+/* The volume becomes what it was then; what it was until now is lost. */
+int pool_revert(struct pool *pool, const char *name, const char *snapshot, struct err *err)
+    MUST_CHECK;
+/* What only the snapshot held is freed; its layer is merged with the one above where that is the
+ * only one. Snapshots taken after it keep their contents. */
+int pool_delete_snapshot(struct pool *pool, const char *name, const char *snapshot, struct err *err)
+    MUST_CHECK;
+
+#endif

@@ -1,0 +1,46 @@
+/*
+ * What a kind of pool provides: layers. Each is a qcow2 image with a number,
+ * immutable once another stands on it.
+ */
+#ifndef CORBEL_STORAGE_POOL_OPS_H
+#define CORBEL_STORAGE_POOL_OPS_H
+
+#include "storage/pool.h"
+
+#include <stddef.h>
+
+struct pool_store;
+
+struct pool_ops {
+    const char *kind;
+    int (*open)(const struct pool_config *config, bool for_change, struct err *err,
+                struct pool_store **ret_store);
+    void (*close)(struct pool_store *store);
+
+    /* The record, opaque here: malloc'd text, *ret_text NULL when the pool is new. */
+    int (*load)(struct pool_store *store, char **ret_text, struct err *err);
+    /* Replaces it: durable, and whole or not at all. */
+    int (*save)(struct pool_store *store, const char *text, struct err *err);
+
+    /* backing 0: an empty disk of that length; otherwise of the backing's length. */
+    int (*make)(struct pool_store *store, uint64_t layer, uint64_t backing, uint64_t size_bytes,
+                struct err *err);
+    int (*remove)(struct pool_store *store, uint64_t layer, struct err *err);
+    int (*resize)(struct pool_store *store, uint64_t layer, uint64_t size_bytes, bool may_shrink,
+                  struct err *err);
+    /* Copies what `layer` holds into `into`, on which it stands, and puts that in its place. May be
+     * repeated after it was interrupted; until it is done both read as before. */
+    int (*merge)(struct pool_store *store, uint64_t layer, uint64_t into, struct err *err);
+    /* -EBUSY while someone has it open for writing. */
+    int (*check_idle)(struct pool_store *store, uint64_t layer, struct err *err);
+
+    int (*stat)(struct pool_store *store, uint64_t layer, uint64_t *ret_allocated_bytes);
+    /* Calls fn for every layer that is there, known to the record or not. */
+    int (*each)(struct pool_store *store, int (*fn)(void *opaque, uint64_t layer), void *opaque);
+    int (*space)(struct pool_store *store, uint64_t *ret_total_bytes, uint64_t *ret_free_bytes);
+    void (*path)(struct pool_store *store, uint64_t layer, char *out); /* PATH_MAX */
+};
+
+extern const struct pool_ops pool_dir_ops;
+
+#endif
