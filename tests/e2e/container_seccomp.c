@@ -2,9 +2,10 @@
  * Runs a command as an ordinary user without any capability and, with
  * --filter, under the system call filter that container engines apply by
  * default: an allow list, EPERM for the rest, ENOSYS for clone3, and no clone
- * with namespace flags.
+ * with namespace flags. With --failing-sync, no file can be synced: the host's
+ * disk is broken, for whoever asks.
  *
- * usage: container-seccomp [--uid UID] [--filter] COMMAND...
+ * usage: container-seccomp [--uid UID] [--filter] [--failing-sync] COMMAND...
  */
 #include <errno.h>
 #include <grp.h>
@@ -374,15 +375,28 @@ static int add_rules(scmp_filter_ctx filter)
     return rc;
 }
 
-static void install_filter(void)
+/* The ring could sync without a call of its own, so there is none. */
+static int add_failing_sync(scmp_filter_ctx filter)
 {
-    scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ERRNO(EPERM));
+    static const int calls[] = {SCMP_SYS(fsync), SCMP_SYS(fdatasync), SCMP_SYS(sync_file_range),
+                                SCMP_SYS(syncfs)};
+    int rc = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(io_uring_setup), 0);
+
+    for (size_t i = 0; rc == 0 && i < sizeof(calls) / sizeof(calls[0]); i++) {
+        rc = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EIO), calls[i], 0);
+    }
+    return rc;
+}
+
+static void install_filter(uint32_t otherwise, int (*add)(scmp_filter_ctx filter))
+{
+    scmp_filter_ctx filter = seccomp_init(otherwise);
     int rc;
 
     if (filter == NULL) {
         fail("seccomp_init");
     }
-    rc = add_rules(filter);
+    rc = add(filter);
     if (rc == 0) {
         rc = seccomp_load(filter);
     }
@@ -396,12 +410,15 @@ static void install_filter(void)
 int main(int argc, char **argv)
 {
     bool wants_filter = false;
+    bool wants_failing_sync = false;
     long uid = -1;
     int i = 1;
 
     for (; i < argc && strncmp(argv[i], "--", 2) == 0; i++) {
         if (strcmp(argv[i], "--filter") == 0) {
             wants_filter = true;
+        } else if (strcmp(argv[i], "--failing-sync") == 0) {
+            wants_failing_sync = true;
         } else if (strcmp(argv[i], "--uid") == 0 && i + 1 < argc) {
             uid = strtol(argv[++i], NULL, 10);
         } else {
@@ -409,12 +426,16 @@ int main(int argc, char **argv)
         }
     }
     if (i >= argc) {
-        (void)fputs("usage: container-seccomp [--uid UID] [--filter] COMMAND...\n", stderr);
+        (void)fputs("usage: container-seccomp [--uid UID] [--filter] [--failing-sync] COMMAND...\n",
+                    stderr);
         return 125;
     }
     drop_privileges(uid);
     if (wants_filter) {
-        install_filter();
+        install_filter(SCMP_ACT_ERRNO(EPERM), add_rules);
+    }
+    if (wants_failing_sync) {
+        install_filter(SCMP_ACT_ALLOW, add_failing_sync);
     }
     execvp(argv[i], argv + i);
     fail(argv[i]);

@@ -75,12 +75,13 @@ class Workplace:
         return self.own(target)
 
     def wrap(self, command, container=False):
-        """The command as the ordinary user runs it, optionally under a container's filter."""
+        """The command as the ordinary user runs it, under a container's filter (True) or another
+        one of container-seccomp by its name."""
         words = [str(self.sandbox)]
         if os.geteuid() == 0:
             words += ["--uid", str(ORDINARY_UID)]
         if container:
-            words.append("--filter")
+            words.append("--filter" if container is True else f"--{container}")
         return words + [str(word) for word in command]
 
 

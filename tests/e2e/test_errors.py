@@ -140,6 +140,22 @@ def full_host_disk(place):
     disk.unlink()
 
 
+def failing_sync(place):
+    """What the host cannot make durable is an I/O error for whoever asked, and for nobody else."""
+    disk = place.home / "broken.raw"
+    with open(disk, "wb") as file:
+        file.truncate(64 << 20)
+    place.own(disk)
+    with Machine(place, command(guest("busybox"), disk=disk), container="failing-sync") as m:
+        m.wait_text("/ #")
+        m.run("dd if=/dev/zero of=/dev/vda bs=64k count=4 oflag=direct")
+        m.run("! dd if=/dev/zero of=/dev/vda bs=64k count=4 conv=fsync")
+        m.run("dd if=/dev/vda of=/dev/null bs=64k count=4 iflag=direct")
+        m.type("poweroff -f\n")
+        expect(m.wait_exit() == 0, m.story())
+    disk.unlink()
+
+
 def refuse_full_host(place):
     """Guest memory that the host's limits do not allow."""
     result = subprocess.run(place.wrap([place.vmm, *command(guest("busybox"), memory="512M")]),
@@ -206,6 +222,7 @@ TESTS = [
     ("a second start on one disk is refused", refuse_second_start),
     ("guest memory that the host refuses", refuse_full_host),
     ("a full host disk is an I/O error for the guest", full_host_disk),
+    ("a sync that fails on the host fails in the guest", failing_sync),
     ("a triple fault ends the machine", triple_fault_exits),
     ("a triple fault restarts the machine", triple_fault_restarts),
     ("a reset restarts the machine", reset_restarts),
