@@ -12,6 +12,7 @@
 #include "virtio/virtio_devices.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 /* ---- power ---- */
@@ -75,6 +76,12 @@ static int vm_create(struct machine *machine, struct err *err)
         machine->irqchip = VM_IRQCHIP_FULL;
     }
     vm_config.irqchip = machine->irqchip;
+    if (vm_config.emulated && machine->irqchip == VM_IRQCHIP_USER) {
+        size_t len = strlen(machine->engine_reason);
+
+        (void)snprintf(machine->engine_reason + len, sizeof(machine->engine_reason) - len,
+                       "; our interpreter runs user mode");
+    }
     return machine->accel->vm_create(&vm_config, err, &machine->vm);
 }
 
