@@ -23,17 +23,17 @@ struct loop *block_loop(struct block *block, unsigned lane)
 
 uint64_t block_size_bytes(const struct block *block)
 {
-    return __atomic_load_n(&block->image->size_bytes, __ATOMIC_ACQUIRE);
+    return atomic_load_explicit(&block->size_bytes, memory_order_relaxed);
 }
 
 bool block_is_read_only(const struct block *block)
 {
-    return block->image->is_read_only;
+    return block->is_read_only;
 }
 
 bool block_can_discard(const struct block *block)
 {
-    return block->image->can_discard;
+    return block->can_discard;
 }
 
 enum io_backend block_backend(const struct block *block)
@@ -206,8 +206,18 @@ int block_resize(struct block *block, uint64_t size_bytes, struct err *err)
     }
     block_hold(block);
     r = image->ops->resize(image, size_bytes, err);
+    atomic_store(&block->size_bytes, image->size_bytes);
     block_release(block);
     return r;
+}
+
+struct block_image *block_exchange(struct block *block, struct block_image *image)
+{
+    struct block_image *before = block->image;
+
+    block->image = image;
+    atomic_store(&block->size_bytes, image->size_bytes);
+    return before;
 }
 
 /* ---- life ---- */
@@ -295,6 +305,9 @@ int block_create(const struct block_config *config, struct err *err, struct bloc
         block_destroy(block);
         return r;
     }
+    block->size_bytes = block->image->size_bytes;
+    block->is_read_only = block->image->is_read_only;
+    block->can_discard = block->image->can_discard;
     if (io_engine_refusal(block->lanes[0].engine) != 0) {
         log_info("disk '%s' uses threads: io_uring is refused (%s)", config->path,
                  strerror(-io_engine_refusal(block->lanes[0].engine)));

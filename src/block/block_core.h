@@ -62,7 +62,9 @@ struct lane {
 };
 
 struct block {
-    struct block_image *image; /* exchanged only while held */
+    struct block_image *image; /* exchanged only while held, with block_exchange() */
+    _Atomic uint64_t size_bytes;
+    bool is_read_only, can_discard;
     struct io_pool *pool;
     enum block_on_error on_error;
     void (*batch_done)(void *opaque, unsigned lane);
@@ -97,5 +99,8 @@ void lane_wake(struct lane *lane);
  */
 void block_hold(struct block *block);
 void block_release(struct block *block);
+
+/* While held: requests go to image from now on. The one before is the caller's. */
+struct block_image *block_exchange(struct block *block, struct block_image *image);
 
 #endif

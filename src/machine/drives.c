@@ -19,6 +19,10 @@ struct machine_drive {
     enum block_format format;
     unsigned queues;
     atomic_bool is_leaving;
+    bool is_direct;
+    struct block_job *job; /* running, or the last one */
+    char *job_target;      /* of a mirror whose end has not been seen */
+    enum block_format job_format;
     struct block *block;
     struct virtio_dev *dev;
 };
@@ -80,8 +84,10 @@ static void drive_destroy(struct machine_drive *drive)
     if (drive == NULL) {
         return;
     }
+    block_job_destroy(drive->job);
     virtio_dev_destroy(drive->dev);
     block_destroy(drive->block);
+    free(drive->job_target);
     free(drive);
 }
 
@@ -119,6 +125,7 @@ static int drive_create(struct machine *machine, const struct machine_disk *disk
     }
     drive->machine = machine;
     drive->format = disk->format;
+    drive->is_direct = disk->is_direct;
     drive->queues = disk->queues == 0 ? 1 : disk->queues;
     rc = drive_set_names(drive, disk, index, err);
     if (rc == 0 && find_drive(machine, drive->id) != NULL) {
@@ -148,6 +155,42 @@ static int drive_plug(struct machine_drive *drive, struct err *err)
     int rc = virtio_blk_create(&env, &config, &drive->dev);
 
     return rc == 0 ? 0 : err_set_errno(err, rc, "cannot make the virtual disk");
+}
+
+/* ---- jobs ---- */
+
+static bool has_running_job(const struct machine_drive *drive)
+{
+    struct block_job_info info = {.state = BLOCK_JOB_DONE};
+
+    if (drive->job != NULL) {
+        block_job_info(drive->job, &info);
+    }
+    return info.state == BLOCK_JOB_RUNNING || info.state == BLOCK_JOB_PAUSED;
+}
+
+/* A mirror that is done has given the disk another file. */
+static void drive_see_job(struct machine_drive *drive)
+{
+    struct block_job_info info;
+
+    if (drive->job == NULL || drive->job_target == NULL) {
+        return;
+    }
+    block_job_info(drive->job, &info);
+    if (info.kind == BLOCK_JOB_MIRROR && info.state == BLOCK_JOB_DONE) {
+        (void)snprintf(drive->path, sizeof(drive->path), "%s", drive->job_target);
+        drive->format = drive->job_format;
+        free(steal_ptr(drive->job_target));
+    }
+}
+
+static void drive_end_job(struct machine_drive *drive)
+{
+    drive_see_job(drive);
+    block_job_destroy(drive->job);
+    drive->job = NULL;
+    free(steal_ptr(drive->job_target));
 }
 
 /* ---- all of them ---- */
@@ -183,6 +226,7 @@ void drives_stop(struct machine *machine)
 {
     for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++) {
         if (machine->drives[i] != NULL) {
+            drive_end_job(machine->drives[i]);
             block_stop(machine->drives[i]->block);
         }
     }
@@ -316,6 +360,7 @@ static void remove_locked(struct machine *machine, unsigned index)
 {
     struct machine_drive *drive = machine->drives[index];
 
+    drive_end_job(drive);
     machine_exclusive_begin(machine);
     machine->drives[index] = NULL;
     block_stop(drive->block);
@@ -378,10 +423,11 @@ int machine_disk_remove(struct machine *machine, const char *id, struct err *err
 
 /* ---- commands ---- */
 
-static void drive_info(const struct machine_drive *drive, struct machine_disk_info *ret_info)
+static void drive_info(struct machine_drive *drive, struct machine_disk_info *ret_info)
 {
     struct block *block = drive->block;
 
+    drive_see_job(drive);
     *ret_info = (struct machine_disk_info){
         .format = drive->format,
         .read_only = block_is_read_only(block),
@@ -396,6 +442,10 @@ static void drive_info(const struct machine_drive *drive, struct machine_disk_in
     memcpy(ret_info->path, drive->path, sizeof(ret_info->path));
     block_limits(block, &ret_info->limits);
     block_stats(block, &ret_info->stats);
+    ret_info->has_job = drive->job != NULL;
+    if (drive->job != NULL) {
+        block_job_info(drive->job, &ret_info->job);
+    }
 }
 
 unsigned machine_disks(struct machine *machine, struct machine_disk_info *ret_disks, unsigned max)
@@ -414,6 +464,14 @@ unsigned machine_disks(struct machine *machine, struct machine_disk_info *ret_di
     }
     mutex_unlock(&machine->drives_lock);
     return count;
+}
+
+static int check_idle(const struct machine_drive *drive, struct err *err)
+{
+    return has_running_job(drive)
+               ? err_set(err, -EBUSY, "disk '%s' has a job; wait for its end, or cancel it",
+                         drive->id)
+               : 0;
 }
 
 int machine_disk_limit(struct machine *machine, const char *id, const struct limit_config *limits,
@@ -437,9 +495,136 @@ int machine_disk_resize(struct machine *machine, const char *id, uint64_t size_b
 
     mutex_lock(&machine->drives_lock);
     drive = find_drive(machine, id);
-    rc = drive != NULL ? block_resize(drive->block, size_bytes, err) : no_such(id, err);
+    rc = drive != NULL ? check_idle(drive, err) : no_such(id, err);
+    if (rc == 0) {
+        rc = block_resize(drive->block, size_bytes, err);
+    }
     if (rc == 0) {
         virtio_blk_resized(drive->dev);
+    }
+    mutex_unlock(&machine->drives_lock);
+    return rc;
+}
+
+/* How path's image names the one before: alone when both lie in one directory, else from the root.
+ * Freed by the caller. */
+static char *backing_name(const char *path, const char *backing)
+{
+    const char *end = strrchr(path, '/');
+    const char *backing_end = strrchr(backing, '/');
+    size_t len = end != NULL ? (size_t)(end - path) : 0;
+    size_t backing_len = backing_end != NULL ? (size_t)(backing_end - backing) : 0;
+
+    if (len == backing_len && (end != NULL) == (backing_end != NULL) &&
+        memcmp(path, backing, len) == 0) {
+        return strdup(backing_end != NULL ? backing_end + 1 : backing);
+    }
+    return realpath(backing, NULL);
+}
+
+static int snapshot_locked(struct machine_drive *drive, const char *path, struct err *err,
+                           uint64_t *ret_hold_ns)
+{
+    CLEANUP_FREE char *name = NULL;
+    int rc = check_idle(drive, err);
+
+    if (rc != 0) {
+        return rc;
+    }
+    if (strlen(path) >= sizeof(drive->path)) {
+        return err_set(err, -ENAMETOOLONG, "the name of the snapshot's file is too long");
+    }
+    drive_see_job(drive);
+    name = backing_name(path, drive->path);
+    if (name == NULL) {
+        return err_set_errno(err, -errno, "cannot name '%s' in the new file", drive->path);
+    }
+    rc = block_snapshot(drive->block, path, name, drive->is_direct, err, ret_hold_ns);
+    if (rc == 0) {
+        (void)snprintf(drive->path, sizeof(drive->path), "%s", path);
+        drive->format = BLOCK_FORMAT_QCOW2;
+    }
+    return rc;
+}
+
+int machine_disk_snapshot(struct machine *machine, const char *id, const char *path,
+                          struct err *err, uint64_t *ret_hold_ns)
+{
+    struct machine_drive *drive;
+    int rc;
+
+    mutex_lock(&machine->drives_lock);
+    drive = find_drive(machine, id);
+    rc = drive != NULL ? snapshot_locked(drive, path, err, ret_hold_ns) : no_such(id, err);
+    mutex_unlock(&machine->drives_lock);
+    if (rc == 0) {
+        tell_change(machine);
+    }
+    return rc;
+}
+
+/* On the job's thread, which the owner of the table may be waiting for. */
+static void on_job_ended(void *opaque)
+{
+    struct machine_drive *drive = opaque;
+
+    tell_change(drive->machine);
+}
+
+static int job_start_locked(struct machine_drive *drive, const struct block_job_config *config,
+                            struct err *err)
+{
+    struct block_job_config own = *config;
+    int rc = check_idle(drive, err);
+
+    if (rc != 0) {
+        return rc;
+    }
+    drive_end_job(drive);
+    if (config->kind == BLOCK_JOB_MIRROR) {
+        drive->job_target = strdup(config->target);
+        if (drive->job_target == NULL) {
+            return err_set(err, -ENOMEM, "no memory for a job");
+        }
+    }
+    drive->job_format = config->target_format;
+    own.target_direct = drive->is_direct;
+    own.ended = on_job_ended;
+    own.opaque = drive;
+    return block_job_start(drive->block, &own, err, &drive->job);
+}
+
+int machine_disk_job_start(struct machine *machine, const char *id,
+                           const struct block_job_config *config, struct err *err)
+{
+    struct machine_drive *drive;
+    int rc;
+
+    mutex_lock(&machine->drives_lock);
+    drive = find_drive(machine, id);
+    rc = drive != NULL ? job_start_locked(drive, config, err) : no_such(id, err);
+    mutex_unlock(&machine->drives_lock);
+    return rc;
+}
+
+int machine_disk_job(struct machine *machine, const char *id, enum machine_job_action action,
+                     uint64_t bytes_per_second, struct err *err)
+{
+    struct machine_drive *drive;
+    int rc = 0;
+
+    mutex_lock(&machine->drives_lock);
+    drive = find_drive(machine, id);
+    if (drive == NULL) {
+        rc = no_such(id, err);
+    } else if (drive->job == NULL) {
+        rc = err_set(err, -ENOENT, "disk '%s' has no job", drive->id);
+    } else if (action == MACHINE_JOB_CANCEL) {
+        block_job_cancel(drive->job);
+    } else if (action == MACHINE_JOB_SPEED) {
+        block_job_set_speed(drive->job, bytes_per_second);
+    } else {
+        block_job_pause(drive->job, action == MACHINE_JOB_PAUSE);
     }
     mutex_unlock(&machine->drives_lock);
     return rc;

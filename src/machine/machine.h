@@ -22,6 +22,7 @@
 #include "base/compiler.h"
 #include "base/error.h"
 #include "block/block.h"
+#include "block/job.h"
 #include "cpu/vcpu.h"
 #include "cpu/x86.h"
 #include "mem/gmem.h"
@@ -86,6 +87,15 @@ struct machine_disk_info {
     struct limit_config limits;
     struct block_stats stats;
     int stopped_error; /* why its requests wait: a negative errno, or 0 */
+    bool has_job;      /* running, or the last one */
+    struct block_job_info job;
+};
+
+enum machine_job_action {
+    MACHINE_JOB_PAUSE,
+    MACHINE_JOB_RESUME,
+    MACHINE_JOB_CANCEL,
+    MACHINE_JOB_SPEED /* takes bytes per second; 0: no limit */
 };
 
 /* A host port whose connections reach a guest port. */
@@ -273,6 +283,21 @@ int machine_disk_limit(struct machine *machine, const char *id, const struct lim
 /* Grows the disk, and tells the guest. -EINVAL when it would shrink, -ENOTSUP for a block device. */
 int machine_disk_resize(struct machine *machine, const char *id, uint64_t size_bytes,
                         struct err *err) MUST_CHECK;
+
+/*
+ * Makes a new qcow2 file, path, over the disk's image and goes on with it:
+ * the image stays as it is. *ret_hold_ns is how long requests waited. -EEXIST
+ * when there is such a file, -EBUSY during a job.
+ */
+int machine_disk_snapshot(struct machine *machine, const char *id, const char *path,
+                          struct err *err, uint64_t *ret_hold_ns) MUST_CHECK;
+
+/* Starts a job; what config points to is copied, its callback is not used. -EBUSY during another. */
+int machine_disk_job_start(struct machine *machine, const char *id,
+                           const struct block_job_config *config, struct err *err) MUST_CHECK;
+/* -ENOENT without a job. */
+int machine_disk_job(struct machine *machine, const char *id, enum machine_job_action action,
+                     uint64_t bytes_per_second, struct err *err) MUST_CHECK;
 
 /* Asks the balloon for a size, in bytes taken from the guest. -ENODEV without one. Any thread. */
 int machine_set_balloon(struct machine *machine, uint64_t bytes) MUST_CHECK;

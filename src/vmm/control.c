@@ -192,6 +192,26 @@ static int run_disk_remove(struct call *call)
     return control_disk_remove(call_machine(call), call->request, &call->err);
 }
 
+static int run_disk_snapshot(struct call *call)
+{
+    return control_disk_snapshot(call_machine(call), call->request, call->answer, &call->err);
+}
+
+static int run_disk_mirror(struct call *call)
+{
+    return control_disk_mirror(call_machine(call), call->request, &call->err);
+}
+
+static int run_disk_stream(struct call *call)
+{
+    return control_disk_stream(call_machine(call), call->request, &call->err);
+}
+
+static int run_disk_job(struct call *call)
+{
+    return control_disk_job(call_machine(call), call->request, &call->err);
+}
+
 static const struct command commands[] = {
     {"status", IN_ANY, run_status, ""},
     {"statistics", IN_ANY, run_statistics, ""},
@@ -207,6 +227,10 @@ static const struct command commands[] = {
     {"disks", IN_ANY, run_disks, ""},
     {"disk-add", IN_RUNNING | IN_PAUSED, run_disk_add, "the disk was not added"},
     {"disk-remove", IN_RUNNING | IN_PAUSED, run_disk_remove, "the disk was not removed"},
+    {"disk-snapshot", IN_RUNNING | IN_PAUSED, run_disk_snapshot, "there is no snapshot"},
+    {"disk-mirror", IN_RUNNING | IN_PAUSED, run_disk_mirror, "the mirror was not begun"},
+    {"disk-stream", IN_RUNNING | IN_PAUSED, run_disk_stream, "the stream was not begun"},
+    {"disk-job", IN_RUNNING | IN_PAUSED, run_disk_job, "the job goes on as before"},
     {"disk-limit", IN_ANY, run_disk_limit, "the limit was not set"},
     {"disk-resize", IN_RUNNING | IN_PAUSED, run_disk_resize, "the disk was not resized"},
     {"stop", IN_CREATED | IN_RUNNING | IN_PAUSED, run_stop, ""},

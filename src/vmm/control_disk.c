@@ -24,6 +24,21 @@ static json_t *limits_object(const struct limit_config *limits)
     return object;
 }
 
+static json_t *job_object(const struct block_job_info *job)
+{
+    json_t *object = json_object();
+
+    (void)json_object_set_new(object, "kind", json_string(block_job_kind_name(job->kind)));
+    (void)json_object_set_new(object, "state", json_string(block_job_state_name(job->state)));
+    set_number(object, "done_bytes", job->done_bytes);
+    set_number(object, "total_bytes", job->total_bytes);
+    set_number(object, "longest_hold_ns", job->longest_hold_ns);
+    if (job->error.code != 0) {
+        (void)json_object_set_new(object, "error", json_string(job->error.text));
+    }
+    return object;
+}
+
 static json_t *disk_object(const struct machine_disk_info *disk)
 {
     json_t *object = json_object();
@@ -48,6 +63,9 @@ static json_t *disk_object(const struct machine_disk_info *disk)
     if (disk->stopped_error != 0) {
         (void)json_object_set_new(object, "waits_because",
                                   json_string(strerrordesc_np(-disk->stopped_error)));
+    }
+    if (disk->has_job) {
+        (void)json_object_set_new(object, "job", job_object(&disk->job));
     }
     return object;
 }
@@ -139,4 +157,88 @@ int control_disk_remove(struct machine *machine, const json_t *request, struct e
     int rc = get_id(request, err, &id);
 
     return rc == 0 ? machine_disk_remove(machine, id, err) : rc;
+}
+
+static int get_file(const json_t *request, struct err *err, const char **ret_file)
+{
+    *ret_file = json_string_value(json_object_get(request, "file"));
+    return *ret_file != NULL && **ret_file != '\0'
+               ? 0
+               : err_set(err, -EINVAL, "give \"file\", the file to make");
+}
+
+int control_disk_snapshot(struct machine *machine, const json_t *request, json_t *answer,
+                          struct err *err)
+{
+    const char *id = NULL;
+    const char *file = NULL;
+    uint64_t hold_ns = 0;
+    int rc = get_id(request, err, &id);
+
+    if (rc == 0) {
+        rc = get_file(request, err, &file);
+    }
+    if (rc == 0) {
+        rc = machine_disk_snapshot(machine, id, file, err, &hold_ns);
+        set_number(answer, "hold_ns", hold_ns);
+    }
+    return rc;
+}
+
+int control_disk_mirror(struct machine *machine, const json_t *request, struct err *err)
+{
+    struct block_job_config config = {.kind = BLOCK_JOB_MIRROR};
+    const char *format = json_string_value(json_object_get(request, "format"));
+    const char *id = NULL;
+    int rc = get_id(request, err, &id);
+
+    if (rc == 0) {
+        rc = get_file(request, err, &config.target);
+    }
+    if (rc == 0 && format != NULL && block_format_parse(format, &config.target_format) != 0) {
+        rc = err_set(err, -EINVAL, "\"format\" is raw or qcow2");
+    }
+    if (rc == 0) {
+        rc = get_number(request, "speed", err, &config.bytes_per_second);
+    }
+    return rc == 0 ? machine_disk_job_start(machine, id, &config, err) : rc;
+}
+
+int control_disk_stream(struct machine *machine, const json_t *request, struct err *err)
+{
+    struct block_job_config config = {.kind = BLOCK_JOB_STREAM};
+    const char *id = NULL;
+    int rc = get_id(request, err, &id);
+
+    if (rc == 0) {
+        rc = get_number(request, "speed", err, &config.bytes_per_second);
+    }
+    return rc == 0 ? machine_disk_job_start(machine, id, &config, err) : rc;
+}
+
+int control_disk_job(struct machine *machine, const json_t *request, struct err *err)
+{
+    static const char *const names[] = {
+        [MACHINE_JOB_PAUSE] = "pause",
+        [MACHINE_JOB_RESUME] = "resume",
+        [MACHINE_JOB_CANCEL] = "cancel",
+        [MACHINE_JOB_SPEED] = "speed",
+    };
+    const char *name = json_string_value(json_object_get(request, "action"));
+    const char *id = NULL;
+    uint64_t speed = 0;
+    int rc = get_id(request, err, &id);
+
+    if (rc == 0) {
+        rc = get_number(request, "speed", err, &speed);
+    }
+    if (rc != 0) {
+        return rc;
+    }
+    for (unsigned i = 0; name != NULL && i < ARRAY_LEN(names); i++) {
+        if (strcmp(name, names[i]) == 0) {
+            return machine_disk_job(machine, id, (enum machine_job_action)i, speed, err);
+        }
+    }
+    return err_set(err, -EINVAL, "give \"action\": pause, resume, cancel or speed");
 }

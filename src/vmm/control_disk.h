@@ -19,5 +19,10 @@ int control_disk_limit(struct machine *machine, const json_t *request, struct er
 int control_disk_resize(struct machine *machine, const json_t *request, struct err *err) MUST_CHECK;
 int control_disk_add(struct machine *machine, const json_t *request, struct err *err) MUST_CHECK;
 int control_disk_remove(struct machine *machine, const json_t *request, struct err *err) MUST_CHECK;
+int control_disk_snapshot(struct machine *machine, const json_t *request, json_t *answer,
+                          struct err *err) MUST_CHECK;
+int control_disk_mirror(struct machine *machine, const json_t *request, struct err *err) MUST_CHECK;
+int control_disk_stream(struct machine *machine, const json_t *request, struct err *err) MUST_CHECK;
+int control_disk_job(struct machine *machine, const json_t *request, struct err *err) MUST_CHECK;
 
 #endif

@@ -164,6 +164,80 @@ def hotplug(place):
         expect(m.wait_exit() == 0, m.story())
 
 
+def job_is(state, name="vda"):
+    def look(event):
+        return event["event"] == "disks" and any(
+            d["id"] == name and d.get("job", {}).get("state") == state for d in event["disks"])
+    return look
+
+
+def guest_digest(m):
+    output = m.run("sync; dd if=/dev/vda bs=256k iflag=direct 2>/dev/null | sha256sum")
+    return next(word for word in output.split() if len(word) == 64)
+
+
+def live_jobs(place):
+    base = make_disk(place, "live.raw", 24 * MIB, os.urandom(8 * MIB))
+    overlay, mirror = place.home / "overlay.qcow2", place.home / "mirror.raw"
+    with start(place, [f"{base},id=vda"]) as m:
+        ready(m)
+        control, watch = Control(place.home / "control"), Control(place.home / "control")
+        watch.must("watch")
+        m.run("dd if=/dev/urandom of=/dev/vda bs=64k seek=16 count=16 conv=fsync")
+        before = guest_digest(m)
+        hold = control.must("disk-snapshot", disk="vda", file=str(overlay))["hold_ns"]
+        print(f"# requests waited {hold / 1e6:.1f} ms for a snapshot", flush=True)
+        expect(guest_digest(m) == before, "the disk changed by a snapshot")
+        m.run("dd if=/dev/urandom of=/dev/vda bs=4k seek=1000 count=2000 conv=fsync")
+        after = guest_digest(m)
+        expect(hashlib.sha256(base.read_bytes()).hexdigest() == before,
+               "what was snapshotted was written to")
+        expect(control.disk("vda")["file"] == str(overlay), "the snapshot's file is not in use")
+        answer = control.ask("disk-snapshot", disk="vda", file=str(overlay))
+        expect(not answer["ok"], "a snapshot over its own file")
+
+        # A byte per second never ends: what is cancelled leaves nothing behind.
+        control.must("disk-mirror", disk="vda", file=str(mirror), speed=1)
+        answer = control.ask("disk-resize", disk="vda", bytes=32 * MIB)
+        expect(not answer["ok"] and "job" in answer["error"], f"resized under a job: {answer}")
+        control.must("disk-job", disk="vda", action="pause")
+        expect(control.disk("vda")["job"]["state"] == "paused", "the job is not paused")
+        control.must("disk-job", disk="vda", action="cancel")
+        watch.wait_event(job_is("cancelled"))
+        expect(not mirror.exists(), "a cancelled mirror left its file")
+
+        # The guest writes while the backing image is copied up, and while it is mirrored.
+        m.type("dd if=/dev/urandom of=/dev/vda bs=16k seek=64 count=200 conv=fsync\n")
+        control.must("disk-stream", disk="vda")
+        watch.wait_event(job_is("done"))
+        m.run("wait")
+        expect(guest_digest(m) != after, "the guest's writes are lost")
+        base.unlink()
+        before = guest_digest(m)
+        m.type("dd if=/dev/urandom of=/dev/vda bs=16k seek=300 count=400 conv=fsync\n")
+        control.must("disk-mirror", disk="vda", file=str(mirror))
+        watch.wait_event(job_is("done"))
+        m.run("wait")
+        expect(control.disk("vda")["file"] == str(mirror), "the mirror is not in use")
+        expect(guest_digest(m) != before, "the guest's writes are lost")
+        digest = guest_digest(m)
+        expect(hashlib.sha256(mirror.read_bytes()).hexdigest() == digest,
+               "the mirror differs from what the guest sees")
+        m.type("poweroff -f\n")
+        expect(m.wait_exit() == 0, m.story())
+    # The chain that was left is whole and stands alone.
+    check = subprocess.run(["qemu-img", "check", str(overlay)], check=False,
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    expect(check.returncode == 0, f"the streamed image: {check.stdout}")
+    info = subprocess.run(["qemu-img", "info", str(overlay)], check=True, stdout=subprocess.PIPE)
+    expect(b"backing file" not in info.stdout, f"the streamed image needs another: {info.stdout}")
+    with start(place, [f"{overlay},id=vda,format=qcow2"]) as m:
+        ready(m)
+        expect(guest_digest(m), "the streamed image cannot be read alone")
+        m.type("poweroff -f\n")
+        expect(m.wait_exit() == 0, m.story())
+
+
 def limit_files(place, m, size):
     """As the monitor's own user, who may do so."""
     subprocess.run(place.wrap(["prlimit", f"--pid={m.process.pid}", f"--fsize={size}:"]),
@@ -230,6 +304,7 @@ if __name__ == "__main__":
         ("options, queues, serial numbers and limits do what they say", options),
         ("a disk grows under a running guest", resize),
         ("a disk comes and goes while the guest runs", hotplug),
+        ("snapshot, stream and mirror under a running guest lose nothing", live_jobs),
         ("a full host pauses the machine, and it goes on when there is room", full_host),
         ("a full host is an error to a guest that shall hear of it", reported),
         ("threads replace an io_uring that is refused", no_uring),
