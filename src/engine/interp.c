@@ -301,13 +301,21 @@ void interp_io_clear(struct engine_vcpu *v)
     v->io.faults = 0;
 }
 
+/* Not in the middle of an instruction or a delivery: what devices answered must not be asked for
+ * again. */
+static bool nmi_waits(const struct engine_vcpu *v)
+{
+    const struct x86_events *e = &v->st.events;
+
+    return e->nmi_pending && !e->nmi_blocked && !e->mov_ss_shadow && v->io.done == 0;
+}
+
 /* SDM 3A 6.7.1, 6.9: exceptions, then NMI, then an interrupt already acknowledged. */
 static bool event_waits(const struct engine_vcpu *v)
 {
     const struct x86_events *e = &v->st.events;
 
-    return e->exception_pending || e->interrupt_pending ||
-           (e->nmi_pending && !e->nmi_blocked && !e->mov_ss_shadow);
+    return e->exception_pending || e->interrupt_pending || nmi_waits(v);
 }
 
 static int deliver_event(struct engine_vcpu *v)
@@ -327,7 +335,7 @@ static int deliver_event(struct engine_vcpu *v)
         e->exception_pending = false;
         return exception_deliver(v, &fault);
     }
-    if (e->nmi_pending && !e->nmi_blocked) {
+    if (nmi_waits(v)) {
         e->nmi_pending = false;
         e->nmi_blocked = true;
         r = interrupt_deliver(v, X86_VEC_NMI, false);

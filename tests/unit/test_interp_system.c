@@ -429,6 +429,72 @@ static void test_msr_rules(void **state)
     rig_expect_vector(rig, X86_VEC_GP);
 }
 
+#define DEVICE_GPA 0x10000000u
+#define DEVICE_VA 0x60000u
+
+/* The next exit is an access to the device at offset. */
+static void expect_device(struct rig *rig, bool is_write, uint64_t offset)
+{
+    assert_int_equal(engine_accel_ops.run(rig->vcpu, &rig->exit), 0);
+    assert_int_equal(rig->exit.reason, VMEXIT_MMIO);
+    assert_int_equal(rig->exit.mmio.is_write, is_write);
+    assert_int_equal(rig->exit.mmio.gpa, DEVICE_GPA + offset);
+}
+
+/* A device is asked once, whatever comes before its answer is used. */
+static void test_events_wait_for_an_instruction_that_a_device_answered(void **state)
+{
+    static const struct vcpu_intr_ops ops = {.pending = intr_pending,
+                                             .acknowledge = intr_acknowledge};
+    struct rig *rig = *state;
+    struct intr_source source = {.vector = -1};
+
+    rig->env.intr = &ops;
+    rig->env.opaque = &source;
+    rig_map(rig, DEVICE_VA, DEVICE_GPA, 3);
+    RIG_CODE_AT(rig, RIG_CODE, "\x8b\x07\x03\x47\x04\xf4"); /* mov (%rdi),%eax; add 4(%rdi),%eax */
+    for (unsigned is_nmi = 0; is_nmi < 2; is_nmi++) {
+        rig_state_64(rig);
+        rig->st.gpr[X86_RDI] = DEVICE_VA;
+        rig->st.rflags |= X86_FLAG_IF;
+        assert_int_equal(engine_accel_ops.set_state(rig->vcpu, &rig->st), 0);
+        expect_device(rig, false, 0);
+        rig->exit.mmio.data = 0x1200;
+        if (is_nmi) {
+            assert_int_equal(engine_accel_ops.inject_nmi(rig->vcpu), 0);
+        } else {
+            source.vector = 0x30;
+        }
+        rig_continue(rig);
+        rig_expect_vector(rig, is_nmi ? X86_VEC_NMI : 0x30);
+        assert_int_equal(rig_peek64(rig, rig->st.gpr[X86_RSP]), RIG_CODE + 2);
+        assert_int_equal(rig->st.gpr[X86_RAX], 0x1200);
+    }
+}
+
+/* So it is where the frame of an exception goes to a device, word by word. */
+static void test_events_wait_for_a_frame_on_a_device(void **state)
+{
+    struct rig *rig = *state;
+
+    rig_map(rig, DEVICE_VA, DEVICE_GPA, 3);
+    rig_poke64(rig, RIG_TSS + 44, DEVICE_VA + 0x100); /* IST 2 */
+    rig_gate(rig, X86_VEC_UD, RIG_CS64, RIG_HANDLERS + X86_VEC_UD * 4, 0x8e, 2);
+    rig_gate(rig, X86_VEC_NMI, RIG_CS64, RIG_HANDLERS + X86_VEC_NMI * 4, 0x8e, 1);
+    RIG_CODE_AT(rig, RIG_CODE, "\x0f\x0b"); /* ud2 */
+    assert_int_equal(engine_accel_ops.set_state(rig->vcpu, &rig->st), 0);
+    for (unsigned i = 1; i <= 5; i++) {
+        expect_device(rig, true, 0x100 - 8 * i);
+        if (i == 3) {
+            assert_int_equal(engine_accel_ops.inject_nmi(rig->vcpu), 0);
+        }
+    }
+    assert_int_equal(rig->exit.mmio.data, RIG_CODE); /* the address of UD2 comes last */
+    rig_continue(rig);
+    rig_expect_vector(rig, X86_VEC_NMI);
+    assert_int_equal(rig_peek64(rig, rig->st.gpr[X86_RSP]), RIG_HANDLERS + X86_VEC_UD * 4);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -452,6 +518,8 @@ int main(void)
         CASE(test_halt_ends_by_an_interrupt_and_goes_on_behind_it),
         CASE(test_user_port_access_follows_the_bitmap),
         CASE(test_msr_rules),
+        CASE(test_events_wait_for_an_instruction_that_a_device_answered),
+        CASE(test_events_wait_for_a_frame_on_a_device),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
