@@ -123,7 +123,7 @@ static int fill_backing(const struct disk_options *options, const char *path,
     if (rc == 0) {
         rc = disk_open(&ref, err, &backing);
     }
-    if (rc < 0) {
+    if (rc < 0 || backing == NULL) {
         return rc;
     }
     if (create->size_bytes == 0) {
@@ -188,7 +188,7 @@ int verb_image_clone(const struct cli *cli, const void *values, const struct arg
     if (rc == 0) {
         rc = open_word(options, args->words[0], true, err, &from);
     }
-    if (rc < 0) {
+    if (rc < 0 || from == NULL) {
         return rc;
     }
     create.size_bytes = from->size_bytes;
@@ -523,7 +523,7 @@ int verb_image_resize(const struct cli *cli, const void *values, const struct ar
     if (rc == 0) {
         rc = open_word(options, args->words[0], false, err, &image);
     }
-    if (rc < 0) {
+    if (rc < 0 || image == NULL) {
         return rc;
     }
     if (word[0] == '+' && __builtin_add_overflow(size, image->size_bytes, &size)) {

@@ -67,7 +67,7 @@ int catalogue_load(const char *path, struct catalogue_entry **ret_entries, unsig
                    struct err *err)
 {
     CLEANUP_FREE void *data = NULL;
-    CLEANUP_FREE struct catalogue_entry *entries = NULL;
+    struct catalogue_entry *entries;
     const json_t *list;
     json_t *root;
     size_t len;
@@ -103,11 +103,13 @@ int catalogue_load(const char *path, struct catalogue_entry **ret_entries, unsig
     if (entries == NULL) {
         return err_set(err, -ENOMEM, "out of memory");
     }
-    if (rc == 0) {
-        *ret_entries = steal_ptr(entries);
-        *ret_count = (unsigned)count;
+    if (rc < 0) {
+        free(entries);
+        return rc;
     }
-    return rc;
+    *ret_entries = entries;
+    *ret_count = (unsigned)count;
+    return 0;
 }
 
 /* Finds "HEX  NAME" (or "HEX *NAME", "HEX  ./NAME") in a list of checksums. */

@@ -85,14 +85,9 @@ bool digest_equal(const struct digest *a, const struct digest *b)
     return a->kind == b->kind && memcmp(a->bytes, b->bytes, kinds[a->kind].bytes) == 0;
 }
 
-/* Feeds the file to the context: 0, -ENOMEM or a read error. */
-static int feed_file(EVP_MD_CTX *context, int fd, uint64_t offset, uint64_t len)
+/* Feeds the file to the context, through buf[CHUNK_BYTES]: 0, -ENOMEM or a read error. */
+static int feed_file(EVP_MD_CTX *context, unsigned char *buf, int fd, uint64_t offset, uint64_t len)
 {
-    CLEANUP_FREE unsigned char *buf = malloc(CHUNK_BYTES);
-
-    if (buf == NULL) {
-        return -ENOMEM;
-    }
     while (len > 0) {
         size_t want = len < CHUNK_BYTES ? (size_t)len : CHUNK_BYTES;
         ssize_t n = io_pread_full(fd, buf, want, offset);
@@ -117,15 +112,18 @@ int digest_of_fd(int fd, uint64_t offset, uint64_t len, enum digest_kind kind,
 {
     struct digest digest = {.kind = kind};
     EVP_MD_CTX *context = EVP_MD_CTX_new();
+    unsigned char *buf = malloc(CHUNK_BYTES);
     int rc = -ENOMEM;
 
-    if (context != NULL && EVP_DigestInit_ex(context, find_algorithm(kind), NULL) == 1) {
-        rc = feed_file(context, fd, offset, len);
+    if (buf != NULL && context != NULL &&
+        EVP_DigestInit_ex(context, find_algorithm(kind), NULL) == 1) {
+        rc = feed_file(context, buf, fd, offset, len);
     }
     if (rc == 0 && EVP_DigestFinal_ex(context, digest.bytes, NULL) != 1) {
         rc = -ENOMEM;
     }
     EVP_MD_CTX_free(context);
+    free(buf);
     if (rc == 0) {
         *ret_digest = digest;
     }

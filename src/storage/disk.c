@@ -93,7 +93,7 @@ struct chunks {
 
 static void work_off(struct chunks *chunks, bool tells)
 {
-    CLEANUP_FREE unsigned char *buf = malloc(2 * (size_t)CHUNK_BYTES);
+    unsigned char *buf = malloc(2 * (size_t)CHUNK_BYTES);
     int rc = buf != NULL ? 0 : -ENOMEM;
 
     while (rc == 0 && atomic_load(&chunks->error) == 0) {
@@ -110,6 +110,7 @@ static void work_off(struct chunks *chunks, bool tells)
             chunks->progress(chunks->progress_opaque, atomic_load(&chunks->done), chunks->total);
         }
     }
+    free(buf);
     if (rc < 0) {
         int none = 0;
 

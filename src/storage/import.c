@@ -147,7 +147,7 @@ static int write_sparse(int out, const char *data, size_t len, uint64_t offset)
 
 int import_copy_sparse(const struct import_part *in, int out, struct err *err)
 {
-    CLEANUP_FREE char *buf = malloc(COPY_BYTES);
+    char *buf = malloc(COPY_BYTES);
     uint64_t done = 0;
     int rc = buf != NULL ? 0 : -ENOMEM;
 
@@ -170,6 +170,7 @@ int import_copy_sparse(const struct import_part *in, int out, struct err *err)
         }
         done += want;
     }
+    free(buf);
     if (rc == 0 && ftruncate(out, (off_t)in->len) != 0) {
         rc = -errno;
     }

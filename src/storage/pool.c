@@ -299,10 +299,10 @@ int pool_open(const struct pool_config *config, bool for_change, struct err *err
     pool->threshold_percent =
         config->threshold_percent != 0 ? config->threshold_percent : DEFAULT_THRESHOLD_PERCENT;
     if (pool->ops == NULL) {
-        rc = err_set(err, -EINVAL, "there are no pools of the kind \"%.40s\"", config->kind);
-    } else {
-        rc = pool->ops->open(config, for_change, err, &pool->store);
+        free(pool);
+        return err_set(err, -EINVAL, "there are no pools of the kind \"%.40s\"", config->kind);
     }
+    rc = pool->ops->open(config, for_change, err, &pool->store);
     if (rc == 0) {
         rc = load_record(pool, err);
     }
@@ -467,7 +467,7 @@ int pool_list_snapshots(struct pool *pool, const char *name, struct pool_snapsho
 
 static int check_new_volume(struct pool *pool, const char *name, struct err *err)
 {
-    struct pool_space space;
+    struct pool_space space = {.free_bytes = 0};
     int rc = pool_space(pool, &space, err);
 
     if (rc < 0) {
