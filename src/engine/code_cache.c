@@ -197,7 +197,8 @@ bool code_cache_is_checked(const struct translator *t, uintptr_t guest)
 
 void code_cache_add_checked(struct translator *t, uintptr_t guest)
 {
-    t->checked[head_bit(guest) / 64] |= 1ull << (head_bit(guest) % 64);
+    (void)__atomic_fetch_or(&t->checked[head_bit(guest) / 64], 1ull << (head_bit(guest) % 64),
+                            __ATOMIC_RELAXED);
     t->stat_checked++;
 }
 
@@ -403,6 +404,7 @@ void code_cache_reset(struct translator *t)
     }
     t->arena_used = 0;
     memset(t->heads, 0, HEAD_BITS / 8);
+    memset(t->checked, 0, HEAD_BITS / 8);
     t->unit_count = 0;
     t->exit_count = 1;
     t->access_count = 0;

@@ -38,7 +38,7 @@ int light_unit_mode(const struct engine_vcpu *v)
     if ((cpl != 0 && cpl != 3) || (st->rflags & X86_FLAG_TF) != 0 || (st->dr[7] & 0xff) != 0) {
         return -1;
     }
-    if (cpl == 0 && v->mirror_off) {
+    if (cpl == 0 && v->mirror_off && v->vm->translator->is_mirrored) {
         return -1;
     }
     if (v->debug.single_step || v->debug.breakpoint_count != 0) {

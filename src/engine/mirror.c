@@ -723,7 +723,6 @@ void mirror_on_flush(struct engine_vcpu *v, enum mmu_flush what, uint64_t va)
     struct mirror *m = v->vm->mirror;
 
     if (atomic_load(&m->refused)) {
-        v->mirror_off = false;
         return;
     }
     if ((v->st.efer & X86_EFER_LMA) == 0 || (v->st.cr0 & X86_CR0_PG) == 0) {

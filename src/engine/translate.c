@@ -130,7 +130,6 @@ static void stop_mirroring(struct engine_vcpu *v)
         mirror_drop(v->vm->mirror);
     }
     mutex_unlock(&v->vm->lock);
-    v->mirror_off = false;
 }
 
 static gpa_t gpa_of_host(const struct engine_vm *vm, const uint8_t *host)
@@ -337,7 +336,7 @@ enum translate_result translate_run(struct engine_vcpu *v)
         if (atomic_load(&v->kick) != 0) {
             return TRANSLATE_KICKED;
         }
-        if (v->vm->mirror != NULL && mirror_is_refused(v->vm->mirror)) {
+        if (v->vm->translator->is_mirrored && mirror_is_refused(v->vm->mirror)) {
             stop_mirroring(v);
         }
         if (mode < 0) {
