@@ -173,7 +173,7 @@ struct pool_options {
 };
 
 struct volume_options {
-    const char *pool, *snapshot;
+    const char *pool, *snapshot, *image;
     bool shrink, json;
 };
 

@@ -1,8 +1,11 @@
 /* corbel pool and corbel volume. */
 #include "base/io.h"
+#include "block/block_int.h"
 #include "cli/cli.h"
+#include "cli/image.h"
 #include "cli/paths.h"
 #include "cli/size.h"
+#include "storage/disk.h"
 #include "storage/pool.h"
 
 #include <dirent.h>
@@ -259,19 +262,54 @@ static void warn_when_full(struct pool *pool, const struct pool_entry *entry)
     }
 }
 
+/* A copy of an image's disk, perhaps longer. */
+static int create_from_image(const struct cli *cli, const char *image_name, const char *name,
+                             uint64_t size, struct pool *pool, struct err *err)
+{
+    char path[PATH_MAX];
+    const struct disk_ref ref = {.path = path, .format = "raw", .read_only = true};
+    struct block_image *from = NULL;
+    struct image image;
+    struct block_image_info info;
+    int rc = image_find(cli, image_name, &image, err);
+
+    if (rc == 0 && !image.has_disk) {
+        rc = err_set(err, -EINVAL, "the image \"%s\" has no disk", image_name);
+    }
+    rc = rc < 0 ? rc : path_format(path, err, "%s/disk.raw", image.dir);
+    rc = rc < 0 ? rc : disk_open(&ref, err, &from);
+    rc = rc < 0 ? rc : block_image_info(from, &info);
+    if (rc == 0 && size != 0 && size < info.size_bytes) {
+        rc = err_set(err, -EINVAL, "the image's disk has %llu bytes and does not fit",
+                     (unsigned long long)info.size_bytes);
+    }
+    if (rc == 0) {
+        rc = pool_create_copy(pool, name, size != 0 ? size : info.size_bytes, from, err);
+    }
+    block_image_close(from);
+    return rc;
+}
+
 int verb_volume_create(const struct cli *cli, const void *values, const struct args *args,
                        struct err *err)
 {
     const struct volume_options *options = values;
     struct pool_entry entry;
     struct pool *pool = NULL;
-    uint64_t size;
+    uint64_t size = 0;
     int rc = path_check_name(args->words[0], err);
 
-    rc = rc < 0 ? rc : size_parse("the length", args->words[1], &size, err);
+    if (rc == 0 && args->count > 1) {
+        rc = size_parse("the length", args->words[1], &size, err);
+    }
+    if (rc == 0 && size == 0 && options->image == NULL) {
+        rc = err_set(err, -EINVAL, "say how long the volume is to be, such as 10G");
+    }
     rc = rc < 0 ? rc : open_pool(cli, options->pool, true, &entry, err, &pool);
     if (rc == 0) {
-        rc = pool_create_volume(pool, args->words[0], size, err);
+        rc = options->image != NULL
+                 ? create_from_image(cli, options->image, args->words[0], size, pool, err)
+                 : pool_create_volume(pool, args->words[0], size, err);
         warn_when_full(pool, &entry);
     }
     pool_close(pool);

@@ -158,6 +158,12 @@ static const struct option_spec pool_specs[] = {
 
 static const struct option_spec volume_specs[] = {POOL_SPEC, {.name = NULL}};
 
+static const struct option_spec volume_create_specs[] = {
+    POOL_SPEC,
+    {"--image", "IMAGE", "begin as a copy of this image's disk", OPTION_TEXT, VOLUME(image)},
+    {.name = NULL},
+};
+
 static const struct option_spec volume_show_specs[] = {POOL_SPEC, VOLUME_JSON_SPEC, {.name = NULL}};
 
 static const struct option_spec volume_resize_specs[] = {
@@ -264,7 +270,7 @@ static const struct verb verbs[] = {
      verb_pool_create},
     {"pool", "list", "", "list pools and their room", list_specs, 0, 0, false, verb_pool_list},
     {"pool", "remove", "NAME", "forget an empty pool", NULL, 1, 1, false, verb_pool_remove},
-    {"volume", "create", "NAME SIZE", "make an empty volume", volume_specs, 2, 2, false,
+    {"volume", "create", "NAME [SIZE]", "make a volume", volume_create_specs, 1, 2, false,
      verb_volume_create},
     {"volume", "list", "", "list volumes", volume_show_specs, 0, 0, false, verb_volume_list},
     {"volume", "show", "NAME", "show one volume", volume_show_specs, 1, 1, false, verb_volume_show},

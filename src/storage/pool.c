@@ -510,6 +510,18 @@ int pool_create_volume(struct pool *pool, const char *name, uint64_t size_bytes,
     return rc < 0 ? rc : commit(pool, err);
 }
 
+int pool_create_copy(struct pool *pool, const char *name, uint64_t size_bytes,
+                     struct block_image *from, struct err *err)
+{
+    uint64_t layer = 0;
+    int rc = check_new_volume(pool, name, err);
+
+    rc = rc < 0 ? rc : add_layer(pool, 0, size_bytes, &layer, err);
+    rc = rc < 0 ? rc : pool->ops->fill(pool->store, layer, from, err);
+    rc = rc < 0 ? rc : add_volume(pool, name, size_bytes, layer, err);
+    return rc < 0 ? rc : commit(pool, err);
+}
+
 /* A volume that no machine has open. */
 static int find_idle(struct pool *pool, const char *name, json_t **ret_volume, struct err *err)
 {

@@ -25,6 +25,7 @@
 #define POOL_NAME_BYTES 48u
 #define POOL_MAX_DEPTH 60u /* of a chain of layers */
 
+struct block_image;
 struct pool;
 
 struct pool_config {
@@ -79,6 +80,10 @@ int pool_list_snapshots(struct pool *pool, const char *name, struct pool_snapsho
 /* -EEXIST for a name that is taken, -ENOSPC in a pool that is full. */
 int pool_create_volume(struct pool *pool, const char *name, uint64_t size_bytes, struct err *err)
     MUST_CHECK;
+
+/* As it, and the volume begins as a copy of the disk, which it may be longer than. */
+int pool_create_copy(struct pool *pool, const char *name, uint64_t size_bytes,
+                     struct block_image *from, struct err *err) MUST_CHECK;
 
 /* The rest is -EBUSY while a machine has the volume open. */
 int pool_resize_volume(struct pool *pool, const char *name, uint64_t size_bytes, bool may_shrink,

@@ -222,6 +222,17 @@ static int dir_merge(struct pool_store *store, uint64_t layer, uint64_t into, st
     return rc;
 }
 
+static int dir_fill(struct pool_store *store, uint64_t layer, struct block_image *from,
+                    struct err *err)
+{
+    struct disk_copy copy = {.from = from};
+    int rc = open_alone(store, layer, false, err, &copy.to);
+
+    rc = rc < 0 ? rc : disk_copy(&copy, err);
+    block_image_close(copy.to);
+    return rc;
+}
+
 static int dir_check_idle(struct pool_store *store, uint64_t layer, struct err *err)
 {
     struct block_image *image = NULL;
@@ -291,6 +302,7 @@ const struct pool_ops pool_dir_ops = {
     .load = dir_load,
     .save = dir_save,
     .make = dir_make,
+    .fill = dir_fill,
     .remove = dir_remove,
     .resize = dir_resize,
     .merge = dir_merge,

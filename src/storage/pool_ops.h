@@ -25,6 +25,9 @@ struct pool_ops {
     /* backing 0: an empty disk of that length; otherwise of the backing's length. */
     int (*make)(struct pool_store *store, uint64_t layer, uint64_t backing, uint64_t size_bytes,
                 struct err *err);
+    /* Copies a disk into a new layer, which is as long or longer. */
+    int (*fill)(struct pool_store *store, uint64_t layer, struct block_image *from,
+                struct err *err);
     int (*remove)(struct pool_store *store, uint64_t layer, struct err *err);
     int (*resize)(struct pool_store *store, uint64_t layer, uint64_t size_bytes, bool may_shrink,
                   struct err *err);

@@ -2,6 +2,10 @@
 """Builds the Debian image as an ordinary user without any capability, plainly and under a
 container's filter, and boots what came out. Downloads packages; takes some minutes."""
 
+import json
+import os
+import subprocess
+
 from harness import expect, run_tests
 from test_cli import ENGINE, User
 
@@ -25,7 +29,29 @@ def build_and_boot(place, container):
         user.run("stop", "--wait", "900", "debian")
 
 
+def boot_from_volume(place):
+    with User(place) as user:
+        user.use_image("debian")
+        user.run("volume", "create", "web", "6G", "--image", "debian")
+        user.run("volume", "clone", "web", "copy")
+        path = json.loads(user.run("volume", "show", "copy", "--json")[0])["path"]
+        user.run("run", "debian", "--engine", ENGINE, "--detach", "--vmm", "--disk", "--vmm",
+                 f"{path},format=qcow2,backing-dir={os.path.dirname(path)}", "--cmdline",
+                 "root=/dev/vdb1 rw console=ttyS0 quiet cloud-init=disabled")
+        out, _ = user.run("ssh", "--wait", "900", "debian", "--", "findmnt -no SOURCE / && "
+                          "systemctl is-system-running --wait && df --output=size -BM / | tail -n 1")
+        source, state, size = out.split()
+        expect(source == "/dev/vdb1" and state == "running", out)
+        expect(5000 < int(size.rstrip("M")) < 6144, f"the root did not grow with the volume: {out}")
+        _, err = user.run("volume", "delete", "copy", status=4)
+        expect("use" in err, err)
+        user.run("stop", "--wait", "900", "debian")
+        user.run("volume", "delete", "web")
+        subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=True)
+
+
 TESTS = [
+    ("debian boots from a clone of a volume and grows with it", boot_from_volume),
     ("debian builds as an ordinary user and boots", lambda p: build_and_boot(p, False)),
     ("debian builds under a container's filter and boots", lambda p: build_and_boot(p, True)),
 ]
