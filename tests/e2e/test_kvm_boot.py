@@ -68,7 +68,7 @@ def show_progress(m, text):
     while not found:
         with m.changed:
             found = m.changed.wait_for(lambda: m.ended or text in m.console, PROGRESS_S)
-            lines = m.console.decode(errors="replace").split("\n")
+            lines = m.raw.decode(errors="replace").split("\n")
         last = lines[-2].strip() if len(lines) > 1 else "(no output yet)"
         print(f"# {time.monotonic() - begin:4.0f} s: {last[:90]}", flush=True)
 
