@@ -98,8 +98,11 @@ static int start_threads(struct executor *executor, struct err *err)
     struct executor_shared *shared = executor->shared;
     unsigned count = shared->vcpu_count;
     struct executor_thread *threads = calloc(count, sizeof(*threads));
-    int rc = threads == NULL ? err_set(err, -ENOMEM, "out of memory") : 0;
+    int rc = 0;
 
+    if (threads == NULL) {
+        return err_set(err, -ENOMEM, "out of memory");
+    }
     for (unsigned i = 0; rc == 0 && i < count; i++) {
         threads[i].executor = executor;
         threads[i].page = &shared->vcpus[i];
