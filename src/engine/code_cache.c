@@ -249,7 +249,7 @@ static void patch(struct translator *t, uint32_t site, uint32_t target)
 
 void code_cache_link(struct translator *t, struct unit_exit *exit, struct unit *target)
 {
-    if (exit->target != NULL || atomic_load(&target->dead) || atomic_load(&exit->unit->dead)) {
+    if (exit->linked || atomic_load(&target->dead) || atomic_load(&exit->unit->dead)) {
         return;
     }
     if (exit->spilled != target->body_spilled) {
@@ -259,7 +259,7 @@ void code_cache_link(struct translator *t, struct unit_exit *exit, struct unit *
     } else {
         patch(t, exit->jump_body != 0 ? exit->jump_body : exit->jump, target->body);
     }
-    exit->target = target;
+    exit->linked = true;
     exit->next_incoming = target->incoming;
     target->incoming = exit;
 }
@@ -296,7 +296,7 @@ static void unit_kill(struct translator *t, struct unit *unit)
         if (exit->branch != 0) {
             patch(t, exit->branch, exit->stub);
         }
-        exit->target = NULL;
+        exit->linked = false;
     }
     unit->incoming = NULL;
 

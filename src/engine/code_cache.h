@@ -31,7 +31,7 @@ struct xlate;
 
 #define CODE_CACHE_MIN_BYTES (1u << 20)
 #define CODE_CACHE_MAX_BYTES (512u << 20)
-#define CODE_CACHE_DEFAULT_BYTES (28u << 20)
+#define CODE_CACHE_DEFAULT_BYTES (32u << 20)
 
 #define UNIT_INSNS_MAX 64u
 #define UNIT_MARKS_MAX (4 * UNIT_INSNS_MAX)
@@ -58,12 +58,26 @@ enum unit_flags_home { FLAGS_HOST, FLAGS_SLOT, FLAGS_DEAD };
 
 /* Where an instruction of a unit begins, and where the guest's state is then. */
 struct unit_insn {
-    uint16_t code;        /* offset from the start of the unit's code */
-    uint16_t page_offset; /* of the guest instruction in its page */
-    uint16_t spilled;     /* registers whose value is in a spill slot */
-    uint8_t flags;        /* enum unit_flags_home */
-    bool is_boundary;     /* the first entry of its instruction */
+    uint16_t code;    /* offset from the start of the unit's code */
+    uint16_t where;   /* UNIT_INSN_* */
+    uint16_t spilled; /* registers whose value is in a spill slot */
 };
+
+/* Many are kept, so they are small: offset of the guest instruction in its page, where its flags
+ * are (enum unit_flags_home), and whether this is the first entry of its instruction. */
+#define UNIT_INSN_OFFSET 0x0fffu
+#define UNIT_INSN_FLAGS_SHIFT 12
+#define UNIT_INSN_BOUNDARY 0x8000u
+
+static inline unsigned unit_insn_offset(const struct unit_insn *insn)
+{
+    return insn->where & UNIT_INSN_OFFSET;
+}
+
+static inline enum unit_flags_home unit_insn_flags(const struct unit_insn *insn)
+{
+    return (enum unit_flags_home)(insn->where >> UNIT_INSN_FLAGS_SHIFT & 3u);
+}
 
 enum unit_exit_kind {
     EXIT_CHAIN,  /* to target_offset in the same page; can be linked */
@@ -77,8 +91,7 @@ enum unit_exit_kind {
 
 struct unit_exit {
     struct unit *unit;
-    struct unit *target; /* linked to it; NULL */
-    struct unit_exit *next_incoming;
+    struct unit_exit *next_incoming; /* linked to the same unit */
     uint32_t branch;    /* rel32 of the branch that takes this exit, if it may be linked; 0: none */
     uint32_t stub;      /* the code that leaves */
     uint32_t jump_body; /* rel32 in the stub, for a target that borrows the same; 0: none */
@@ -87,9 +100,10 @@ struct unit_exit {
     int32_t insn_offset;   /* EXIT_HELPER: of the instruction itself */
     uint16_t spilled;      /* at jump_body, and at the branch */
     uint8_t kind;
-    uint8_t mode;    /* for the target */
-    uint8_t helper;  /* enum translate_helper */
-    uint8_t taken;   /* times it was taken unlinked, up to EXIT_LINK_AFTER */
+    uint8_t mode;   /* for the target */
+    uint8_t helper; /* enum translate_helper */
+    uint8_t taken;  /* times it was taken unlinked, up to EXIT_LINK_AFTER */
+    bool linked;
     bool unlinkable; /* its target crosses pages: what follows depends on the address space */
 };
 

@@ -64,5 +64,5 @@ bool unit_insn_is_boundary(const struct unit *unit, uint32_t code,
                            const struct unit_insn **ret_insn)
 {
     *ret_insn = unit_insn_at(unit, code);
-    return unit->code + (*ret_insn)->code == code && (*ret_insn)->is_boundary;
+    return unit->code + (*ret_insn)->code == code && ((*ret_insn)->where & UNIT_INSN_BOUNDARY) != 0;
 }

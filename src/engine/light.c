@@ -178,7 +178,7 @@ void light_undo_access(struct engine_vcpu *v)
             v->st.gpr[r] = v->hot.spill[r];
         }
     }
-    v->st.rip = v->hot.page + at->page_offset;
+    v->st.rip = v->hot.page + unit_insn_offset(at);
 }
 
 struct unit *light_find(struct engine_vcpu *v, unsigned mode)

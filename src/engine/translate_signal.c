@@ -30,12 +30,12 @@ static void capture(struct engine_vcpu *v, ucontext_t *context, const struct uni
         v->st.gpr[r] =
             (at->spilled & REG_BIT(r)) != 0 ? v->hot.spill[r] : (uint64_t)gregs[greg_of[r]];
     }
-    if (at->flags == FLAGS_HOST) {
+    if (unit_insn_flags(at) == FLAGS_HOST) {
         uint64_t eflags = (uint64_t)gregs[REG_EFL];
 
         v->hot.flags = (eflags & 0xff) << 8 | ((eflags & X86_FLAG_OF) != 0 ? 1u : 0u);
     }
-    v->st.rip = v->hot.page + at->page_offset;
+    v->st.rip = v->hot.page + unit_insn_offset(at);
     v->hot.leave = why;
     v->hot.stepping = false;
     gregs[REG_RIP] = (greg_t)v->vm->translator->leave;
@@ -93,7 +93,7 @@ static struct refused_site *refused_site(struct engine_vcpu *v, uintptr_t guest)
 /* An instruction that reaches for what the mirror cannot hold is translated anew some day. */
 static void note_refused(struct engine_vcpu *v, struct unit *unit, const struct unit_insn *at)
 {
-    uintptr_t guest = (unit->guest & ~((uintptr_t)GMEM_PAGE_BYTES - 1)) + at->page_offset;
+    uintptr_t guest = (unit->guest & ~((uintptr_t)GMEM_PAGE_BYTES - 1)) + unit_insn_offset(at);
     struct refused_site *site = refused_site(v, guest);
 
     if (++site->count >= REFUSED_MAX) {
