@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -152,6 +153,62 @@ static uint64_t run_pipe(void)
     return 0;
 }
 
+static void file_name(char *name, size_t bytes, unsigned i)
+{
+    (void)snprintf(name, bytes, "/tmp/bench-file-%u", i);
+}
+
+/* Made, looked at and removed: a thousand small files. */
+static uint64_t run_files(void)
+{
+    enum { FILES = 1000 };
+    uint64_t sum = 0;
+    struct stat st;
+    char name[64];
+
+    (void)mkdir("/tmp", 01777);
+    for (unsigned i = 0; i < FILES; i++) {
+        int fd;
+
+        file_name(name, sizeof(name), i);
+        fd = open(name, O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
+        if (fd < 0 || write(fd, name, sizeof(name)) != (ssize_t)sizeof(name) || close(fd) != 0) {
+            bench_fail("create");
+        }
+    }
+    for (unsigned i = 0; i < FILES; i++) {
+        file_name(name, sizeof(name), i);
+        if (stat(name, &st) != 0) {
+            bench_fail("stat");
+        }
+        sum += (uint64_t)st.st_size;
+    }
+    for (unsigned i = 0; i < FILES; i++) {
+        file_name(name, sizeof(name), i);
+        if (unlink(name) != 0) {
+            bench_fail("unlink");
+        }
+    }
+    return sum;
+}
+
+/* A shell that starts a hundred processes. */
+static uint64_t run_shell(void)
+{
+    pid_t child = fork();
+    int status = -1;
+
+    if (child == 0) {
+        execl("/bin/sh", "sh", "-c",
+              "i=0; while [ $i -lt 100 ]; do ( exit 0 ) || exit 1; i=$((i+1)); done", (char *)NULL);
+        _exit(1);
+    }
+    if (child < 0 || waitpid(child, &status, 0) != child || status != 0) {
+        bench_fail("sh");
+    }
+    return 0;
+}
+
 static void on_signal(int number)
 {
     (void)number;
@@ -178,5 +235,7 @@ const struct bench system_benches[] = {
     {"system", "fork-exec", run_exec, NULL, false},
     {"system", "pipe", run_pipe, NULL, false},
     {"system", "signals", run_signals, NULL, false},
+    {"system", "small-files", run_files, NULL, false},
+    {"system", "shell-script", run_shell, NULL, false},
     {.name = NULL},
 };

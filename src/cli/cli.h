@@ -132,6 +132,8 @@ int verb_ssh(const struct cli *cli, const void *values, const struct args *args,
     MUST_CHECK;
 int verb_console(const struct cli *cli, const void *values, const struct args *args,
                  struct err *err) MUST_CHECK;
+int verb_stats(const struct cli *cli, const void *values, const struct args *args, struct err *err)
+    MUST_CHECK;
 int verb_stop(const struct cli *cli, const void *values, const struct args *args, struct err *err)
     MUST_CHECK;
 int verb_remove(const struct cli *cli, const void *values, const struct args *args, struct err *err)

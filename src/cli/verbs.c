@@ -231,6 +231,8 @@ static const struct verb verbs[] = {
     {NULL, "console", "[NAME]", "attach to a machine's serial console", NULL, 0, 1, false,
      verb_console},
     {NULL, "list", "", "list instances", list_specs, 0, 0, false, verb_list},
+    {NULL, "stats", "[NAME]", "show what a machine's monitor counts", list_specs, 0, 1, false,
+     verb_stats},
     {NULL, "stop", "[NAME]", "power a machine off", stop_specs, 0, 1, false, verb_stop},
     {NULL, "remove", "NAME", "delete a stopped instance and its disk", NULL, 1, 1, false,
      verb_remove},

@@ -17,30 +17,36 @@ enum translate_helper translate_helper_for(const struct insn *insn, unsigned mod
     case INSN_OP_STOS:
     case INSN_OP_LODS:
     case INSN_OP_SCAS:
+        return HELPER_STRING;
     case INSN_OP_SYSCALL:
     case INSN_OP_SYSRET:
+        return HELPER_SYSCALL;
     case INSN_OP_IRET:
+    case INSN_OP_INT:
+    case INSN_OP_INT3:
+        return HELPER_IRET;
     case INSN_OP_CLI:
     case INSN_OP_STI:
     case INSN_OP_PUSHF:
     case INSN_OP_POPF:
-    case INSN_OP_POP:
+        return HELPER_FLAGS;
     case INSN_OP_PUSH_SEG:
     case INSN_OP_POP_SEG:
     case INSN_OP_MOV_FROM_SEG:
     case INSN_OP_MOV_TO_SEG:
-    case INSN_OP_MOV_FROM_CR:
-    case INSN_OP_INVLPG:
-    case INSN_OP_INT:
-    case INSN_OP_INT3:
-    case INSN_OP_UD:
     case INSN_OP_WRFSBASE:
     case INSN_OP_VERW:
     case INSN_OP_LSL:
-    case INSN_OP_XLAT:
-        return HELPER_INTERP;
+        return HELPER_SEGMENT;
+    case INSN_OP_MOV_FROM_CR:
+    case INSN_OP_INVLPG:
+        return HELPER_CONTROL;
     case INSN_OP_MOV_TO_CR:
-        return insn->reg == 2 || insn->reg == 3 ? HELPER_INTERP : HELPER_NONE;
+        return insn->reg == 2 || insn->reg == 3 ? HELPER_CONTROL : HELPER_NONE;
+    case INSN_OP_POP:
+    case INSN_OP_UD:
+    case INSN_OP_XLAT:
+        return HELPER_OTHER;
     default:
         return HELPER_NONE;
     }

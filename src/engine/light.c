@@ -408,6 +408,7 @@ uint64_t light_access(void *vcpu)
         (a->flags & ACCESS_ORDERED) == 0) {
         struct engine_fault fault = v->fault;
 
+        v->hot.stat_faults++;
         light_undo_access(v);
         light_give_flags(v);
         return go_on(v, exception_deliver(v, &fault));
@@ -434,7 +435,7 @@ uint64_t light_exit(void *vcpu)
             v->hot.leave = LEAVE_INTERP;
             return 0;
         }
-        v->hot.stat_helpers++;
+        v->hot.stat_helpers[exit->helper]++;
         light_give_flags(v);
         return go_on(v, interp_step(v));
     }

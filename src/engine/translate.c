@@ -11,6 +11,7 @@
 #include "engine/translate_int.h"
 
 #include <asm/prctl.h>
+#include <assert.h>
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
@@ -267,7 +268,7 @@ static void enter(struct engine_vcpu *v, const struct unit *unit)
     v->hot.leave = LEAVE_KICK; /* should there be one */
     set_gs_base(v);
     thunk_enter(v);
-    v->hot.stat_leaves++;
+    v->hot.stat_leaves[v->hot.leave]++;
     if (v->hot.leave == LEAVE_ACCESS || v->hot.leave == LEAVE_KICK_ACCESS) {
         light_undo_access(v);
     }
@@ -395,41 +396,101 @@ void translate_invalidate(struct engine_vm *vm, gpa_t start, uint64_t len)
     mutex_unlock(&vm->lock);
 }
 
+/* In the order of enum translate_leave and enum translate_helper. */
+static const char *const leave_names[] = {
+    "leaves.lookup", "leaves.link", "leaves.interpreter",   "leaves.access",
+    "leaves.exit",   "leaves.kick", "leaves.kick_in_access"};
+static const char *const helper_names[] = {NULL,
+                                           "helpers.system_call",
+                                           "helpers.interrupt_return",
+                                           "helpers.string",
+                                           "helpers.flags",
+                                           "helpers.segment",
+                                           "helpers.control_register",
+                                           "helpers.other"};
+
+static_assert(ARRAY_LEN(leave_names) == LEAVE_KINDS && LEAVE_KICK_ACCESS + 1 == LEAVE_KINDS,
+              "each way out has its counter");
+static_assert(ARRAY_LEN(helper_names) == HELPER_COUNT, "each kind of helper has its counter");
+
+struct stat_sums {
+    uint64_t jumps;
+    uint64_t accesses;
+    uint64_t ranges;
+    uint64_t faults;
+    uint64_t leaves;
+    uint64_t helpers;
+    uint64_t leaves_of[LEAVE_KINDS];
+    uint64_t helpers_of[HELPER_COUNT];
+};
+
+static void sum_up(const struct engine_vm *vm, struct stat_sums *sums)
+{
+    for (unsigned i = 0; i < vm->vcpu_count; i++) {
+        const struct engine_vcpu *v = atomic_load(&vm->vcpus[i]);
+
+        if (v == NULL) {
+            continue;
+        }
+        sums->jumps += v->hot.stat_jumps;
+        sums->accesses += v->hot.stat_accesses;
+        sums->ranges += v->hot.stat_ranges;
+        sums->faults += v->hot.stat_faults;
+        for (unsigned kind = 0; kind < LEAVE_KINDS; kind++) {
+            sums->leaves_of[kind] += v->hot.stat_leaves[kind];
+            sums->leaves += v->hot.stat_leaves[kind];
+        }
+        for (unsigned kind = 0; kind < HELPER_COUNT; kind++) {
+            sums->helpers_of[kind] += v->hot.stat_helpers[kind];
+            sums->helpers += v->hot.stat_helpers[kind];
+        }
+    }
+}
+
+static void add_stat(struct accel_stat *stats, unsigned max, unsigned *count, const char *name,
+                     uint64_t value)
+{
+    if (*count < max) {
+        stats[*count] = (struct accel_stat){name, value};
+    }
+    (*count)++;
+}
+
 unsigned translate_stats(struct engine_vm *vm, struct accel_stat *ret_stats, unsigned max)
 {
     const struct translator *t = vm->translator;
-    struct accel_stat stats[] = {
+    struct stat_sums sums = {0};
+    unsigned count = 0;
+
+    sum_up(vm, &sums);
+
+    const struct accel_stat stats[] = {
         {"translator_units", t->stat_units},
         {"translator_instructions", t->stat_insns},
         {"translator_code_bytes", t->stat_code_bytes},
+        {"translator_cache_size", t->size_bytes},
         {"translator_cache_used", t->used_bytes},
         {"translator_table_bytes", t->arena_used},
         {"translator_flushes", t->stat_flushes},
         {"translator_invalidated", t->stat_invalidated},
         {"translator_ns", t->stat_translate_ns},
         {"translator_checked_sites", t->stat_checked},
-        {"jump_misses", 0},
-        {"helper_instructions", 0},
-        {"unit_leaves", 0},
-        {"access_misses", 0},
-        {"range_misses", 0},
+        {"jump_misses", sums.jumps},
+        {"access_misses", sums.accesses},
+        {"range_misses", sums.ranges},
+        {"page_faults", sums.faults},
+        {"helper_instructions", sums.helpers},
+        {"unit_leaves", sums.leaves},
     };
-    struct accel_stat *sums = &stats[ARRAY_LEN(stats) - 5];
-    unsigned count = ARRAY_LEN(stats);
 
-    for (unsigned i = 0; i < vm->vcpu_count; i++) {
-        const struct engine_vcpu *v = atomic_load(&vm->vcpus[i]);
-
-        if (v != NULL) {
-            sums[0].value += v->hot.stat_jumps;
-            sums[1].value += v->hot.stat_helpers;
-            sums[2].value += v->hot.stat_leaves;
-            sums[3].value += v->hot.stat_accesses;
-            sums[4].value += v->hot.stat_ranges;
-        }
+    for (unsigned i = 0; i < ARRAY_LEN(stats); i++) {
+        add_stat(ret_stats, max, &count, stats[i].name, stats[i].value);
     }
-    for (unsigned i = 0; i < ARRAY_LEN(stats) && i < max; i++) {
-        ret_stats[i] = stats[i];
+    for (unsigned i = 1; i < HELPER_COUNT; i++) {
+        add_stat(ret_stats, max, &count, helper_names[i], sums.helpers_of[i]);
+    }
+    for (unsigned i = 0; i < LEAVE_KINDS; i++) {
+        add_stat(ret_stats, max, &count, leave_names[i], sums.leaves_of[i]);
     }
     if (vm->mirror != NULL) {
         count += mirror_stats(vm->mirror, max > count ? ret_stats + count : NULL,

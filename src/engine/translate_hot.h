@@ -67,6 +67,25 @@ static inline uint32_t found_set(uint64_t key)
     return (uint32_t)(key * 0x9e3779b97f4a7c15ull >> 52) & (FOUND_SETS - 1);
 }
 
+/*
+ * What the interpreter does for translated code with the vector registers live
+ * (helper_table.c), by kind, for the counters; HELPER_NONE: it does not.
+ */
+enum translate_helper {
+    HELPER_NONE,
+    HELPER_SYSCALL, /* and SYSRET */
+    HELPER_IRET,    /* and INT */
+    HELPER_STRING,
+    HELPER_FLAGS,
+    HELPER_SEGMENT,
+    HELPER_CONTROL, /* control registers, INVLPG */
+    HELPER_OTHER,
+    HELPER_COUNT
+};
+
+/* How translated code came back to run(): enum translate_leave, in its order. */
+#define LEAVE_KINDS 7u
+
 /* Vector operands of a gather, while C does it. */
 struct gather_operands {
     uint8_t result[32];
@@ -96,13 +115,14 @@ struct translate_hot {
     bool single;   /* the next unit is to check each access by itself */
     bool stepping; /* the kick handler single-steps to an instruction boundary */
     _Atomic bool in_code;
-    uint8_t jump_mode;      /* UNIT_MODE_* beside the MMU mode that the jump cache is for */
-    uint64_t generation;    /* of the code cache that the jump cache is for */
-    uint64_t stat_jumps;    /* looked up in C */
-    uint64_t stat_helpers;  /* instructions done by the interpreter without leaving */
-    uint64_t stat_leaves;   /* to run() */
-    uint64_t stat_accesses; /* that missed */
-    uint64_t stat_ranges;   /* that had to be checked one by one */
+    uint8_t jump_mode;   /* UNIT_MODE_* beside the MMU mode that the jump cache is for */
+    uint64_t generation; /* of the code cache that the jump cache is for */
+    uint64_t stat_jumps; /* looked up in C */
+    uint64_t stat_helpers[HELPER_COUNT]; /* instructions done by the interpreter without leaving */
+    uint64_t stat_leaves[LEAVE_KINDS];   /* to run() */
+    uint64_t stat_faults;                /* page faults delivered without leaving */
+    uint64_t stat_accesses;              /* that missed */
+    uint64_t stat_ranges;                /* that had to be checked one by one */
     struct gather_operands gather;
     struct found_entry found[FOUND_SETS];
     /* Which entries were filled, so that a flush touches only those. */

@@ -11,8 +11,6 @@
 #include "engine/thunk.h"
 #include "engine/trace.h"
 
-/* What a C function does for translated code, vector registers live (light*.c). */
-enum translate_helper { HELPER_NONE, HELPER_INTERP };
 
 enum translate_helper translate_helper_for(const struct insn *insn, unsigned mode);
 
