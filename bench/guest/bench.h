@@ -27,6 +27,7 @@ extern const struct bench crypto_benches[];
 extern const struct bench memory_benches[];
 extern const struct bench system_benches[];
 extern const struct bench io_benches[];
+extern const struct bench disk_benches[];
 
 /* A fast generator with a fixed seed: the same numbers on every machine. */
 static inline uint64_t bench_random(uint64_t *state)

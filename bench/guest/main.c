@@ -13,7 +13,7 @@
 
 static const struct bench *const tables[] = {integer_benches, floating_benches, simd_benches,
                                              crypto_benches,  memory_benches,   system_benches,
-                                             io_benches};
+                                             io_benches,      disk_benches};
 
 void bench_fail(const char *what)
 {
