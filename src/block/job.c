@@ -21,7 +21,7 @@ struct block_job {
     struct block *block;
     struct block_job_config config; /* without its strings */
     char *target_path;
-    struct block_image *target; /* of a mirror, until the switch */
+    struct block_image *target; /* of a mirror or commit, until the switch */
     struct block_tracker *tracker;
     uint8_t *chunk;
     pthread_t thread;
@@ -36,7 +36,13 @@ struct block_job {
 
 const char *block_job_kind_name(enum block_job_kind kind)
 {
-    return kind == BLOCK_JOB_MIRROR ? "mirror" : "stream";
+    static const char *const names[] = {
+        [BLOCK_JOB_MIRROR] = "mirror",
+        [BLOCK_JOB_STREAM] = "stream",
+        [BLOCK_JOB_COMMIT] = "commit",
+    };
+
+    return names[kind];
 }
 
 const char *block_job_state_name(enum block_job_state state)
@@ -122,7 +128,16 @@ static int copy_run(struct block_job *job, uint64_t offset, uint64_t len)
     return r;
 }
 
-/* Marks what the target, which reads as zero, does not have. */
+/* Whether the target, a new file or the image below, lacks this. */
+static bool is_wanted(const struct block_job *job, const struct block_extent *extent)
+{
+    if (job->config.kind == BLOCK_JOB_COMMIT) {
+        return extent->depth == 0 && extent->kind != BLOCK_EXTENT_UNALLOCATED;
+    }
+    return extent->kind != BLOCK_EXTENT_ZERO && extent->kind != BLOCK_EXTENT_UNALLOCATED;
+}
+
+/* Marks what the target does not have. */
 static int mark_contents(struct block_job *job)
 {
     struct block_image *image = job->block->image;
@@ -138,7 +153,7 @@ static int mark_contents(struct block_job *job)
         if (r == 0 && extent.len == 0) {
             r = -EIO;
         }
-        if (r == 0 && extent.kind != BLOCK_EXTENT_ZERO && extent.kind != BLOCK_EXTENT_UNALLOCATED) {
+        if (r == 0 && is_wanted(job, &extent)) {
             block_tracker_mark(job->tracker, at, extent.len);
         }
         if (r == 0) {
@@ -186,6 +201,9 @@ static int switch_over(struct block_job *job)
     job->block->tracker = NULL;
     if (r == 0) {
         before = block_exchange(job->block, job->target);
+        if (before->backing == job->target) {
+            before->backing = NULL; /* it is the disk now */
+        }
         job->target = NULL;
     }
     release(job, start);
@@ -302,16 +320,22 @@ static int stream(struct block_job *job)
 
 /* ---- life ---- */
 
+/* Half a copy is of no use; half a commit changes nothing that shows. */
+static void drop_target(struct block_job *job)
+{
+    if (job->target && job->config.kind == BLOCK_JOB_MIRROR) {
+        block_image_close(job->target);
+        (void)unlink(job->target_path);
+    }
+    job->target = NULL;
+}
+
 static void *job_main(void *opaque)
 {
     struct block_job *job = opaque;
-    int r = job->config.kind == BLOCK_JOB_MIRROR ? mirror(job) : stream(job);
+    int r = job->config.kind == BLOCK_JOB_STREAM ? stream(job) : mirror(job);
 
-    if (job->target) {
-        block_image_close(job->target);
-        job->target = NULL;
-        (void)unlink(job->target_path); /* half a copy is of no use */
-    }
+    drop_target(job);
     mutex_lock(&job->lock);
     if (r < 0 && r != -ECANCELED && job->info.error.code == 0) {
         (void)err_set_errno(&job->info.error, r, "the %s failed",
@@ -352,14 +376,35 @@ static int make_target(struct block_job *job, struct err *err)
     return r;
 }
 
+static int take_backing(struct block_job *job, struct err *err)
+{
+    struct block_image *backing = job->block->image->backing;
+    uint64_t size = block_size_bytes(job->block);
+
+    if (backing->is_read_only) {
+        return err_set(err, -EROFS,
+                       "the backing image was opened to be read only; commit it with "
+                       "the machine off");
+    }
+    if (backing->size_bytes < size) {
+        int r = backing->ops->resize ? backing->ops->resize(backing, size, err) : -ENOTSUP;
+
+        if (r < 0) {
+            return err_set_errno(err, r, "the backing image is smaller, and does not grow");
+        }
+    }
+    job->target = backing;
+    return 0;
+}
+
 static int job_init(struct block_job *job, struct err *err)
 {
     const struct block_job_config *config = &job->config;
     struct block *block = job->block;
 
-    if (config->kind == BLOCK_JOB_STREAM &&
+    if (config->kind != BLOCK_JOB_MIRROR &&
         (!block->image->backing || block->image->format != BLOCK_FORMAT_QCOW2)) {
-        return err_set(err, -EINVAL, "this disk has no backing image to do without");
+        return err_set(err, -EINVAL, "this disk has no backing image");
     }
     if (block_is_read_only(block)) {
         return err_set(err, -EROFS, "this disk is read-only");
@@ -368,6 +413,9 @@ static int job_init(struct block_job *job, struct err *err)
     if (!job->chunk ||
         block_tracker_create(block_size_bytes(block), GRANULE_BYTES, &job->tracker) != 0) {
         return err_set(err, -ENOMEM, "no memory for a job");
+    }
+    if (config->kind == BLOCK_JOB_COMMIT) {
+        return take_backing(job, err);
     }
     return config->kind == BLOCK_JOB_MIRROR ? make_target(job, err) : 0;
 }
@@ -424,10 +472,7 @@ void block_job_destroy(struct block_job *job)
         block_job_cancel(job);
         (void)pthread_join(job->thread, NULL); /* ours and joinable */
     }
-    if (job->target) { /* its thread never ran */
-        block_image_close(job->target);
-        (void)unlink(job->target_path);
-    }
+    drop_target(job); /* its thread never ran */
     block_tracker_destroy(job->tracker);
     (void)pthread_cond_destroy(&job->changed);
     mutex_done(&job->lock);

@@ -1,6 +1,6 @@
 /*
- * Work on the image of a disk in use: mirror it elsewhere, or make it stand
- * alone.
+ * Work on the image of a disk in use: mirror it elsewhere, make it stand
+ * alone, or put it into the image below it.
  *
  * A job has a thread of its own ("job"), copies in chunks, and holds the
  * disk's requests only for moments: for each chunk of a stream, and to switch
@@ -20,7 +20,9 @@ struct block_job;
 
 enum block_job_kind {
     BLOCK_JOB_MIRROR, /* copy to a new file, keep up with writes, then go on with that one */
-    BLOCK_JOB_STREAM  /* copy from the backing images what they hold, then do without them */
+    BLOCK_JOB_STREAM, /* copy from the backing images what they hold, then do without them */
+    BLOCK_JOB_COMMIT  /* copy into the backing image, then go on with that one; for snapshots taken
+                         since the disk was opened */
 };
 
 enum block_job_state {
@@ -53,7 +55,8 @@ struct block_job_info {
 const char *block_job_kind_name(enum block_job_kind kind);
 const char *block_job_state_name(enum block_job_state state);
 
-/* -EEXIST when the target is there, -EINVAL for a stream without backing images, -EROFS, -ENOMEM. */
+/* -EEXIST when the target is there, -EINVAL for a stream or commit without backing images, -EROFS
+ * (for a commit: also when the backing image was opened to be read only), -ENOMEM. */
 int block_job_start(struct block *block, const struct block_job_config *config, struct err *err,
                     struct block_job **ret_job) MUST_CHECK;
 /* Cancels it if it runs, waits for its end, frees. Accepts NULL. */

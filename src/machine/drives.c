@@ -11,6 +11,13 @@
 #include <stdio.h>
 #include <string.h>
 
+/* A file that a snapshot was put on. */
+struct drive_below {
+    struct drive_below *next;
+    enum block_format format;
+    char path[];
+};
+
 struct machine_drive {
     struct machine *machine;
     char id[MACHINE_DISK_ID_BYTES];
@@ -23,6 +30,7 @@ struct machine_drive {
     struct block_job *job; /* running, or the last one */
     char *job_target;      /* of a mirror whose end has not been seen */
     enum block_format job_format;
+    struct drive_below *below; /* the last snapshot's first */
     struct block *block;
     struct virtio_dev *dev;
 };
@@ -79,6 +87,17 @@ static int drive_set_names(struct machine_drive *drive, const struct machine_dis
     return 0;
 }
 
+/* All, or those above rest. */
+static void drive_forget_below(struct machine_drive *drive, const struct drive_below *rest)
+{
+    while (drive->below != rest) {
+        struct drive_below *first = drive->below;
+
+        drive->below = first->next;
+        free(first);
+    }
+}
+
 static void drive_destroy(struct machine_drive *drive)
 {
     if (drive == NULL) {
@@ -88,6 +107,7 @@ static void drive_destroy(struct machine_drive *drive)
     virtio_dev_destroy(drive->dev);
     block_destroy(drive->block);
     free(drive->job_target);
+    drive_forget_below(drive, NULL);
     free(drive);
 }
 
@@ -169,7 +189,7 @@ static bool has_running_job(const struct machine_drive *drive)
     return info.state == BLOCK_JOB_RUNNING || info.state == BLOCK_JOB_PAUSED;
 }
 
-/* A mirror that is done has given the disk another file. */
+/* A job that is done may have given the disk another file, or done away with those below. */
 static void drive_see_job(struct machine_drive *drive)
 {
     struct block_job_info info;
@@ -178,11 +198,15 @@ static void drive_see_job(struct machine_drive *drive)
         return;
     }
     block_job_info(drive->job, &info);
-    if (info.kind == BLOCK_JOB_MIRROR && info.state == BLOCK_JOB_DONE) {
+    if (info.state != BLOCK_JOB_DONE) {
+        return;
+    }
+    if (info.kind != BLOCK_JOB_STREAM) {
         (void)snprintf(drive->path, sizeof(drive->path), "%s", drive->job_target);
         drive->format = drive->job_format;
-        free(steal_ptr(drive->job_target));
     }
+    drive_forget_below(drive, info.kind == BLOCK_JOB_COMMIT ? drive->below->next : NULL);
+    free(steal_ptr(drive->job_target));
 }
 
 static void drive_end_job(struct machine_drive *drive)
@@ -526,6 +550,7 @@ static int snapshot_locked(struct machine_drive *drive, const char *path, struct
                            uint64_t *ret_hold_ns)
 {
     CLEANUP_FREE char *name = NULL;
+    CLEANUP_FREE struct drive_below *below = NULL;
     int rc = check_idle(drive, err);
 
     if (rc != 0) {
@@ -539,8 +564,16 @@ static int snapshot_locked(struct machine_drive *drive, const char *path, struct
     if (name == NULL) {
         return err_set_errno(err, -errno, "cannot name '%s' in the new file", drive->path);
     }
+    below = malloc(sizeof(*below) + strlen(drive->path) + 1);
+    if (below == NULL) {
+        return err_set(err, -ENOMEM, "no memory for a snapshot");
+    }
     rc = block_snapshot(drive->block, path, name, drive->is_direct, err, ret_hold_ns);
     if (rc == 0) {
+        below->next = drive->below;
+        below->format = drive->format;
+        memcpy(below->path, drive->path, strlen(drive->path) + 1);
+        drive->below = steal_ptr(below);
         (void)snprintf(drive->path, sizeof(drive->path), "%s", path);
         drive->format = BLOCK_FORMAT_QCOW2;
     }
@@ -581,13 +614,20 @@ static int job_start_locked(struct machine_drive *drive, const struct block_job_
         return rc;
     }
     drive_end_job(drive);
-    if (config->kind == BLOCK_JOB_MIRROR) {
-        drive->job_target = strdup(config->target);
-        if (drive->job_target == NULL) {
-            return err_set(err, -ENOMEM, "no memory for a job");
-        }
+    if (config->kind == BLOCK_JOB_COMMIT && drive->below == NULL) {
+        return err_set(err, -EINVAL, "disk '%s' has had no snapshot since it was opened",
+                       drive->id);
     }
     drive->job_format = config->target_format;
+    if (config->kind == BLOCK_JOB_COMMIT) {
+        drive->job_target = strdup(drive->below->path);
+        drive->job_format = drive->below->format;
+    } else {
+        drive->job_target = strdup(config->target != NULL ? config->target : "");
+    }
+    if (drive->job_target == NULL) {
+        return err_set(err, -ENOMEM, "no memory for a job");
+    }
     own.target_direct = drive->is_direct;
     own.ended = on_job_ended;
     own.opaque = drive;

@@ -204,7 +204,12 @@ static int run_disk_mirror(struct call *call)
 
 static int run_disk_stream(struct call *call)
 {
-    return control_disk_stream(call_machine(call), call->request, &call->err);
+    return control_disk_layers(call_machine(call), call->request, false, &call->err);
+}
+
+static int run_disk_commit(struct call *call)
+{
+    return control_disk_layers(call_machine(call), call->request, true, &call->err);
 }
 
 static int run_disk_job(struct call *call)
@@ -230,6 +235,7 @@ static const struct command commands[] = {
     {"disk-snapshot", IN_RUNNING | IN_PAUSED, run_disk_snapshot, "there is no snapshot"},
     {"disk-mirror", IN_RUNNING | IN_PAUSED, run_disk_mirror, "the mirror was not begun"},
     {"disk-stream", IN_RUNNING | IN_PAUSED, run_disk_stream, "the stream was not begun"},
+    {"disk-commit", IN_RUNNING | IN_PAUSED, run_disk_commit, "the commit was not begun"},
     {"disk-job", IN_RUNNING | IN_PAUSED, run_disk_job, "the job goes on as before"},
     {"disk-limit", IN_ANY, run_disk_limit, "the limit was not set"},
     {"disk-resize", IN_RUNNING | IN_PAUSED, run_disk_resize, "the disk was not resized"},

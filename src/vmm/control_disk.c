@@ -204,9 +204,10 @@ int control_disk_mirror(struct machine *machine, const json_t *request, struct e
     return rc == 0 ? machine_disk_job_start(machine, id, &config, err) : rc;
 }
 
-int control_disk_stream(struct machine *machine, const json_t *request, struct err *err)
+int control_disk_layers(struct machine *machine, const json_t *request, bool is_commit,
+                        struct err *err)
 {
-    struct block_job_config config = {.kind = BLOCK_JOB_STREAM};
+    struct block_job_config config = {.kind = is_commit ? BLOCK_JOB_COMMIT : BLOCK_JOB_STREAM};
     const char *id = NULL;
     int rc = get_id(request, err, &id);
 

@@ -11,6 +11,7 @@
 #include "base/error.h"
 
 #include <jansson.h>
+#include <stdbool.h>
 
 struct machine;
 
@@ -22,7 +23,9 @@ int control_disk_remove(struct machine *machine, const json_t *request, struct e
 int control_disk_snapshot(struct machine *machine, const json_t *request, json_t *answer,
                           struct err *err) MUST_CHECK;
 int control_disk_mirror(struct machine *machine, const json_t *request, struct err *err) MUST_CHECK;
-int control_disk_stream(struct machine *machine, const json_t *request, struct err *err) MUST_CHECK;
+/* A stream, or a commit. */
+int control_disk_layers(struct machine *machine, const json_t *request, bool is_commit,
+                        struct err *err) MUST_CHECK;
 int control_disk_job(struct machine *machine, const json_t *request, struct err *err) MUST_CHECK;
 
 #endif

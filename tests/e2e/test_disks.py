@@ -196,6 +196,17 @@ def live_jobs(place):
         answer = control.ask("disk-snapshot", disk="vda", file=str(overlay))
         expect(not answer["ok"], "a snapshot over its own file")
 
+        # Undone, and taken once more.
+        control.must("disk-commit", disk="vda")
+        watch.wait_event(job_is("done"))
+        expect(control.disk("vda")["file"] == str(base), "the commit's file is not in use")
+        expect(guest_digest(m) == after, "a commit changed the disk")
+        overlay.unlink()
+        m.run("dd if=/dev/urandom of=/dev/vda bs=4k seek=100 count=20 conv=fsync")
+        after = guest_digest(m)
+        expect(hashlib.sha256(base.read_bytes()).hexdigest() == after, "the image below is stale")
+        control.must("disk-snapshot", disk="vda", file=str(overlay))
+
         # A byte per second never ends: what is cancelled leaves nothing behind.
         control.must("disk-mirror", disk="vda", file=str(mirror), speed=1)
         answer = control.ask("disk-resize", disk="vda", bytes=32 * MIB)
