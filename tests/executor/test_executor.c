@@ -496,6 +496,58 @@ static void test_executor_that_never_answers_is_ended(void **state)
     rig_destroy(&rig);
 }
 
+static void put64(struct gmem *gmem, uint64_t at, uint64_t value)
+{
+    assert_int_equal(gmem_write(gmem, gpa(at), &value, sizeof(value)), 0);
+}
+
+/* In 64-bit mode, whose code is translated, with the first 2 MiB mapped to themselves. */
+static void enter_64_bit_mode(struct rig *rig)
+{
+    struct vcpu_state *st = calloc(1, sizeof(*st));
+
+    assert_non_null(st);
+    put64(rig->gmem, 0x4000, 0x5007);
+    put64(rig->gmem, 0x5000, 0x6007);
+    put64(rig->gmem, 0x6000, 0x87);
+    vcpu_state_reset(st, true);
+    st->cr0 = X86_CR0_PE | X86_CR0_PG | X86_CR0_NE | X86_CR0_ET;
+    st->cr4 = X86_CR4_PAE;
+    st->efer = X86_EFER_LME | X86_EFER_LMA;
+    st->cr3 = 0x4000;
+    st->seg[X86_CS] =
+        (struct x86_segment){.selector = 8, .limit = UINT32_MAX, .access_rights = 0xa09b};
+    for (unsigned seg = X86_SS; seg <= X86_GS; seg++) {
+        st->seg[seg] =
+            (struct x86_segment){.selector = 16, .limit = UINT32_MAX, .access_rights = 0xc093};
+    }
+    st->rip = CODE_GPA;
+    assert_int_equal(proxy_accel_ops.set_state(rig->vcpu, st), 0);
+    free(st);
+}
+
+static void test_device_write_to_translated_code_is_heeded(void **state)
+{
+    /* mov $1, %eax; out %eax, $0x80; jmp back */
+    static const uint8_t code[] = {0xb8, 0x01, 0, 0, 0, 0xe7, 0x80, 0xeb, 0xf7};
+    struct rig rig;
+
+    (void)state;
+    rig_create(&rig, code, sizeof(code));
+    enter_64_bit_mode(&rig);
+    for (uint8_t value = 1; value < 100; value++) {
+        /* As a device does it: the bytes first, the mark after. */
+        assert_int_equal(gmem_write(rig.gmem, gpa(CODE_GPA + 1), &value, sizeof(value)), 0);
+        for (unsigned i = 0; i < 5; i++) {
+            assert_int_equal(proxy_accel_ops.run(rig.vcpu, &rig.exit), 0);
+            assert_int_equal(rig.exit.reason, VMEXIT_PIO);
+            assert_int_equal(rig.exit.pio.data, value);
+        }
+        assert_true(*gmem_page_flags(rig.gmem, gpa(CODE_GPA)) & GMEM_PAGE_CODE);
+    }
+    rig_destroy(&rig);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -510,6 +562,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_scribbling_over_shared_pages_ends_only_the_guest),
         cmocka_unit_test(test_killed_executor_ends_a_run_with_an_error),
         cmocka_unit_test(test_executor_that_never_answers_is_ended),
+        cmocka_unit_test(test_device_write_to_translated_code_is_heeded),
     };
     void *file = NULL;
     size_t bytes = 0;
