@@ -31,13 +31,13 @@ test-diff: all
 			--progress || exit 1; \
 	done
 
-# A Debian kernel on KVM: minutes where KVM emulates each instruction.
 # A million random requests and ten thousand power cuts, from fresh seeds that are printed.
 test-storage: all
 	@seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); echo "seed $$seed"; \
 	$(BUILD)/tests/block/oracle --ops 100000 --stops 40 --seed $$seed && \
 	$(BUILD)/tests/block/crash --cuts 10000 --seed $$seed
 
+# A Debian kernel on KVM: minutes where KVM emulates each instruction.
 test-kvm: all
 	@CORBEL_BUILD=$(abspath $(BUILD)) CORBEL_E2E_LIMIT=10000 PYTHONDONTWRITEBYTECODE=1 \
 		tests/e2e/test_kvm_boot.py

@@ -137,7 +137,7 @@ int qcow2_write_zeroes(struct qcow2 *q, uint64_t offset, uint64_t len, bool may_
     uint64_t last = end == qcow2_size(q) ? (end + mask) & ~mask : end & ~mask;
     int r;
 
-    if (q->bitmaps_enabled > 0) {
+    if (__atomic_load_n(&q->bitmaps_enabled, __ATOMIC_ACQUIRE) > 0) {
         mutex_lock(&q->lock);
         qcow2_bitmaps_mark_locked(q, offset, len);
         mutex_unlock(&q->lock);
@@ -175,7 +175,7 @@ int qcow2_discard(struct qcow2 *q, uint64_t offset, uint64_t len)
     if (first >= last || (q->header.version < 3 && q->image.backing)) {
         return 0; /* a hint, that cannot be followed here */
     }
-    if (q->bitmaps_enabled > 0) {
+    if (__atomic_load_n(&q->bitmaps_enabled, __ATOMIC_ACQUIRE) > 0) {
         mutex_lock(&q->lock);
         qcow2_bitmaps_mark_locked(q, offset, len);
         mutex_unlock(&q->lock);

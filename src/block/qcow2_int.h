@@ -280,6 +280,8 @@ int qcow2_read(struct qcow2 *q, struct iovec *iov, unsigned count, uint64_t offs
     MUST_CHECK;
 int qcow2_write(struct qcow2 *q, struct iovec *iov, unsigned count, uint64_t offset, uint64_t len)
     MUST_CHECK;
+int qcow2_read_piece(struct qcow2 *q, const struct qcow2_piece *piece, struct iovec *iov,
+                     unsigned count, uint64_t offset) MUST_CHECK;
 int qcow2_read_buf(struct qcow2 *q, void *buf, uint64_t offset, uint64_t len) MUST_CHECK;
 void qcow2_claim_locked(struct qcow2 *q, struct qcow2_claim *claim, uint64_t offset, uint64_t len);
 void qcow2_unclaim_locked(struct qcow2 *q, struct qcow2_claim *claim);

@@ -101,8 +101,8 @@ static int read_packed(struct qcow2 *q, uint64_t entry, const struct iovec *iov,
     return r;
 }
 
-static int read_piece(struct qcow2 *q, const struct qcow2_piece *piece, struct iovec *iov,
-                      unsigned count, uint64_t offset)
+int qcow2_read_piece(struct qcow2 *q, const struct qcow2_piece *piece, struct iovec *iov,
+                     unsigned count, uint64_t offset)
 {
     switch (piece->kind) {
     case QCOW2_NORMAL:
@@ -159,7 +159,7 @@ int qcow2_read(struct qcow2 *q, struct iovec *iov, unsigned count, uint64_t offs
         if (done == 0) {
             return -EINVAL;
         }
-        r = read_piece(q, &piece, part, parts, offset);
+        r = qcow2_read_piece(q, &piece, part, parts, offset);
         if (r < 0) {
             return r;
         }
@@ -535,7 +535,7 @@ int qcow2_write(struct qcow2 *q, struct iovec *iov, unsigned count, uint64_t off
 {
     int r = 0;
 
-    if (q->bitmaps_enabled > 0) {
+    if (__atomic_load_n(&q->bitmaps_enabled, __ATOMIC_ACQUIRE) > 0) {
         mutex_lock(&q->lock);
         qcow2_bitmaps_mark_locked(q, offset, len);
         mutex_unlock(&q->lock);

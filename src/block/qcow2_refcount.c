@@ -159,18 +159,13 @@ static void set_count(struct qcow2 *q, struct qcow2_table *table, uint64_t clust
     q->has_dirty_metadata = true;
 }
 
-int qcow2_refcount_change_locked(struct qcow2 *q, uint64_t cluster, int64_t delta)
+/* A cluster that a block covers. */
+static int change_covered(struct qcow2 *q, uint64_t cluster, int64_t delta)
 {
     uint64_t count = 0;
     struct qcow2_table *table = NULL;
-    int r = qcow2_refcount_cover_locked(q, cluster);
+    int r = qcow2_refcount_get_locked(q, cluster, &count);
 
-    if (r == 0) {
-        r = qcow2_refcount_get_locked(q, cluster, &count);
-    }
-    if (r == 0) {
-        r = load_block(q, block_index(q, cluster), &table);
-    }
     if (r < 0) {
         return r;
     }
@@ -180,6 +175,10 @@ int qcow2_refcount_change_locked(struct qcow2 *q, uint64_t cluster, int64_t delt
     }
     if (delta > 0 && q->refcount_max - count < (uint64_t)delta) {
         return -ERANGE;
+    }
+    r = load_block(q, block_index(q, cluster), &table);
+    if (r < 0) {
+        return r;
     }
     set_count(q, table, cluster, count + (uint64_t)delta);
     if (count + (uint64_t)delta == 0 && cluster < q->free_hint) {
@@ -249,7 +248,7 @@ static int publish_table(struct qcow2 *q, uint64_t *table, uint64_t entries, uin
     q->reftable_dirty = dirty;
     q->reftable_entries = (uint32_t)entries;
     for (uint32_t i = 0; r == 0 && i < old_clusters; i++) {
-        r = qcow2_refcount_change_locked(q, old_first + i, -1);
+        r = change_covered(q, old_first + i, -1);
     }
     return r;
 }
@@ -356,4 +355,12 @@ int qcow2_refcount_cover_locked(struct qcow2 *q, uint64_t cluster)
         q->high_water = offset + q->cluster_bytes;
     }
     return 0;
+}
+
+int qcow2_refcount_change_locked(struct qcow2 *q, uint64_t cluster, int64_t delta)
+{
+    /* Only what goes up can be without a block. */
+    int r = delta > 0 ? qcow2_refcount_cover_locked(q, cluster) : 0;
+
+    return r == 0 ? change_covered(q, cluster, delta) : r;
 }

@@ -495,3 +495,78 @@ int qcow2_snapshot_list(struct block_image *image, struct qcow2_snapshot_info **
     *ret_count = count;
     return 0;
 }
+
+/* A cluster's part of a snapshot, through its own L1 table. */
+static int read_part(struct qcow2 *q, const uint64_t *l1, uint64_t offset, uint8_t *buf,
+                     uint64_t len)
+{
+    uint64_t l2 = l1[offset >> (q->cluster_bits + q->l2_bits)] & QCOW2_OFFSET_MASK;
+    struct qcow2_table table = {0};
+    CLEANUP_FREE uint8_t *raw = malloc(q->cluster_bytes);
+    struct qcow2_piece piece;
+    struct iovec iov = {.iov_base = buf, .iov_len = len};
+    int r = raw ? 0 : -ENOMEM;
+
+    if (r == 0 && l2 != 0) {
+        r = block_file_pread(q->image.file, raw, q->cluster_bytes, l2);
+    }
+    table.data = raw;
+    for (uint64_t done = 0; r == 0 && done < len; done += piece.len) {
+        mutex_lock(&q->lock);
+        r = qcow2_l2_piece_locked(q, l2 ? &table : NULL, offset + done, len - done, &piece);
+        mutex_unlock(&q->lock);
+        if (r == 0) {
+            iov = (struct iovec){.iov_base = buf + done, .iov_len = piece.len};
+            r = qcow2_read_piece(q, &piece, &iov, 1, offset + done);
+        }
+    }
+    return r;
+}
+
+static int read_snapshot(struct qcow2 *q, const struct qcow2_snapshot *s, uint8_t *buf,
+                         uint64_t len, uint64_t offset)
+{
+    uint64_t *l1 = NULL;
+    int r;
+
+    if (offset > s->size_bytes || len > s->size_bytes - offset) {
+        return -EINVAL;
+    }
+    r = qcow2_l1_read(q, s->l1_offset, s->l1_size, &l1);
+    while (r == 0 && len > 0) {
+        uint64_t left = q->cluster_bytes - (offset & (q->cluster_bytes - 1));
+        uint64_t some = len < left ? len : left;
+
+        r = read_part(q, l1, offset, buf, some);
+        buf += some;
+        offset += some;
+        len -= some;
+    }
+    free(l1);
+    return r;
+}
+
+int qcow2_snapshot_read(struct block_image *image, const char *name, void *buf, uint64_t len,
+                        uint64_t offset, struct err *err)
+{
+    struct qcow2 *q = qcow2_of(image, false, err);
+    struct qcow2_snapshot *snapshots = NULL;
+    uint64_t bytes = 0;
+    int i, r;
+
+    if (!q) {
+        return -ENOTSUP;
+    }
+    qcow2_exclusive_begin(q);
+    r = qcow2_snapshots_read(q, &snapshots, &bytes, err);
+    if (r == 0) {
+        i = find(snapshots, q->header.snapshot_count, name);
+        r = i < 0 ? i : read_snapshot(q, &snapshots[i], buf, len, offset);
+        if (r < 0) {
+            (void)err_set_errno(err, r, "cannot read snapshot '%s'", name);
+        }
+    }
+    qcow2_snapshots_free(snapshots, q->header.snapshot_count);
+    qcow2_exclusive_end(q);
+    return r;
+}
