@@ -109,11 +109,39 @@ static void open_vm(struct fixture *f, enum vm_irqchip irqchip)
     assert_int_equal(kvm_accel_ops.set_state(f->vcpu, &state), 0);
 }
 
-static void close_vm(struct fixture *f)
+static int open_state(void **state, enum vm_irqchip irqchip)
 {
+    struct fixture *f = test_calloc(1, sizeof(*f));
+
+    open_vm(f, irqchip);
+    *state = f;
+    return 0;
+}
+
+static int setup_user(void **state)
+{
+    return open_state(state, VM_IRQCHIP_USER);
+}
+
+static int setup_full(void **state)
+{
+    return open_state(state, VM_IRQCHIP_FULL);
+}
+
+static int setup_split(void **state)
+{
+    return open_state(state, VM_IRQCHIP_SPLIT);
+}
+
+static int teardown(void **state)
+{
+    struct fixture *f = *state;
+
     kvm_accel_ops.vcpu_destroy(f->vcpu);
     kvm_accel_ops.vm_destroy(f->vm);
     gmem_destroy(f->gmem);
+    test_free(f);
+    return 0;
 }
 
 static void run_to(struct fixture *f, struct vmexit *exit, enum vmexit_reason reason)
@@ -135,64 +163,55 @@ static uint8_t byte_at(struct fixture *f, uint32_t address)
     return byte;
 }
 
-static void test_ports_written_and_read(void **unused)
+static void test_ports_written_and_read(void **fixture)
 {
-    struct fixture f;
+    struct fixture *f = *fixture;
     struct vmexit exit;
 
-    (void)unused;
-    open_vm(&f, VM_IRQCHIP_USER);
-    LOAD(&f, ports);
-    run_to(&f, &exit, VMEXIT_PIO);
+    LOAD(f, ports);
+    run_to(f, &exit, VMEXIT_PIO);
     assert_true(exit.pio.is_write);
     assert_int_equal(exit.pio.port, 0x80);
     assert_int_equal(exit.pio.size_bytes, 2);
     assert_int_equal(exit.pio.data, 0x1234);
-    run_to(&f, &exit, VMEXIT_PIO);
+    run_to(f, &exit, VMEXIT_PIO);
     assert_false(exit.pio.is_write);
     exit.pio.data = 0x5a;
-    run_to(&f, &exit, VMEXIT_HLT);
-    assert_int_equal(byte_at(&f, DATA_GPA), 0x5a);
-    close_vm(&f);
+    run_to(f, &exit, VMEXIT_HLT);
+    assert_int_equal(byte_at(f, DATA_GPA), 0x5a);
 }
 
-static void test_string_ports_come_one_element_at_a_time(void **unused)
+static void test_string_ports_come_one_element_at_a_time(void **fixture)
 {
-    struct fixture f;
+    struct fixture *f = *fixture;
     struct vmexit exit;
 
-    (void)unused;
-    open_vm(&f, VM_IRQCHIP_USER);
-    LOAD(&f, strings);
-    assert_int_equal(gmem_write(f.gmem, gpa(DATA_GPA), "abc", 3), 0);
+    LOAD(f, strings);
+    assert_int_equal(gmem_write(f->gmem, gpa(DATA_GPA), "abc", 3), 0);
     for (unsigned i = 0; i < 3; i++) {
-        run_to(&f, &exit, VMEXIT_PIO);
+        run_to(f, &exit, VMEXIT_PIO);
         assert_true(exit.pio.is_write);
         assert_int_equal(exit.pio.data, 'a' + i);
     }
     for (unsigned i = 0; i < 4; i++) {
-        run_to(&f, &exit, VMEXIT_PIO);
+        run_to(f, &exit, VMEXIT_PIO);
         assert_false(exit.pio.is_write);
         exit.pio.data = 'w' + i;
     }
-    run_to(&f, &exit, VMEXIT_HLT);
+    run_to(f, &exit, VMEXIT_HLT);
     uint8_t got[4];
-    assert_int_equal(gmem_read(f.gmem, gpa(0x9000), got, 4), 0);
+    assert_int_equal(gmem_read(f->gmem, gpa(0x9000), got, 4), 0);
     assert_memory_equal(got, "wxyz", 4);
-    close_vm(&f);
 }
 
-static void test_kick_before_run_returns_at_once(void **unused)
+static void test_kick_before_run_returns_at_once(void **fixture)
 {
-    struct fixture f;
+    struct fixture *f = *fixture;
     struct vmexit exit;
 
-    (void)unused;
-    open_vm(&f, VM_IRQCHIP_USER);
-    LOAD(&f, spin);
-    kvm_accel_ops.kick(f.vcpu);
-    run_to(&f, &exit, VMEXIT_INTR);
-    close_vm(&f);
+    LOAD(f, spin);
+    kvm_accel_ops.kick(f->vcpu);
+    run_to(f, &exit, VMEXIT_INTR);
 }
 
 static void *kicker(void *opaque)
@@ -208,71 +227,60 @@ static void *kicker(void *opaque)
     return NULL;
 }
 
-static void test_kick_from_another_thread_leaves_guest(void **unused)
+static void test_kick_from_another_thread_leaves_guest(void **fixture)
 {
-    struct fixture f;
+    struct fixture *f = *fixture;
     struct vmexit exit;
     pthread_t thread;
 
-    (void)unused;
-    open_vm(&f, VM_IRQCHIP_USER);
-    LOAD(&f, spin);
-    assert_int_equal(pthread_create(&thread, NULL, kicker, &f), 0);
-    run_to(&f, &exit, VMEXIT_INTR);
+    LOAD(f, spin);
+    assert_int_equal(pthread_create(&thread, NULL, kicker, f), 0);
+    run_to(f, &exit, VMEXIT_INTR);
     assert_int_equal(pthread_join(thread, NULL), 0);
-    assert_int_not_equal(byte_at(&f, DATA_GPA) | byte_at(&f, DATA_GPA + 1), 0);
-    close_vm(&f);
+    assert_int_not_equal(byte_at(f, DATA_GPA) | byte_at(f, DATA_GPA + 1), 0);
 }
 
-static void test_user_interrupt_wakes_halted_guest(void **unused)
+static void test_user_interrupt_wakes_halted_guest(void **fixture)
 {
     const uint8_t vector_20[4] = {0x00, 0x11, 0, 0};
-    struct fixture f;
+    struct fixture *f = *fixture;
     struct vmexit exit;
 
-    (void)unused;
-    open_vm(&f, VM_IRQCHIP_USER);
-    LOAD(&f, interrupt);
-    load(&f, 0x1100, guest_handler, guest_handler_end);
-    load(&f, 4 * 0x20, vector_20, vector_20 + 4);
-    run_to(&f, &exit, VMEXIT_HLT);
+    LOAD(f, interrupt);
+    load(f, 0x1100, guest_handler, guest_handler_end);
+    load(f, 4 * 0x20, vector_20, vector_20 + 4);
+    run_to(f, &exit, VMEXIT_HLT);
     /* Nothing pending: still asleep. */
-    run_to(&f, &exit, VMEXIT_HLT);
-    assert_int_equal(byte_at(&f, DATA_GPA), 0);
-    f.vector = 0x20;
-    run_to(&f, &exit, VMEXIT_HLT);
-    assert_int_equal(byte_at(&f, DATA_GPA), 7);
-    assert_int_equal(byte_at(&f, DATA_GPA + 1), 1);
-    close_vm(&f);
+    run_to(f, &exit, VMEXIT_HLT);
+    assert_int_equal(byte_at(f, DATA_GPA), 0);
+    f->vector = 0x20;
+    run_to(f, &exit, VMEXIT_HLT);
+    assert_int_equal(byte_at(f, DATA_GPA), 7);
+    assert_int_equal(byte_at(f, DATA_GPA + 1), 1);
 }
 
-static void test_halt_with_interrupts_off_stays(void **unused)
+static void test_halt_with_interrupts_off_stays(void **fixture)
 {
-    struct fixture f;
+    struct fixture *f = *fixture;
     struct vmexit exit;
 
-    (void)unused;
-    open_vm(&f, VM_IRQCHIP_USER);
-    LOAD(&f, ports);
-    run_to(&f, &exit, VMEXIT_PIO);
-    run_to(&f, &exit, VMEXIT_PIO);
-    run_to(&f, &exit, VMEXIT_HLT);
-    f.vector = 0x20;
-    run_to(&f, &exit, VMEXIT_HLT);
-    assert_int_equal(f.vector, 0x20);
-    close_vm(&f);
+    LOAD(f, ports);
+    run_to(f, &exit, VMEXIT_PIO);
+    run_to(f, &exit, VMEXIT_PIO);
+    run_to(f, &exit, VMEXIT_HLT);
+    f->vector = 0x20;
+    run_to(f, &exit, VMEXIT_HLT);
+    assert_int_equal(f->vector, 0x20);
 }
 
-static void test_state_set_comes_back(void **unused)
+static void test_state_set_comes_back(void **fixture)
 {
-    struct fixture f;
+    struct fixture *f = *fixture;
     struct vcpu_state *state = aligned_alloc(64, sizeof(*state));
     struct vcpu_state *back = aligned_alloc(64, sizeof(*back));
 
-    (void)unused;
     assert_non_null(state);
     assert_non_null(back);
-    open_vm(&f, VM_IRQCHIP_USER);
     vcpu_state_reset(state, true);
     for (unsigned i = 0; i < X86_GPR_COUNT; i++) {
         state->gpr[i] = 0x1111111111111111ull * i;
@@ -300,8 +308,8 @@ static void test_state_set_comes_back(void **unused)
     state->events.nmi_blocked = true;
     state->xsave[160] = 0x42; /* XMM0 */
     state->xsave[512] = 3;
-    assert_int_equal(kvm_accel_ops.set_state(f.vcpu, state), 0);
-    assert_int_equal(kvm_accel_ops.get_state(f.vcpu, back), 0);
+    assert_int_equal(kvm_accel_ops.set_state(f->vcpu, state), 0);
+    assert_int_equal(kvm_accel_ops.get_state(f->vcpu, back), 0);
     assert_memory_equal(back->gpr, state->gpr, sizeof(state->gpr));
     assert_memory_equal(back->seg, state->seg, sizeof(state->seg));
     assert_int_equal(back->cr0, state->cr0);
@@ -325,150 +333,128 @@ static void test_state_set_comes_back(void **unused)
     assert_int_equal(back->mp_state, X86_MP_HALTED);
     assert_true(back->events.nmi_blocked);
     assert_int_equal(back->xsave[160], 0x42);
-    close_vm(&f);
     free(state);
     free(back);
 }
 
-static void test_dirty_log_names_written_pages_once(void **unused)
+static void test_dirty_log_names_written_pages_once(void **fixture)
 {
-    struct fixture f;
+    struct fixture *f = *fixture;
     struct vmexit exit;
     uint64_t bitmap[RAM_BYTES / GMEM_PAGE_BYTES / 64] = {0};
 
-    (void)unused;
-    open_vm(&f, VM_IRQCHIP_USER);
-    LOAD(&f, dirty);
-    assert_int_equal(kvm_accel_ops.dirty_log_start(f.vm), 0);
-    assert_int_equal(kvm_accel_ops.dirty_log_fetch(f.vm, bitmap), 0);
+    LOAD(f, dirty);
+    assert_int_equal(kvm_accel_ops.dirty_log_start(f->vm), 0);
+    assert_int_equal(kvm_accel_ops.dirty_log_fetch(f->vm, bitmap), 0);
     memset(bitmap, 0, sizeof(bitmap));
     /* Real mode checks 64 KiB, unless the limit says more. */
     struct vcpu_state state;
-    assert_int_equal(kvm_accel_ops.get_state(f.vcpu, &state), 0);
+    assert_int_equal(kvm_accel_ops.get_state(f->vcpu, &state), 0);
     state.seg[X86_DS].limit = 0xffffffff;
-    assert_int_equal(kvm_accel_ops.set_state(f.vcpu, &state), 0);
-    run_to(&f, &exit, VMEXIT_HLT);
-    assert_int_equal(kvm_accel_ops.dirty_log_fetch(f.vm, bitmap), 0);
+    assert_int_equal(kvm_accel_ops.set_state(f->vcpu, &state), 0);
+    run_to(f, &exit, VMEXIT_HLT);
+    assert_int_equal(kvm_accel_ops.dirty_log_fetch(f->vm, bitmap), 0);
     assert_int_equal(bitmap[0], 3ull << 32);
     memset(bitmap, 0, sizeof(bitmap));
-    assert_int_equal(kvm_accel_ops.dirty_log_fetch(f.vm, bitmap), 0);
+    assert_int_equal(kvm_accel_ops.dirty_log_fetch(f->vm, bitmap), 0);
     assert_int_equal(bitmap[0], 0);
-    assert_int_equal(kvm_accel_ops.dirty_log_stop(f.vm), 0);
-    close_vm(&f);
+    assert_int_equal(kvm_accel_ops.dirty_log_stop(f->vm), 0);
 }
 
-static void test_single_step_stops_after_each_instruction(void **unused)
+static void test_single_step_stops_after_each_instruction(void **fixture)
 {
     const struct accel_debug debug = {.single_step = true};
-    struct fixture f;
+    struct fixture *f = *fixture;
     struct vmexit exit;
     struct vcpu_state state;
 
-    (void)unused;
-    open_vm(&f, VM_IRQCHIP_USER);
-    LOAD(&f, steps);
-    assert_int_equal(kvm_accel_ops.set_debug(f.vcpu, &debug), 0);
+    LOAD(f, steps);
+    assert_int_equal(kvm_accel_ops.set_debug(f->vcpu, &debug), 0);
     for (unsigned i = 1; i <= 3; i++) {
-        run_to(&f, &exit, VMEXIT_DEBUG);
+        run_to(f, &exit, VMEXIT_DEBUG);
         assert_int_equal(exit.debug.rip, CODE_GPA + 3 * i);
     }
-    assert_int_equal(kvm_accel_ops.get_state(f.vcpu, &state), 0);
+    assert_int_equal(kvm_accel_ops.get_state(f->vcpu, &state), 0);
     assert_int_equal(state.gpr[X86_RAX], 1);
     assert_int_equal(state.gpr[X86_RBX], 2);
     assert_int_equal(state.gpr[X86_RCX], 3);
-    close_vm(&f);
 }
 
-static void test_breakpoint_stops_before_the_instruction(void **unused)
+static void test_breakpoint_stops_before_the_instruction(void **fixture)
 {
     const struct accel_debug debug = {.breakpoint_count = 1, .breakpoints = {CODE_GPA + 6}};
     const struct accel_debug too_many = {.breakpoint_count = 5};
-    struct fixture f;
+    struct fixture *f = *fixture;
     struct vmexit exit;
     struct vcpu_state state;
 
-    (void)unused;
-    open_vm(&f, VM_IRQCHIP_USER);
-    LOAD(&f, steps);
-    assert_int_equal(kvm_accel_ops.set_debug(f.vcpu, &too_many), -ENOSPC);
-    assert_int_equal(kvm_accel_ops.set_debug(f.vcpu, &debug), 0);
-    run_to(&f, &exit, VMEXIT_DEBUG);
+    LOAD(f, steps);
+    assert_int_equal(kvm_accel_ops.set_debug(f->vcpu, &too_many), -ENOSPC);
+    assert_int_equal(kvm_accel_ops.set_debug(f->vcpu, &debug), 0);
+    run_to(f, &exit, VMEXIT_DEBUG);
     assert_int_equal(exit.debug.rip, CODE_GPA + 6);
-    assert_int_equal(kvm_accel_ops.get_state(f.vcpu, &state), 0);
+    assert_int_equal(kvm_accel_ops.get_state(f->vcpu, &state), 0);
     assert_int_equal(state.gpr[X86_RBX], 2);
     assert_int_equal(state.gpr[X86_RCX], 0);
-    close_vm(&f);
 }
 
-static void test_ioeventfd_signals_without_an_exit(void **unused)
+static void test_ioeventfd_signals_without_an_exit(void **fixture)
 {
-    struct fixture f;
+    struct fixture *f = *fixture;
     struct vmexit exit;
     const int fd = io_eventfd();
 
-    (void)unused;
     assert_true(fd >= 0);
-    open_vm(&f, VM_IRQCHIP_USER);
-    LOAD(&f, doorbell);
-    assert_int_equal(kvm_accel_ops.ioeventfd(f.vm, true, 0x700, 2, true, 5, fd, true), 0);
-    run_to(&f, &exit, VMEXIT_HLT);
+    LOAD(f, doorbell);
+    assert_int_equal(kvm_accel_ops.ioeventfd(f->vm, true, 0x700, 2, true, 5, fd, true), 0);
+    run_to(f, &exit, VMEXIT_HLT);
     assert_int_equal(io_eventfd_drain(fd), 1);
-    assert_int_equal(kvm_accel_ops.ioeventfd(f.vm, true, 0x700, 2, true, 5, fd, false), 0);
-    close_vm(&f);
+    assert_int_equal(kvm_accel_ops.ioeventfd(f->vm, true, 0x700, 2, true, 5, fd, false), 0);
     (void)close(fd);
 }
 
-static void test_triple_fault_is_shutdown(void **unused)
+static void test_triple_fault_is_shutdown(void **fixture)
 {
-    struct fixture f;
+    struct fixture *f = *fixture;
     struct vmexit exit;
 
-    (void)unused;
-    open_vm(&f, VM_IRQCHIP_USER);
-    LOAD(&f, shutdown);
+    LOAD(f, shutdown);
     /* Protected mode with an empty IDT: #UD, #GP and #DF find no gate. */
     struct vcpu_state state;
-    assert_int_equal(kvm_accel_ops.get_state(f.vcpu, &state), 0);
+    assert_int_equal(kvm_accel_ops.get_state(f->vcpu, &state), 0);
     state.cr0 |= X86_CR0_PE;
     state.seg[X86_CS].selector = 8;
     state.idtr.limit = 0;
-    assert_int_equal(kvm_accel_ops.set_state(f.vcpu, &state), 0);
-    run_to(&f, &exit, VMEXIT_SHUTDOWN);
-    close_vm(&f);
+    assert_int_equal(kvm_accel_ops.set_state(f->vcpu, &state), 0);
+    run_to(f, &exit, VMEXIT_SHUTDOWN);
 }
 
-static void test_full_irqchip_takes_lines_messages_and_reset(void **unused)
+static void test_full_irqchip_takes_lines_messages_and_reset(void **fixture)
 {
-    struct fixture f;
+    struct fixture *f = *fixture;
     const int fd = io_eventfd();
 
-    (void)unused;
     assert_true(fd >= 0);
-    open_vm(&f, VM_IRQCHIP_FULL);
-    assert_int_equal(kvm_accel_ops.irq_line(f.vm, 4, true), 0);
-    assert_int_equal(kvm_accel_ops.irq_line(f.vm, 4, false), 0);
-    assert_int_equal(kvm_accel_ops.send_msi(f.vm, 0xfee00000, 0x30), 0);
-    assert_int_equal(kvm_accel_ops.msi_route(f.vm, 24, 0xfee00000, 0x31), 0);
-    assert_int_equal(kvm_accel_ops.msi_route(f.vm, 24, 0xfee00000, 0x32), 0);
-    assert_int_equal(kvm_accel_ops.irqfd(f.vm, 24, fd, true), 0);
+    assert_int_equal(kvm_accel_ops.irq_line(f->vm, 4, true), 0);
+    assert_int_equal(kvm_accel_ops.irq_line(f->vm, 4, false), 0);
+    assert_int_equal(kvm_accel_ops.send_msi(f->vm, 0xfee00000, 0x30), 0);
+    assert_int_equal(kvm_accel_ops.msi_route(f->vm, 24, 0xfee00000, 0x31), 0);
+    assert_int_equal(kvm_accel_ops.msi_route(f->vm, 24, 0xfee00000, 0x32), 0);
+    assert_int_equal(kvm_accel_ops.irqfd(f->vm, 24, fd, true), 0);
     io_eventfd_signal(fd);
-    assert_int_equal(kvm_accel_ops.irqfd(f.vm, 24, fd, false), 0);
-    assert_int_equal(kvm_accel_ops.msi_route(f.vm, 3, 0xfee00000, 0x31), -EINVAL);
-    assert_int_equal(kvm_accel_ops.irqchip_reset(f.vm), 0);
-    close_vm(&f);
+    assert_int_equal(kvm_accel_ops.irqfd(f->vm, 24, fd, false), 0);
+    assert_int_equal(kvm_accel_ops.msi_route(f->vm, 3, 0xfee00000, 0x31), -EINVAL);
+    assert_int_equal(kvm_accel_ops.irqchip_reset(f->vm), 0);
     (void)close(fd);
 }
 
-static void test_split_irqchip_routes_pins(void **unused)
+static void test_split_irqchip_routes_pins(void **fixture)
 {
-    struct fixture f;
+    struct fixture *f = *fixture;
 
-    (void)unused;
-    open_vm(&f, VM_IRQCHIP_SPLIT);
-    assert_int_equal(kvm_accel_ops.irq_line(f.vm, 4, true), -EINVAL);
-    assert_int_equal(kvm_accel_ops.msi_route(f.vm, 4, 0xfee00000, 0x34), 0);
-    assert_int_equal(kvm_accel_ops.irqchip_reset(f.vm), 0);
-    close_vm(&f);
+    assert_int_equal(kvm_accel_ops.irq_line(f->vm, 4, true), -EINVAL);
+    assert_int_equal(kvm_accel_ops.msi_route(f->vm, 4, 0xfee00000, 0x34), 0);
+    assert_int_equal(kvm_accel_ops.irqchip_reset(f->vm), 0);
 }
 
 static void test_probe_says_why_not(void **unused)
@@ -515,23 +501,25 @@ static void test_probe_has_one_verdict_on_a_busy_host(void **unused)
     assert_true(verdicts[0] == 0 || verdicts[1] == 0);
 }
 
+#define VM_TEST(name, setup) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ports_written_and_read),
-        cmocka_unit_test(test_string_ports_come_one_element_at_a_time),
-        cmocka_unit_test(test_kick_before_run_returns_at_once),
-        cmocka_unit_test(test_kick_from_another_thread_leaves_guest),
-        cmocka_unit_test(test_user_interrupt_wakes_halted_guest),
-        cmocka_unit_test(test_halt_with_interrupts_off_stays),
-        cmocka_unit_test(test_state_set_comes_back),
-        cmocka_unit_test(test_dirty_log_names_written_pages_once),
-        cmocka_unit_test(test_single_step_stops_after_each_instruction),
-        cmocka_unit_test(test_breakpoint_stops_before_the_instruction),
-        cmocka_unit_test(test_ioeventfd_signals_without_an_exit),
-        cmocka_unit_test(test_triple_fault_is_shutdown),
-        cmocka_unit_test(test_full_irqchip_takes_lines_messages_and_reset),
-        cmocka_unit_test(test_split_irqchip_routes_pins),
+        VM_TEST(test_ports_written_and_read, setup_user),
+        VM_TEST(test_string_ports_come_one_element_at_a_time, setup_user),
+        VM_TEST(test_kick_before_run_returns_at_once, setup_user),
+        VM_TEST(test_kick_from_another_thread_leaves_guest, setup_user),
+        VM_TEST(test_user_interrupt_wakes_halted_guest, setup_user),
+        VM_TEST(test_halt_with_interrupts_off_stays, setup_user),
+        VM_TEST(test_state_set_comes_back, setup_user),
+        VM_TEST(test_dirty_log_names_written_pages_once, setup_user),
+        VM_TEST(test_single_step_stops_after_each_instruction, setup_user),
+        VM_TEST(test_breakpoint_stops_before_the_instruction, setup_user),
+        VM_TEST(test_ioeventfd_signals_without_an_exit, setup_user),
+        VM_TEST(test_triple_fault_is_shutdown, setup_user),
+        VM_TEST(test_full_irqchip_takes_lines_messages_and_reset, setup_full),
+        VM_TEST(test_split_irqchip_routes_pins, setup_split),
         cmocka_unit_test(test_probe_says_why_not),
         cmocka_unit_test(test_probe_has_one_verdict_on_a_busy_host),
     };

@@ -370,14 +370,25 @@ struct oracle {
     unsigned seen[ZYDIS_MNEMONIC_MAX_VALUE + 1];
 };
 
-static void oracle_init(struct oracle *o)
+static struct oracle *oracle_new(void)
 {
-    memset(o, 0, sizeof(*o));
+    struct oracle *o = test_calloc(1, sizeof(*o));
+
     ZydisDecoderInit(&o->decoders[INSN_MODE_16], ZYDIS_MACHINE_MODE_LEGACY_16,
                      ZYDIS_STACK_WIDTH_16);
     ZydisDecoderInit(&o->decoders[INSN_MODE_32], ZYDIS_MACHINE_MODE_LEGACY_32,
                      ZYDIS_STACK_WIDTH_32);
     ZydisDecoderInit(&o->decoders[INSN_MODE_64], ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+    return o;
+}
+
+/* Nothing differed. */
+static void oracle_end(struct oracle *o)
+{
+    printf("# %llu compared, %llu of them valid\n", (unsigned long long)o->compared,
+           (unsigned long long)o->valid);
+    assert_int_equal(o->reported, 0);
+    test_free(o);
 }
 
 static void report(struct oracle *o, enum insn_mode mode, const uint8_t *bytes,
@@ -447,6 +458,13 @@ static void check(struct oracle *o, enum insn_mode mode, const uint8_t bytes[INS
     }
 }
 
+static void check_modes(struct oracle *o, const uint8_t bytes[INSN_MAX_BYTES])
+{
+    for (int mode = INSN_MODE_16; mode <= INSN_MODE_64; mode++) {
+        check(o, (enum insn_mode)mode, bytes);
+    }
+}
+
 static uint64_t random_next(uint64_t *state)
 {
     *state ^= *state << 13;
@@ -491,12 +509,10 @@ static const uint8_t prefix_sets[][4] = {
 static void test_enumerated_encodings_agree_with_zydis(void **unused)
 {
     static const uint8_t maps[4][3] = {{0}, {1, 0x0f}, {2, 0x0f, 0x38}, {2, 0x0f, 0x3a}};
-    struct oracle *o = calloc(1, sizeof(*o));
+    struct oracle *o = oracle_new();
     uint64_t seed = 0x9e3779b97f4a7c15ull;
 
     (void)unused;
-    assert_non_null(o);
-    oracle_init(o);
     for (unsigned set = 0; set < ARRAY_LEN(prefix_sets); set++) {
         for (unsigned i = 0; i < 4 * 65536; i++) {
             const uint8_t *map = maps[i >> 16];
@@ -513,26 +529,19 @@ static void test_enumerated_encodings_agree_with_zydis(void **unused)
             n += map[0];
             bytes[n] = (uint8_t)(i >> 8);
             bytes[n + 1] = (uint8_t)i;
-            for (int mode = INSN_MODE_16; mode <= INSN_MODE_64; mode++) {
-                check(o, (enum insn_mode)mode, bytes);
-            }
+            check_modes(o, bytes);
         }
     }
-    printf("# %llu compared, %llu of them valid\n", (unsigned long long)o->compared,
-           (unsigned long long)o->valid);
-    assert_int_equal(o->reported, 0);
-    free(o);
+    oracle_end(o);
 }
 
 /* Every opcode of the three VEX maps x pp, L, W x some vvvv x all modrm bytes. */
 static void test_vex_encodings_agree_with_zydis(void **unused)
 {
-    struct oracle *o = calloc(1, sizeof(*o));
+    struct oracle *o = oracle_new();
     uint64_t seed = 0x2545f4914f6cdd1dull;
 
     (void)unused;
-    assert_non_null(o);
-    oracle_init(o);
     for (unsigned i = 0; i < 3u << 20; i += 3) {
         uint8_t bytes[INSN_MAX_BYTES];
 
@@ -550,32 +559,24 @@ static void test_vex_encodings_agree_with_zydis(void **unused)
             bytes[0] = 0xc5;
             bytes[1] |= (uint8_t)(seed >> 44 & 0x80);
         }
-        for (int mode = INSN_MODE_16; mode <= INSN_MODE_64; mode++) {
-            check(o, (enum insn_mode)mode, bytes);
-        }
+        check_modes(o, bytes);
     }
-    printf("# %llu compared, %llu of them valid\n", (unsigned long long)o->compared,
-           (unsigned long long)o->valid);
-    assert_int_equal(o->reported, 0);
-    free(o);
+    oracle_end(o);
 }
 
 static void test_random_bytes_agree_with_zydis(void **unused)
 {
-    struct oracle *o = calloc(1, sizeof(*o));
+    struct oracle *o = oracle_new();
     uint64_t seed = 0x853c49e6748fea9bull;
 
     (void)unused;
-    assert_non_null(o);
-    oracle_init(o);
     for (unsigned i = 0; i < 1000000; i++) {
         uint8_t bytes[INSN_MAX_BYTES];
 
         fill_random(bytes, sizeof(bytes), &seed);
         check(o, (enum insn_mode)(i % 3), bytes);
     }
-    assert_int_equal(o->reported, 0);
-    free(o);
+    oracle_end(o);
 }
 #endif
 

@@ -355,15 +355,21 @@ static int intr_acknowledge(void *opaque)
     return vector;
 }
 
-static void test_interrupts_wait_for_the_sti_shadow(void **state)
+static void connect(struct rig *rig, struct intr_source *source)
 {
     static const struct vcpu_intr_ops ops = {.pending = intr_pending,
                                              .acknowledge = intr_acknowledge};
+
+    rig->env.intr = &ops;
+    rig->env.opaque = source;
+}
+
+static void test_interrupts_wait_for_the_sti_shadow(void **state)
+{
     struct rig *rig = *state;
     struct intr_source source = {.vector = 0x30};
 
-    rig->env.intr = &ops;
-    rig->env.opaque = &source;
+    connect(rig, &source);
     RIG_CODE_AT(rig, RIG_CODE, "\x90\xfb\x90\x90\xf4"); /* nop; sti; nop; nop; hlt */
     rig_run(rig);
     rig_expect_vector(rig, 0x30);
@@ -373,13 +379,10 @@ static void test_interrupts_wait_for_the_sti_shadow(void **state)
 
 static void test_halt_ends_by_an_interrupt_and_goes_on_behind_it(void **state)
 {
-    static const struct vcpu_intr_ops ops = {.pending = intr_pending,
-                                             .acknowledge = intr_acknowledge};
     struct rig *rig = *state;
     struct intr_source source = {.vector = -1};
 
-    rig->env.intr = &ops;
-    rig->env.opaque = &source;
+    connect(rig, &source);
     RIG_CODE_AT(rig, RIG_CODE, "\xfb\xf4");
     rig_run(rig);
     assert_int_equal(rig->exit.reason, VMEXIT_HLT);
@@ -444,13 +447,10 @@ static void expect_device(struct rig *rig, bool is_write, uint64_t offset)
 /* A device is asked once, whatever comes before its answer is used. */
 static void test_events_wait_for_an_instruction_that_a_device_answered(void **state)
 {
-    static const struct vcpu_intr_ops ops = {.pending = intr_pending,
-                                             .acknowledge = intr_acknowledge};
     struct rig *rig = *state;
     struct intr_source source = {.vector = -1};
 
-    rig->env.intr = &ops;
-    rig->env.opaque = &source;
+    connect(rig, &source);
     rig_map(rig, DEVICE_VA, DEVICE_GPA, 3);
     RIG_CODE_AT(rig, RIG_CODE, "\x8b\x07\x03\x47\x04\xf4"); /* mov (%rdi),%eax; add 4(%rdi),%eax */
     for (unsigned is_nmi = 0; is_nmi < 2; is_nmi++) {
