@@ -53,8 +53,8 @@ def boot(place, firmware):
         ssh.run("ls /boot/efi/EFI/debian/grub.cfg && update-grub 2>&1 && sync")
         ssh.start("systemctl poweroff")
         expect(m.wait_exit() == 0, m.story())
-    # What update-grub wrote boots too.
-    with start_qemu(place, *firmware, *drive(disk), "-nic", "none") as m:
+    # What update-grub wrote boots too. UEFI remembers where the disk was, so it has to be there again.
+    with start_qemu(place, *firmware, *drive(disk), "-nic", "user,model=virtio-net-pci") as m:
         m.wait_text("login:")
     disk.unlink()
 

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """Disks in files and volumes in pools through the command line, judged by qemu-img."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -310,6 +311,35 @@ def tidy_up_after_crashes(place):
         expect(os.path.exists(path) or os.listdir(directory), "a damaged record cost layers")
 
 
+def lose_nothing_when_killed(place):
+    with User(place) as user:
+        noise = random.Random(23)
+        user.run("volume", "create", "v", "48M")
+        was = {}
+        for number in range(8):
+            write(volume(user, "v")["path"], noise.randrange(32) * MIB, noise.randbytes(12 * MIB))
+            was[f"s{number}"] = read(volume(user, "v")["path"])
+            user.run("volume", "snapshot", "create", "v", f"s{number}")
+        for number in (1, 3, 4, 6):
+            # Whenever the end comes, the others stay what they are.
+            process = user.start("volume", "snapshot", "delete", "v", f"s{number}")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(noise.random() * 0.2)
+            process.kill()
+            process.communicate()
+            rows = json.loads(user.run("volume", "snapshot", "list", "v", "--json")[0])
+            for name in sorted({row["name"] for row in rows} & set(was)):
+                user.run("volume", "clone", "v", "probe", "--snapshot", name)
+                expect(read(volume(user, "probe")["path"]) == was[name], f"{name} has changed")
+                user.run("volume", "delete", "probe")
+            expect(read(volume(user, "v")["path"]) == was["s7"], "the volume has changed")
+            kept = {row["name"] for row in rows} - {f"s{number}"}
+            expect(kept >= {name for name in was if name != f"s{number}"}, f"lost: {kept}")
+            was.pop(f"s{number}")
+            if f"s{number}" in {row["name"] for row in rows}:
+                user.run("volume", "snapshot", "delete", "v", f"s{number}")
+
+
 TESTS = [
     ("disks are converted both ways, packed and not", convert_disks),
     ("disks are described, mapped, compared, resized and cloned", look_at_disks),
@@ -317,6 +347,7 @@ TESTS = [
     ("volumes are made, cloned, resized and deleted", keep_volumes),
     ("a clone of a long volume copies nothing", clone_at_once),
     ("a tree of snapshots keeps its contents when its middle goes", keep_a_tree_of_snapshots),
+    ("deleting a snapshot may be killed at any time", lose_nothing_when_killed),
     ("a volume in use is left alone", respect_users_of_volumes),
     ("a pool accounts for its room", account_for_room),
     ("what a crash leaves over is tidied up", tidy_up_after_crashes),
