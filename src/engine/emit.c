@@ -51,10 +51,17 @@ void emit_mem(struct emit *e, bool wide, unsigned opcode, unsigned reg, unsigned
     }
 }
 
+/* The most frequent of all: prefix, REX, opcode, modrm and SIB at once. */
 void emit_gs(struct emit *e, unsigned opcode, unsigned reg, uint32_t offset)
 {
-    emit_gs_prefix(e);
-    emit_mem(e, true, opcode, reg, EMIT_NO_REG, EMIT_NO_REG, 1, emit_gs_disp(e, offset));
+    uint64_t head = e->vcpu.seg | (uint64_t)(0x48u | (reg >> 3) << 2) << 8 |
+                    (uint64_t)opcode << 16 | (uint64_t)(4u | (reg & 7u) << 3) << 24 |
+                    (uint64_t)0x25 << 32;
+    int32_t disp = emit_gs_disp(e, offset);
+
+    memcpy(e->p, &head, sizeof(head));
+    memcpy(e->p + 5, &disp, sizeof(disp));
+    e->p += 9;
 }
 
 void emit_gs_indexed(struct emit *e, unsigned opcode, unsigned reg, unsigned index, uint32_t offset)

@@ -229,12 +229,12 @@ static void add_undecodable(struct trace *trace, uint32_t offset)
     add_lines(trace, offset, 1);
 }
 
-/* Adds the instruction at *offset; returns false when the trace ends behind it. */
-static bool add_insn(struct trace *trace, const struct insn *insn, uint32_t *offset)
+/* Adds the instruction at *offset, which was decoded into its place; returns false when the trace ends behind it. */
+static bool add_insn(struct trace *trace, uint32_t *offset)
 {
     struct trace_insn *ti = &trace->insns[trace->count];
+    const struct insn *insn = &ti->insn;
 
-    ti->insn = *insn;
     ti->offset = (uint16_t)*offset;
     ti->mode = trace->mode;
     ti->role = (uint8_t)role_of(insn, trace->mode);
@@ -316,9 +316,9 @@ int trace_build(const struct translator *t, const uint8_t *page, uint32_t offset
     trace->falls = false;
     trace->end_offset = offset;
     while (more && trace->count < UNIT_INSNS_MAX && offset < GMEM_PAGE_BYTES) {
-        struct insn insn;
+        struct insn *insn = &trace->insns[trace->count].insn;
         bool crosses;
-        int r = decode_at(page, offset, trace->count == 0 ? next_page : NULL, &insn, &crosses);
+        int r = decode_at(page, offset, trace->count == 0 ? next_page : NULL, insn, &crosses);
 
         if (trace->count > 0 && (crosses || is_elsewhere(t, page, offset, trace->mode))) {
             break;
@@ -332,7 +332,7 @@ int trace_build(const struct translator *t, const uint8_t *page, uint32_t offset
             break;
         }
         trace->crosses = crosses;
-        more = add_insn(trace, &insn, &offset);
+        more = add_insn(trace, &offset);
         if (crosses) {
             break;
         }

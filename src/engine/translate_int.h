@@ -11,7 +11,6 @@
 #include "engine/thunk.h"
 #include "engine/trace.h"
 
-
 enum translate_helper translate_helper_for(const struct insn *insn, unsigned mode);
 
 /* Registers by mask. */
