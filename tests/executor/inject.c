@@ -14,23 +14,31 @@
 
 bool __wrap_engine_can_take_interrupt(struct accel_vcpu *vcpu);
 
-/* The end of the code cache, which the translator has not reached. */
-static void run_code(struct engine_vcpu *v, struct inject *inject)
+/* No call between these: such variables stay in their registers only where the asm stands. */
+static uint64_t call_with(const uint8_t *entry, const struct inject *inject)
 {
-    struct translator *t = v->vm->translator;
-    uint32_t at = t->size_bytes - GMEM_PAGE_BYTES;
-    const uint8_t *entry = t->rx + at;
     register uint64_t r10 __asm__("r10") = inject->r10;
     register uint64_t r8 __asm__("r8") = inject->r8;
     register uint64_t r9 __asm__("r9") = inject->r9;
     uint64_t rax = inject->rax;
 
-    memcpy(t->rw + at, inject->code, inject->code_bytes);
-    __asm__ volatile("call *%[entry]"
+    __asm__ volatile("lea -128(%%rsp), %%rsp\n\t" /* the red zone */
+                     "call *%[entry]\n\t"
+                     "lea 128(%%rsp), %%rsp"
                      : "+a"(rax), "+r"(r10), "+r"(r8), "+r"(r9)
                      : [entry] "b"(entry), "D"(inject->rdi), "S"(inject->rsi), "d"(inject->rdx)
                      : "rcx", "r11", "memory");
-    inject->result = rax;
+    return rax;
+}
+
+/* At the end of the code cache, which the translator has not reached. */
+static void run_code(struct engine_vcpu *v, struct inject *inject)
+{
+    struct translator *t = v->vm->translator;
+    uint32_t at = t->size_bytes - GMEM_PAGE_BYTES;
+
+    memcpy(t->rw + at, inject->code, inject->code_bytes);
+    inject->result = call_with(t->rx + at, inject);
 }
 
 static uint64_t next_random(uint64_t *state)

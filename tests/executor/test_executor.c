@@ -368,6 +368,26 @@ static void test_address_space_is_low_and_has_no_files(void **state)
     rig_destroy(&rig);
 }
 
+/* From inside: one mapping of all that lies above fits only where nothing is. */
+static void test_all_above_is_empty(void **state)
+{
+    struct inject inject =
+        system_call(SYS_mmap, LAYOUT_END, LAYOUT_WINDOW_END - LAYOUT_END, PROT_READ,
+                    MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_NORESERVE, EXECUTOR_RAM_FD, 0);
+    struct rig rig;
+
+    (void)state;
+    rig_attack(&rig, &inject);
+    assert_int_equal(rig.exit.reason, VMEXIT_HLT);
+    assert_int_equal(gmem_read(rig.gmem, gpa(INJECT_GPA), &inject, sizeof(inject)), 0);
+    assert_int_equal(inject.result, LAYOUT_END);
+    /* Now something is there. */
+    assert_int_equal(proxy_accel_ops.run(rig.vcpu, &rig.exit), 0);
+    assert_int_equal(gmem_read(rig.gmem, gpa(INJECT_GPA), &inject, sizeof(inject)), 0);
+    assert_int_equal((int64_t)inject.result, -EEXIST);
+    rig_destroy(&rig);
+}
+
 static void test_random_answers_leave_the_monitor_sound(void **state)
 {
     uint64_t seed = 0x2545f4914f6cdd1dull ^ (uint64_t)getpid();
@@ -558,6 +578,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_memory_ends_where_it_ends),
         cmocka_unit_test(test_no_page_is_writable_and_executable),
         cmocka_unit_test(test_address_space_is_low_and_has_no_files),
+        cmocka_unit_test(test_all_above_is_empty),
         cmocka_unit_test(test_random_answers_leave_the_monitor_sound),
         cmocka_unit_test(test_scribbling_over_shared_pages_ends_only_the_guest),
         cmocka_unit_test(test_killed_executor_ends_a_run_with_an_error),
