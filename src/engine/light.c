@@ -371,8 +371,9 @@ static bool gather(struct engine_vcpu *v, const struct unit_access *a)
             ((uint32_t *)(void *)g->result)[i] = *(const uint32_t *)(const void *)from;
         }
     }
+    /* Atomic, so that no compiler makes a call of memset() from the loop. */
     for (unsigned i = count * bytes / 4; i < 8; i++) {
-        ((uint32_t *)(void *)g->result)[i] = 0;
+        __atomic_store_n(&((uint32_t *)(void *)g->result)[i], 0, __ATOMIC_RELAXED);
     }
     for (unsigned i = 0; i < 4; i++) {
         ((uint64_t *)(void *)g->mask)[i] = 0;
