@@ -35,7 +35,8 @@ test-diff: all
 test-storage: all
 	@seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); echo "seed $$seed"; \
 	$(BUILD)/tests/block/oracle --ops 100000 --stops 40 --seed $$seed && \
-	$(BUILD)/tests/block/crash --cuts 10000 --seed $$seed
+	$(BUILD)/tests/block/crash --cuts 10000 --seed $$seed && \
+	$(BUILD)/tests/block/failure --seed $$seed
 
 # A Debian kernel on KVM: minutes where KVM emulates each instruction.
 test-kvm: all

@@ -36,10 +36,13 @@ int qcow2_set_backing(struct block_image *image, const char *path, enum block_fo
     if (!header) {
         return err_set(err, -ENOMEM, "no memory for an image");
     }
+    r = qcow2_flush(q); /* the contents that do not need the old one any more come first */
     mutex_lock(&q->lock);
     *header = q->header;
     set_names(header, path, format);
-    r = qcow2_header_write(image->file, header);
+    if (r == 0) {
+        r = qcow2_header_write(image->file, header);
+    }
     if (r == 0) {
         r = image->file->ops->flush(image->file);
     }

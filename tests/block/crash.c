@@ -12,6 +12,7 @@
  */
 #include "memfile.h"
 #include "scratch.h"
+#include "sectors.h"
 
 #include "base/wire.h"
 #include "block/block_int.h"
@@ -24,8 +25,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#define SECTOR 512u
-#define MAX_ALLOWED 24u
 #define OPS_PER_LOG 400u
 #define CUTS_PER_LOG 100u
 #define SNAPSHOT_NAME "s"
@@ -45,12 +44,6 @@ static const struct workload workloads[] = {
     {"512", MIB / 2, true, {.cluster_bytes = 512}},
     {"subclusters", 4 * MIB, true, {.cluster_bytes = 16384, .extended_l2 = true}},
     {"refcount1", 4 * MIB, false, {.cluster_bytes = 4096, .refcount_bits = 1}},
-};
-
-/* What a sector may hold: versions; 0 is zeroes. The last is what reads give now. */
-struct sector {
-    uint32_t allowed[MAX_ALLOWED];
-    unsigned count;
 };
 
 /* What the guest did, and where in the log that began and ended. */
@@ -79,14 +72,6 @@ static struct {
     unsigned found; /* cuts that left something wrong */
     bool expects_trouble;
 } t;
-
-static void fill_sector(uint8_t *sector, uint64_t lba, uint32_t version)
-{
-    for (unsigned i = 0; i < SECTOR; i += 8) {
-        store_le32(sector + i, version == 0 ? 0 : version);
-        store_le32(sector + i + 4, version == 0 ? 0 : (uint32_t)lba + 1);
-    }
-}
 
 static struct event *add_event(int kind, size_t begin)
 {
@@ -223,19 +208,6 @@ static void trouble(const char *what, uint64_t where)
     t.found++;
 }
 
-static bool is_allowed(const struct sector *s, uint64_t lba, const uint8_t *data)
-{
-    uint8_t want[SECTOR];
-
-    for (unsigned i = 0; i < s->count; i++) {
-        fill_sector(want, lba, s->allowed[i]);
-        if (memcmp(want, data, SECTOR) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
 static bool contents_are_fine(struct block_image *image)
 {
     uint8_t *buf = malloc(t.sectors * SECTOR);
@@ -368,15 +340,6 @@ static void cut_power(const struct memfile *durable, size_t flushed, size_t end)
     free(order);
     judge(&cut);
     memfile_done(&cut);
-}
-
-static void allow(struct sector *s, uint32_t version)
-{
-    if (s->count == MAX_ALLOWED) { /* the oldest but the promised one goes; rare */
-        memmove(&s->allowed[1], &s->allowed[2], (MAX_ALLOWED - 2) * sizeof(s->allowed[0]));
-        s->count--;
-    }
-    s->allowed[s->count++] = version;
 }
 
 static void begin_event(const struct event *event)

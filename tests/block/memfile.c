@@ -113,6 +113,9 @@ static int mem_pwritev(struct block_file *file, struct iovec *iov, unsigned coun
     if (fails) {
         len = len / 1024 * 512;
     }
+    if (offset > MAX_BYTES || len > MAX_BYTES - offset) {
+        return -ENOSPC;
+    }
     if (m->size < offset + len) {
         set_size(m, offset + len);
     }
@@ -131,7 +134,7 @@ static int mem_pwritev(struct block_file *file, struct iovec *iov, unsigned coun
 
 static int zero_range(struct memfile *m, uint64_t offset, uint64_t len)
 {
-    uint64_t end = offset + len < m->size ? offset + len : m->size;
+    uint64_t end = len < m->size && offset < m->size - len ? offset + len : m->size;
 
     if (is_failing(m, false)) {
         return m->failure;
@@ -147,6 +150,9 @@ static int mem_write_zeroes(struct block_file *file, uint64_t offset, uint64_t l
 {
     struct memfile *m = to_memfile(file);
 
+    if (offset > MAX_BYTES || len > MAX_BYTES - offset) {
+        return -ENOSPC;
+    }
     if (!may_unmap && m->size < offset + len) {
         set_size(m, offset + len);
     }
@@ -165,6 +171,9 @@ static int mem_truncate(struct block_file *file, uint64_t size_bytes)
     if (is_failing(m, false)) {
         return m->failure;
     }
+    if (size_bytes > MAX_BYTES) {
+        return -EFBIG;
+    }
     set_size(m, size_bytes);
     add_log(m, LOG_TRUNCATE, size_bytes, 0);
     return 0;
@@ -174,6 +183,9 @@ static int mem_allocate(struct block_file *file, uint64_t offset, uint64_t len)
 {
     struct memfile *m = to_memfile(file);
 
+    if (offset > MAX_BYTES || len > MAX_BYTES - offset) {
+        return -ENOSPC;
+    }
     if (m->size < offset + len) {
         set_size(m, offset + len);
     }
