@@ -224,6 +224,12 @@ static void take_transfer(struct io_engine *engine, struct transfer *transfer)
     }
 }
 
+/* What the ring, or a try that may not wait, leaves to somebody who may. */
+static bool is_worth_a_worker(int64_t result)
+{
+    return result == -EAGAIN || result == -EINTR || result == -ECANCELED || result == -EOPNOTSUPP;
+}
+
 /* Ends a transfer of which result bytes, or a negative errno, came out. */
 static void end_transfer(struct io_engine *engine, struct io_op *op, int64_t result)
 {
@@ -232,7 +238,7 @@ static void end_transfer(struct io_engine *engine, struct io_op *op, int64_t res
 
     for (; op; op = next) {
         next = op->next;
-        if (result < 0 && result != -EAGAIN && result != -EINTR && result != -ECANCELED) {
+        if (result < 0 && !is_worth_a_worker(result)) {
             finish(engine, op, result);
         } else if (done >= op->len) {
             done -= op->len;
@@ -354,11 +360,7 @@ static void start_in_ring(struct io_engine *engine, const struct transfer *trans
     const struct io_op *op = transfer->op;
 
     assert(sqe); /* in_ring stays below the ring's size, and all entries are submitted */
-    if (op->is_write) {
-        io_uring_prep_writev(sqe, op->file->fd, transfer->iov, transfer->iov_count, op->offset);
-    } else {
-        io_uring_prep_readv(sqe, op->file->fd, transfer->iov, transfer->iov_count, op->offset);
-    }
+    io_uring_prep_readv(sqe, op->file->fd, transfer->iov, transfer->iov_count, op->offset);
     io_uring_sqe_set_data64(sqe, tag_of(transfer));
     engine->in_ring++;
     engine->unsubmitted++;
@@ -375,7 +377,9 @@ static void start_transfer(struct io_engine *engine, const struct transfer *tran
     if (has_fd && try_in_place(engine, transfer)) {
         return;
     }
-    if (has_fd && engine->has_ring && is_aligned(transfer)) {
+    /* Direct writes complete in a thread of the kernel when they are asynchronous, and wait for
+     * its turn; a worker's own write returns when the disk has it. */
+    if (has_fd && engine->has_ring && !transfer->op->is_write && is_aligned(transfer)) {
         start_in_ring(engine, transfer);
         return;
     }
