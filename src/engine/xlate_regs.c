@@ -61,17 +61,14 @@ static unsigned first_in_order(unsigned mask)
 static unsigned farthest(const struct xlate *x, unsigned mask)
 {
     const uint8_t *next_use = x->ti->next_use; /* an index; none: TRACE_NO_USE */
-    unsigned best = EMIT_NO_REG;
-    unsigned best_next = 0;
+    unsigned best = (unsigned)__builtin_ctz(mask);
 
-    for (unsigned rest = mask; rest != 0; rest &= rest - 1) {
+    for (unsigned rest = mask & (mask - 1); rest != 0; rest &= rest - 1) {
         unsigned r = (unsigned)__builtin_ctz(rest);
-        unsigned next = next_use[r];
 
-        if (best == EMIT_NO_REG || next > best_next ||
-            (next == best_next && scratch_rank[r] < scratch_rank[best])) {
+        if (next_use[r] > next_use[best] ||
+            (next_use[r] == next_use[best] && scratch_rank[r] < scratch_rank[best])) {
             best = r;
-            best_next = next;
         }
     }
     return best;
