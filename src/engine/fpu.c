@@ -153,7 +153,9 @@ int fpu_op_xsave(struct engine_vcpu *v, const struct insn *in)
         r = area_address(v, in, bytes, 64, MMU_WRITE, &va);
     }
     if (r == 0) {
-        r = check_writable(v, va, bytes);
+        /* Of no component only the header is touched. */
+        r = mask != 0 ? check_writable(v, va, bytes)
+                      : check_writable(v, va + OFF_XSTATE_BV, HEADER_END - OFF_XSTATE_BV);
     }
     if (r == 0 && !compacts) {
         r = mmu_read(v, va + OFF_XSTATE_BV, &header[0], 8, mode);
