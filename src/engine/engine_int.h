@@ -83,6 +83,8 @@ struct engine_vcpu {
     uint64_t stat_tlb_fills;
     uint64_t stat_tlb_flushes;
     _Atomic uint64_t sync_epoch; /* see translate.c: handshake of mmu_protect_code_page */
+    uint64_t late_start; /* guest-physical: code written when this vCPU could not wait for */
+    uint64_t late_end;   /* the lock; an empty range when equal */
 
     /* The translator's jump cache is dropped through this on every flush. NULL in
      * reference mode. Runs with guest vector registers live: general registers only. */

@@ -3,7 +3,9 @@
  *
  * in_code says that a vCPU may be between an inlined check and its access, or
  * may hold pointers to units. Who wants it out (a page becomes code; the cache
- * is dropped) kicks it and waits until in_code falls or sync_epoch moves.
+ * is dropped) kicks it and waits until in_code falls or sync_epoch moves. He
+ * holds the engine lock meanwhile, so in code nobody may wait for that: a write
+ * to code is noted (late_start) and the vCPU kicked out to drop the units.
  */
 #include "engine/translate.h"
 
@@ -21,6 +23,9 @@
 
 #define PAGE_MASK ((uint64_t)GMEM_PAGE_BYTES - 1)
 #define HWCAP2_FSGSBASE 2u
+
+/* The vCPU of this thread: writes to code are told of by their address alone. */
+static _Thread_local struct engine_vcpu *own_vcpu;
 
 int translate_vm_init(struct engine_vm *vm, uint64_t size_bytes, struct err *err)
 {
@@ -56,6 +61,7 @@ int translate_vcpu_init(struct engine_vcpu *v, struct err *err)
     if (r != 0) {
         return err_set_errno(err, r, "cannot set up the signals of a vCPU");
     }
+    own_vcpu = v;
     v->hot.self = v;
     v->hot.fn_access = light_access;
     v->hot.fn_exit = light_exit;
@@ -66,7 +72,17 @@ int translate_vcpu_init(struct engine_vcpu *v, struct err *err)
 
 void translate_vcpu_done(struct engine_vcpu *v)
 {
+    own_vcpu = NULL;
     translate_signal_done(v);
+}
+
+/* Drops what was made from the code that this vCPU wrote when it could not wait. */
+static void drop_late(struct engine_vcpu *v)
+{
+    if (unlikely(v->late_end != v->late_start)) {
+        translate_invalidate(v->vm, gpa(v->late_start), v->late_end - v->late_start);
+        v->late_start = v->late_end = 0;
+    }
 }
 
 /* The host's GS base is ours to use: the C library has FS. The mirror needs FSGSBASE. */
@@ -275,6 +291,7 @@ static void enter(struct engine_vcpu *v, const struct unit *unit)
     light_give_flags(v);
     atomic_fetch_add(&v->sync_epoch, 1);
     atomic_store(&v->hot.in_code, false);
+    drop_late(v);
     if (v->retranslate != NULL) {
         drop_refused_unit(v);
     }
@@ -386,12 +403,27 @@ enum translate_result translate_run_one(struct engine_vcpu *v)
                                                                         : TRANSLATE_KICKED;
 }
 
+/* Too much is dropped between two ranges far apart, which one instruction seldom has. */
+static void note_late(struct engine_vcpu *v, uint64_t start, uint64_t end)
+{
+    bool is_first = v->late_end == v->late_start;
+
+    v->late_start = is_first || start < v->late_start ? start : v->late_start;
+    v->late_end = is_first || end > v->late_end ? end : v->late_end;
+    atomic_store(&v->kick, 1);
+}
+
 void translate_invalidate(struct engine_vm *vm, gpa_t start, uint64_t len)
 {
     if (vm->translator == NULL) {
         return;
     }
-    mutex_lock(&vm->lock);
+    if (own_vcpu == NULL || !atomic_load(&own_vcpu->hot.in_code)) {
+        mutex_lock(&vm->lock);
+    } else if (!mutex_trylock(&vm->lock)) {
+        note_late(own_vcpu, start.v, start.v + len);
+        return;
+    }
     code_cache_invalidate(vm->translator, start, len);
     mutex_unlock(&vm->lock);
 }

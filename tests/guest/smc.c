@@ -43,6 +43,27 @@ __asm__(
     ".text\n");
 /* clang-format on */
 
+/* Paging marks what it used in a page that code is run from, while that code is made ready. */
+static void run_from_page_table(void)
+{
+    uint64_t *entry = page_entry(0x3106000);
+    uint64_t in_table = (uint64_t)&page_entry(0x33fe000)[0];
+    bool good = true;
+
+    for (uint32_t i = 0; i < 20; i++) {
+        write_return(in_table, i);
+        good = good && call_at(in_table) == i;
+        write_return(0x3105ffd, i);
+        entry[0] &= ~(uint64_t)0x60;
+        invlpg(0x3106000);
+        good = good && call_at(0x3105ffd) == i && (entry[0] & 0x60) == 0x20;
+        (void)cpuid(0, 0);
+        *(volatile uint8_t *)0x3106100 = 0;
+        good = good && (entry[0] & 0x60) == 0x60 && call_at(in_table) == i;
+    }
+    check("code in its own page table", good);
+}
+
 int main(void)
 {
     bool good = true;
@@ -88,5 +109,6 @@ int main(void)
     entry[0] = 0x3103000 | 7;
     invlpg(0x3104000);
     show("frame two", call_at(0x3104000));
+    run_from_page_table();
     return 0;
 }
