@@ -26,8 +26,9 @@
 #define MFD_EXEC 0x0010u
 #endif
 
-/* An answer that is due is waited for from one look to the next but one. */
-#define LOOK_EVERY_MS 5000
+/* An answer that is due is waited for from one look to the next but one; long, for a host may
+ * have much else to do. */
+#define LOOK_EVERY_MS 30000
 #define FIRST_FREE_FD 10
 #define CALL_COUNT (EXECUTOR_MAX_VCPUS + 1)
 #define ANSWER_OF_THE_DEAD 0x80000000u
@@ -55,10 +56,16 @@ static void bell_wait(struct executor_bell *bell, uint32_t seen)
     atomic_fetch_sub(&bell->sleepers, 1);
 }
 
-int process_call(struct proxy_vm *vm, struct proxy_call *call)
+/* Calls are numbered, leaving out 0, so that what was said of one is never taken for the next. */
+int process_call(struct proxy_vm *vm, struct proxy_call *call, bool is_due)
 {
     uint32_t count = ++call->count;
 
+    if (count == 0) {
+        count = ++call->count;
+    }
+    atomic_store(&call->is_due, is_due ? count : 0);
+    atomic_store(&call->asks, count);
     bell_set(call->asked, count);
     for (;;) {
         uint32_t now = atomic_load(&call->answered->count);
@@ -71,9 +78,13 @@ int process_call(struct proxy_vm *vm, struct proxy_call *call)
         }
         bell_wait(call->answered, now);
     }
-    atomic_store_explicit(&call->is_due, false, memory_order_relaxed);
-    atomic_fetch_add_explicit(&call->answers, 1, memory_order_relaxed);
+    atomic_store_explicit(&call->asks, 0, memory_order_relaxed);
     return 0;
+}
+
+void process_hurry(struct proxy_call *call)
+{
+    atomic_store(&call->is_due, atomic_load(&call->asks));
 }
 
 /* ---- the watcher ---- */
@@ -109,19 +120,18 @@ static void bury(struct proxy_vm *vm)
     }
 }
 
-/* Has one call been due, without any answer, since the last look? */
-static bool is_silent(struct proxy_vm *vm, uint32_t seen[CALL_COUNT], bool was_due[CALL_COUNT])
+/* Has the answer of one call been due since the last look? */
+static bool is_silent(struct proxy_vm *vm, uint32_t was_due[CALL_COUNT])
 {
     bool silent = false;
 
     for (unsigned i = 0; i < CALL_COUNT; i++) {
         struct proxy_call *call = call_of(vm, i);
-        uint32_t answers = call == NULL ? 0 : atomic_load(&call->answers);
-        bool due = call != NULL && atomic_load(&call->is_due);
+        uint32_t asks = call == NULL ? 0 : atomic_load(&call->asks);
+        uint32_t due = call == NULL || atomic_load(&call->is_due) != asks ? 0 : asks;
 
-        silent |= due && was_due[i] && answers == seen[i];
+        silent |= due != 0 && due == was_due[i];
         was_due[i] = due;
-        seen[i] = answers;
     }
     return silent;
 }
@@ -132,11 +142,10 @@ static void *watcher_main(void *opaque)
     struct proxy_process *p = &vm->process;
     struct pollfd fds[2] = {{.fd = p->pid_fd, .events = POLLIN},
                             {.fd = p->quit_fd, .events = POLLIN}};
-    uint32_t seen[CALL_COUNT] = {0};
-    bool was_due[CALL_COUNT] = {0};
+    uint32_t was_due[CALL_COUNT] = {0};
 
     for (;;) {
-        int n = poll(fds, ARRAY_LEN(fds), LOOK_EVERY_MS);
+        int n = poll(fds, ARRAY_LEN(fds), p->look_every_ms);
 
         if (n > 0 && fds[1].revents != 0) {
             return NULL;
@@ -145,7 +154,7 @@ static void *watcher_main(void *opaque)
             bury(vm);
             return NULL;
         }
-        if (n == 0 && is_silent(vm, seen, was_due)) {
+        if (n == 0 && is_silent(vm, was_due)) {
             atomic_store(&p->is_silent, true);
             (void)kill(p->pid, SIGKILL);
         }
@@ -278,6 +287,7 @@ int process_start(struct proxy_vm *vm, const struct proxy_image *image, struct e
         return err_set_errno(err, -errno, "cannot make a socket for the process for guest code");
     }
     p->life_fd = ends[0];
+    p->look_every_ms = image->patience_ms == 0 ? LOOK_EVERY_MS : image->patience_ms;
     rc = spawn(vm, image_fd, ends[1], err);
     (void)close(ends[1]);
     if (rc == 0) {

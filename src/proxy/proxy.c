@@ -73,8 +73,7 @@ static void log_drain(struct proxy_vm *vm)
 static int service_call_locked(struct proxy_vm *vm, enum executor_service service)
 {
     vm->shared->service = service;
-    atomic_store(&vm->service.is_due, true);
-    return process_call(vm, &vm->service);
+    return process_call(vm, &vm->service, true);
 }
 
 /* A device wrote to a page that the executor says it has code from. When this returns, no vCPU
@@ -168,8 +167,10 @@ static int check_config(const struct accel_vm_config *config, struct err *err)
 int proxy_vm_create(const struct accel_vm_config *config, const struct proxy_image *image,
                     struct err *err, struct accel_vm **ret_vm)
 {
-    const struct proxy_image own = {proxy_image_start,
-                                    (size_t)(proxy_image_end - proxy_image_start)};
+    const struct proxy_image own = {
+        .data = proxy_image_start,
+        .bytes = (size_t)(proxy_image_end - proxy_image_start),
+    };
     struct proxy_vm *vm;
     int rc = check_config(config, err);
 
@@ -244,8 +245,7 @@ static int vcpu_call(struct proxy_vcpu *v, enum executor_command command)
     int rc;
 
     v->page->command = command;
-    atomic_store(&v->call.is_due, true);
-    rc = process_call(vm_of_vcpu(v), &v->call);
+    rc = process_call(vm_of_vcpu(v), &v->call, true);
     return rc == 0 ? fetch_result(v->page) : rc;
 }
 
@@ -380,7 +380,7 @@ static int proxy_run(struct accel_vcpu *vcpu, struct vmexit *exit)
     give_answer(v, exit);
     give_interrupts(v);
     v->page->command = EXECUTOR_RUN;
-    rc = process_call(vm, &v->call);
+    rc = process_call(vm, &v->call, false);
     if (rc == 0) {
         rc = fetch_result(v->page) == 0 ? fetch_exit(v->page, exit, &v->can_take) : -EPROTO;
         if (rc != 0) {
@@ -403,7 +403,7 @@ static void proxy_kick(struct accel_vcpu *vcpu)
     struct proxy_vcpu *v = vcpu_of(vcpu);
     const struct proxy_vm *vm = vm_of_vcpu(v);
 
-    atomic_store(&v->call.is_due, true);
+    process_hurry(&v->call);
     (void)syscall(SYS_tgkill, vm->process.pid, v->thread, EXECUTOR_KICK_SIGNAL);
 }
 

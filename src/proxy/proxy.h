@@ -22,6 +22,7 @@ extern const struct accel_ops proxy_accel_ops;
 struct proxy_image {
     const void *data;
     size_t bytes;
+    int patience_ms; /* an answer that is due is waited for so long, at most twice; 0: 30 s */
 };
 
 /* As proxy_accel_ops.vm_create, with another executor. NULL: our own. */

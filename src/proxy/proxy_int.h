@@ -20,6 +20,7 @@ struct proxy_process {
     int quit_fd;
     pthread_t watcher;
     bool has_watcher;
+    int look_every_ms;
     _Atomic bool dead;      /* nothing it holds will change any more */
     _Atomic bool is_wrong;  /* we ended it for what it answered */
     _Atomic bool is_silent; /* ... or for not answering */
@@ -29,9 +30,9 @@ struct proxy_process {
 struct proxy_call {
     struct executor_bell *asked;
     struct executor_bell *answered;
-    uint32_t count;           /* of calls */
-    _Atomic bool is_due;      /* an answer is due soon: a call that is no run, or a kicked one */
-    _Atomic uint32_t answers; /* so that the watcher sees progress */
+    uint32_t count;          /* of calls */
+    _Atomic uint32_t asks;   /* the call that waits for its answer, 0: none */
+    _Atomic uint32_t is_due; /* the call whose answer is due soon: no run, or a kicked one */
 };
 
 struct proxy_vcpu {
@@ -75,7 +76,9 @@ void process_condemn(struct proxy_vm *vm);
 /* Why it is dead, as text; returns -EOWNERDEAD. */
 int process_explain(const struct proxy_vm *vm, struct err *err);
 /* Asks and waits for the answer: 0 or -EOWNERDEAD. */
-int process_call(struct proxy_vm *vm, struct proxy_call *call) MUST_CHECK;
+int process_call(struct proxy_vm *vm, struct proxy_call *call, bool is_due) MUST_CHECK;
+/* The answer of the call under way, if there is one, is due soon. Any thread. */
+void process_hurry(struct proxy_call *call);
 
 /* fetch.c. Copies what the executor wrote, once, and makes it sound. */
 int fetch_exit(const struct executor_vcpu *page, struct vmexit *ret_exit, bool *ret_can_take)
