@@ -11,9 +11,10 @@
 
 #define RING_ENTRIES 256u
 
-/* Merging: limits of one joined transfer, and how many can be under way. */
+/* Merging: limits of one joined transfer, and how many can be under way. What is this long costs no
+ * less joined, and loses the disk's working on several at once. */
 #define GROUP_IOV 256u
-#define GROUP_BYTES (1u << 20)
+#define GROUP_BYTES (256u << 10)
 #define GROUPS 64u
 
 /* What is copied in place at most; longer copies would keep the thread from others' requests. */
@@ -21,8 +22,11 @@
 
 /* Adjacent operations as one transfer. */
 struct group {
+    struct io_engine *engine;
     struct io_op *members; /* by next */
     struct group *next_free;
+    struct io_task task;
+    int result;
     unsigned iov_count;
     struct iovec iov[GROUP_IOV];
 };
@@ -257,6 +261,39 @@ static void end_group(struct io_engine *engine, struct group *group, int64_t res
     group_free(engine, group);
 }
 
+static void group_run(struct io_task *task)
+{
+    struct group *group = container_of(task, struct group, task);
+    const struct io_op *first = group->members;
+    struct block_file *file = first->file;
+
+    group->result = first->is_write
+                        ? file->ops->pwritev(file, group->iov, group->iov_count, first->offset)
+                        : file->ops->preadv(file, group->iov, group->iov_count, first->offset);
+}
+
+static void group_done(struct io_task *task)
+{
+    struct group *group = container_of(task, struct group, task);
+
+    end_group(group->engine, group, group->result < 0 ? group->result : INT64_MAX);
+}
+
+/* A joined transfer stays one: a wake-up and a call for all of it. */
+static void start_on_worker_any(struct io_engine *engine, const struct transfer *transfer)
+{
+    struct group *group = transfer->group;
+
+    if (!group) {
+        start_on_worker(engine, transfer->op);
+        return;
+    }
+    group->engine = engine;
+    group->task = (struct io_task){.run = group_run, .done = group_done};
+    engine->stats.workers++;
+    io_port_submit(&engine->port, &group->task);
+}
+
 /* ---- transfers ---- */
 
 static bool is_aligned(const struct transfer *transfer)
@@ -383,7 +420,7 @@ static void start_transfer(struct io_engine *engine, const struct transfer *tran
         start_in_ring(engine, transfer);
         return;
     }
-    end_any(engine, transfer, -EAGAIN); /* each operation on a worker */
+    start_on_worker_any(engine, transfer);
 }
 
 static void reap_ring(struct io_engine *engine)

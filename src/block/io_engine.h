@@ -12,8 +12,8 @@
  * another thread costs more than the copy. Adjacent operations of a batch that
  * follow each other become one. Reads that have to wait go to the ring; writes
  * past the page cache, and all where there is no ring, to a worker of the
- * pool. Transfers that end early or may not be aligned for direct I/O are
- * finished on a worker through the file's own table.
+ * pool, joined as they are. Transfers that end early, and what is not aligned
+ * for direct I/O, are finished on a worker through the file's own table.
  */
 #ifndef CORBEL_BLOCK_IO_ENGINE_H
 #define CORBEL_BLOCK_IO_ENGINE_H

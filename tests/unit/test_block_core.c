@@ -9,8 +9,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #define DISK_BYTES (1u << 20)
@@ -203,17 +205,54 @@ static void test_every_engine_reads_what_was_written(void **state)
 
 static void test_adjacent_requests_travel_together(void **state)
 {
-    struct rig *rig = rig_create(&modes[0]);
-    struct io_engine_stats stats;
+    (void)state;
+    for (unsigned m = 0; m < ARRAY_LEN(modes); m++) {
+        struct rig *rig = rig_create(&modes[m]);
+        struct io_engine_stats stats;
+
+        write_batch(rig, 16);
+        block_drain(rig->block);
+        io_engine_stats(rig->block->lanes[0].engine, &stats);
+        assert_true(stats.merged >= 7); /* the first eight follow each other */
+        check_results(rig, 16);
+        check_disk(rig);
+        rig_destroy(rig);
+    }
+}
+
+/* The host lets files grow to a limit that lies within a joined transfer: what is below is written. */
+static void test_a_joined_failure_is_only_told_to_who_failed(void **state)
+{
+    struct rlimit old;
+    struct rlimit limit;
 
     (void)state;
-    write_batch(rig, 16);
-    block_drain(rig->block);
-    io_engine_stats(rig->block->lanes[0].engine, &stats);
-    assert_true(stats.merged >= 7); /* the first eight follow each other */
-    check_results(rig, 16);
-    check_disk(rig);
-    rig_destroy(rig);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+    limit = (struct rlimit){.rlim_cur = 5 * 4096, .rlim_max = old.rlim_max};
+    assert_true(signal(SIGXFSZ, SIG_IGN) != SIG_ERR);
+    for (unsigned m = 0; m < 3; m++) {
+        struct rig *rig = rig_create(&modes[m]);
+        struct io_engine_stats stats;
+
+        for (unsigned i = 0; i < 8; i++) {
+            fill(rig, &rig->ops[i], 4096);
+            submit(rig, &rig->ops[i], BLOCK_WRITE, (uint64_t)i * 4096, 4096);
+        }
+        for (unsigned i = 0; i < 5; i++) {
+            memcpy(rig->model + (size_t)i * 4096, rig->ops[i].data, 4096);
+        }
+        assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+        block_drain(rig->block);
+        assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+        io_engine_stats(rig->block->lanes[0].engine, &stats);
+        assert_true(stats.merged >= 7);
+        for (unsigned i = 0; i < 8; i++) {
+            assert_true(rig->ops[i].is_done);
+            assert_int_equal(rig->ops[i].result, i < 5 ? 0 : -EFBIG);
+        }
+        check_disk(rig);
+        rig_destroy(rig);
+    }
 }
 
 static void test_odd_addresses_of_direct_disks_are_served(void **state)
@@ -482,6 +521,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_engine_reads_what_was_written),
         cmocka_unit_test(test_adjacent_requests_travel_together),
+        cmocka_unit_test(test_a_joined_failure_is_only_told_to_who_failed),
         cmocka_unit_test(test_odd_addresses_of_direct_disks_are_served),
         cmocka_unit_test(test_each_failing_transfer_is_told),
         cmocka_unit_test(test_held_failures_are_repeated),
