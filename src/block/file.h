@@ -20,6 +20,17 @@
 
 struct block_file;
 
+/* One read or write that somebody else carries out. The caller keeps it, its vector and the memory
+ * behind it, unchanged until done. */
+struct block_file_transfer {
+    bool is_write;
+    uint64_t offset;   /* bytes */
+    uint64_t len;      /* the sum over iov, not 0 */
+    struct iovec *iov; /* may be changed */
+    unsigned iov_count;
+    void (*done)(struct block_file_transfer *transfer, int result); /* 0 or a negative errno */
+};
+
 struct block_file_ops {
     /* May change iov. Past the end: zeroes when the file says so, otherwise -EIO. */
     int (*preadv)(struct block_file *file, struct iovec *iov, unsigned count, uint64_t offset);
@@ -39,6 +50,14 @@ struct block_file_ops {
     /* All that was written before is durable. Once failed it fails for ever. */
     int (*flush)(struct block_file *file);
     int (*get_size)(struct block_file *file, uint64_t *ret_size_bytes);
+    /* Begins a transfer and returns at once; its done comes once, on a thread of the file's, from
+     * which nothing of the file may be called. For files that wait for a peer instead of a disk.
+     * -EAGAIN when it has to be one of the calls above. Optional. */
+    int (*start)(struct block_file *file, struct block_file_transfer *transfer);
+    /* Whether bytes are known to read as zero, and how far (at most len) that answer reaches: for
+     * files without a descriptor that could be asked. Optional. */
+    int (*status)(struct block_file *file, uint64_t offset, uint64_t len, bool *ret_is_zero,
+                  uint64_t *ret_len);
     void (*close)(struct block_file *file);
 };
 
@@ -59,7 +78,9 @@ struct block_file_options {
 };
 
 /*
- * Opens and locks a regular file or block device on the host: many may read
+ * Opens an NBD export when no descriptor is given and the path is an address
+ * of one (nbd.h). Otherwise
+ * opens and locks a regular file or block device on the host: many may read
  * it, or one may write it. -EBUSY when another process holds it, -EINVAL when
  * it is neither, -ENOENT, -EACCES, ...; err names the file and the mend.
  */
@@ -72,6 +93,9 @@ int block_file_open(const struct block_file_options *options, struct err *err,
  * closed.
  */
 int block_file_make_direct(struct err *err, struct block_file **file) MUST_CHECK;
+/* The same for a file that asks for blocks of so many bytes, a power of two, for another reason. */
+int block_file_make_aligned(uint32_t alignment, struct err *err, struct block_file **file)
+    MUST_CHECK;
 
 /* Makes an empty file; -EEXIST when there is one and replace is false. Locked for writing. */
 int block_file_create(const char *path, bool replace, struct err *err, struct block_file **ret_file)

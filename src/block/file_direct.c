@@ -1,7 +1,8 @@
 /*
  * A file without the host's cache: whatever is not aligned as the disk asks
  * goes through a buffer, and a write that covers blocks in part reads them
- * first, one such write at a time.
+ * first, one such write at a time. The same for peers that take whole blocks
+ * only.
  */
 #include "base/thread.h"
 #include "block/file.h"
@@ -25,17 +26,6 @@ static struct direct_file *to_direct(struct block_file *file)
     return container_of(file, struct direct_file, file);
 }
 
-static bool is_aligned(const struct block_file *file, const struct iovec *iov, unsigned count,
-                       uint64_t offset)
-{
-    uint64_t bits = offset;
-
-    for (unsigned i = 0; i < count; i++) {
-        bits |= (uintptr_t)iov[i].iov_base | iov[i].iov_len;
-    }
-    return (bits & (file->alignment - 1u)) == 0;
-}
-
 static uint64_t iov_bytes(const struct iovec *iov, unsigned count)
 {
     uint64_t len = 0;
@@ -44,6 +34,21 @@ static uint64_t iov_bytes(const struct iovec *iov, unsigned count)
         len += iov[i].iov_len;
     }
     return len;
+}
+
+static bool is_aligned(const struct block_file *file, const struct iovec *iov, unsigned count,
+                       uint64_t offset)
+{
+    uint64_t bits = offset;
+
+    if (file->fd < 0) { /* a peer does not see where memory lies */
+        bits |= iov_bytes(iov, count);
+        count = 0;
+    }
+    for (unsigned i = 0; i < count; i++) {
+        bits |= (uintptr_t)iov[i].iov_base | iov[i].iov_len;
+    }
+    return (bits & (file->alignment - 1u)) == 0;
 }
 
 /* Copies the next len bytes between a buffer and the vector, which is used up. */
@@ -80,6 +85,9 @@ static int read_blocks(struct direct_file *direct, uint8_t *buf, uint64_t len, u
 
         memset(buf + there, 0, len - there);
         len = there;
+    }
+    if (direct->inner->fd < 0) { /* a peer's; it ends where a block ends */
+        return len > 0 ? block_file_pread(direct->inner, buf, len, offset) : 0;
     }
     while (len > 0) {
         ssize_t n = pread(direct->inner->fd, buf, len, (off_t)offset);
@@ -263,6 +271,23 @@ static int direct_get_size(struct block_file *file, uint64_t *ret_size_bytes)
     return direct->inner->ops->get_size(direct->inner, ret_size_bytes);
 }
 
+static int direct_status(struct block_file *file, uint64_t offset, uint64_t len, bool *ret_is_zero,
+                         uint64_t *ret_len)
+{
+    struct block_file *inner = to_direct(file)->inner;
+
+    return inner->ops->status(inner, offset, len, ret_is_zero, ret_len);
+}
+
+static int direct_start(struct block_file *file, struct block_file_transfer *transfer)
+{
+    struct block_file *inner = to_direct(file)->inner;
+
+    return is_aligned(file, transfer->iov, transfer->iov_count, transfer->offset)
+               ? inner->ops->start(inner, transfer)
+               : -EAGAIN;
+}
+
 static void direct_close(struct block_file *file)
 {
     struct direct_file *direct = to_direct(file);
@@ -272,17 +297,16 @@ static void direct_close(struct block_file *file)
     free(direct);
 }
 
-static const struct block_file_ops direct_ops = {
-    .preadv = direct_preadv,
-    .pwritev = direct_pwritev,
-    .write_zeroes = direct_write_zeroes,
-    .discard = direct_discard,
-    .truncate = direct_truncate,
-    .allocate = direct_allocate,
-    .flush = direct_flush,
-    .get_size = direct_get_size,
-    .close = direct_close,
-};
+#define DIRECT_OPS                                                                           \
+    .preadv = direct_preadv, .pwritev = direct_pwritev, .write_zeroes = direct_write_zeroes, \
+    .discard = direct_discard, .truncate = direct_truncate, .allocate = direct_allocate,     \
+    .flush = direct_flush, .get_size = direct_get_size, .close = direct_close
+
+static const struct block_file_ops direct_ops = {DIRECT_OPS};
+/* Of files that have these two. */
+static const struct block_file_ops peer_ops = {DIRECT_OPS, .start = direct_start};
+static const struct block_file_ops peer_ops_status = {DIRECT_OPS, .start = direct_start,
+                                                      .status = direct_status};
 
 /* What the file system asks of direct I/O; a page where it does not say. */
 static uint32_t find_alignment(int fd)
@@ -301,6 +325,18 @@ static uint32_t find_alignment(int fd)
                : DEFAULT_ALIGNMENT;
 }
 
+static void wrap(struct direct_file *direct, uint32_t alignment, struct block_file **file)
+{
+    mutex_init(&direct->lock, LOCK_RANK_FILE);
+    direct->inner = *file;
+    direct->file = **file;
+    direct->file.ops = (*file)->ops->status  ? &peer_ops_status
+                       : (*file)->ops->start ? &peer_ops
+                                             : &direct_ops;
+    direct->file.alignment = alignment;
+    *file = &direct->file;
+}
+
 int block_file_make_direct(struct err *err, struct block_file **file)
 {
     struct direct_file *direct = calloc(1, sizeof(*direct));
@@ -315,11 +351,23 @@ int block_file_make_direct(struct err *err, struct block_file **file)
                              "the host's cache cannot be bypassed here; use "
                              "cache=writeback");
     }
-    mutex_init(&direct->lock, LOCK_RANK_LEAF);
-    direct->inner = *file;
-    direct->file = **file;
-    direct->file.ops = &direct_ops;
-    direct->file.alignment = find_alignment(direct->inner->fd);
-    *file = &direct->file;
+    wrap(direct, find_alignment((*file)->fd), file);
+    return 0;
+}
+
+int block_file_make_aligned(uint32_t alignment, struct err *err, struct block_file **file)
+{
+    struct direct_file *direct = calloc(1, sizeof(*direct));
+
+    if (direct == NULL || alignment > BOUNCE_BYTES / 4) {
+        int r = direct == NULL
+                    ? err_set(err, -ENOMEM, "no memory for a disk")
+                    : err_set(err, -ENOTSUP, "blocks of %u bytes are too long", alignment);
+
+        free(direct);
+        block_file_close(*file);
+        return r;
+    }
+    wrap(direct, alignment, file);
     return 0;
 }

@@ -1,6 +1,8 @@
 /* A regular file or block device of the host, through plain system calls. */
 #include "block/file.h"
 
+#include "block/nbd.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -298,6 +300,11 @@ int block_file_open(const struct block_file_options *options, struct err *err,
     int fd = options->fd;
     int r;
 
+    if (fd < 0 && nbd_is_address(options->path)) {
+        const struct nbd_options nbd = {.address = options->path, .read_only = options->read_only};
+
+        return nbd_open(&nbd, err, ret_file);
+    }
     if (fd < 0) {
         opened = open_path(options, err);
         if (opened < 0) {
@@ -327,11 +334,14 @@ int block_file_open(const struct block_file_options *options, struct err *err,
 
 int block_file_create(const char *path, bool replace, struct err *err, struct block_file **ret_file)
 {
-    CLEANUP_CLOSE int fd =
-        open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOCTTY | (replace ? 0 : O_EXCL), 0644);
+    CLEANUP_CLOSE int fd = -1;
     struct stat st;
     int r;
 
+    if (nbd_is_address(path)) {
+        return err_set(err, -ENOTSUP, "'%s' can only be made by its server", path);
+    }
+    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOCTTY | (replace ? 0 : O_EXCL), 0644);
     if (fd < 0) {
         return err_set_errno(err, -errno, "cannot make image '%s'", path);
     }

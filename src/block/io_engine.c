@@ -1,7 +1,6 @@
 #include "block/io_engine.h"
 
 #include "base/io.h"
-#include "block/file.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -148,8 +147,40 @@ static void work_done(struct io_task *task)
     op->done(op, (int)op->result);
 }
 
+/* On a thread of the file's. */
+static void transfer_done(struct block_file_transfer *transfer, int result)
+{
+    struct io_op *op = container_of(transfer, struct io_op, transfer);
+
+    op->result = result;
+    io_port_post(&op->task);
+}
+
+static bool start_in_file(struct io_engine *engine, struct io_op *op)
+{
+    if (!op->file->ops->start) {
+        return false;
+    }
+    op->task = (struct io_task){.done = work_done};
+    op->transfer = (struct block_file_transfer){.is_write = op->is_write,
+                                                .offset = op->offset,
+                                                .len = op->len,
+                                                .iov = op->iov,
+                                                .iov_count = op->iov_count,
+                                                .done = transfer_done};
+    io_port_expect(&engine->port, &op->task);
+    if (op->file->ops->start(op->file, &op->transfer) < 0) {
+        io_port_forget(&engine->port);
+        return false;
+    }
+    return true;
+}
+
 static void start_on_worker(struct io_engine *engine, struct io_op *op)
 {
+    if (start_in_file(engine, op)) {
+        return;
+    }
     op->task = (struct io_task){.run = work_run, .done = work_done};
     engine->stats.workers++;
     io_port_submit(&engine->port, &op->task);
@@ -418,6 +449,10 @@ static void start_transfer(struct io_engine *engine, const struct transfer *tran
      * its turn; a worker's own write returns when the disk has it. */
     if (has_fd && engine->has_ring && !transfer->op->is_write && is_aligned(transfer)) {
         start_in_ring(engine, transfer);
+        return;
+    }
+    if (transfer->op->file->ops->start) {
+        end_any(engine, transfer, -EAGAIN); /* each by itself: its peer has all at once anyhow */
         return;
     }
     start_on_worker_any(engine, transfer);

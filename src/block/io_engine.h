@@ -13,20 +13,21 @@
  * follow each other become one. Reads that have to wait go to the ring; writes
  * past the page cache, and all where there is no ring, to a worker of the
  * pool, joined as they are. Transfers that end early, and what is not aligned
- * for direct I/O, are finished on a worker through the file's own table.
+ * for direct I/O, are finished on a worker through the file's own table. A file
+ * that carries transfers out by itself (its start operation) needs no worker.
  */
 #ifndef CORBEL_BLOCK_IO_ENGINE_H
 #define CORBEL_BLOCK_IO_ENGINE_H
 
 #include "base/compiler.h"
 #include "base/error.h"
+#include "block/file.h"
 #include "block/io_pool.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/uio.h>
 
-struct block_file;
 struct io_engine;
 
 enum io_backend {
@@ -49,6 +50,7 @@ struct io_op {
     struct io_op *next;
     int64_t result;
     struct io_task task;
+    struct block_file_transfer transfer; /* when the file carries it out itself */
 };
 
 /* For tests: what goes wrong with which operation. */

@@ -117,6 +117,26 @@ void io_port_submit(struct io_port *port, struct io_task *task)
     }
 }
 
+void io_port_expect(struct io_port *port, struct io_task *task)
+{
+    task->port = port;
+    port->in_flight++;
+}
+
+void io_port_forget(struct io_port *port)
+{
+    port->in_flight--;
+}
+
+void io_port_post(struct io_task *task)
+{
+    struct io_pool *pool = task->port->pool;
+
+    mutex_lock(&pool->lock);
+    give_back_locked(task);
+    mutex_unlock(&pool->lock);
+}
+
 unsigned io_port_deliver(struct io_port *port)
 {
     struct io_task *next;

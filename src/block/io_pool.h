@@ -47,6 +47,11 @@ void io_port_init(struct io_port *port, struct io_pool *pool, int event_fd);
 /* Runs the task in place, and delivers it later, when no worker can be had. The port's thread. */
 void io_port_submit(struct io_port *port, struct io_task *task);
 
+/* For a task that runs elsewhere: announces it (the port's thread), and ends it (any thread). */
+void io_port_expect(struct io_port *port, struct io_task *task);
+void io_port_post(struct io_task *task);
+void io_port_forget(struct io_port *port); /* it will not run after all */
+
 /* Calls done of all that have run; how many. The port's thread. */
 unsigned io_port_deliver(struct io_port *port);
 

@@ -65,7 +65,14 @@ static int raw_lookup(struct block_image *image, uint64_t offset, uint64_t len,
 {
     int r = raw_map(image, false, offset, len, ret_extent);
 
-    if (r == 0 && image->file->fd >= 0 && !image->file->is_device && len > 0) {
+    if (r == 0 && image->file->ops->status && len > 0) {
+        bool is_zero = false;
+        uint64_t known = len;
+
+        r = image->file->ops->status(image->file, offset, len, &is_zero, &known);
+        ret_extent->kind = is_zero ? BLOCK_EXTENT_ZERO : BLOCK_EXTENT_DATA;
+        ret_extent->len = known;
+    } else if (r == 0 && image->file->fd >= 0 && !image->file->is_device && len > 0) {
         uint64_t data = seek_in(image->file->fd, offset, SEEK_DATA, offset + len);
 
         if (data > offset) {

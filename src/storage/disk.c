@@ -2,6 +2,7 @@
 
 #include "base/thread.h"
 #include "block/block_int.h"
+#include "block/nbd.h"
 #include "block/qcow2.h"
 
 #include <errno.h>
@@ -24,6 +25,10 @@ int disk_parse_format(const char *path, const char *format, enum block_format *r
         return block_format_parse(format, ret_format) < 0
                    ? err_set(err, -EINVAL, "the format is raw or qcow2, not \"%.40s\"", format)
                    : 0;
+    }
+    if (nbd_is_address(path)) { /* what a server exports is a disk's bytes, unless said otherwise */
+        *ret_format = BLOCK_FORMAT_RAW;
+        return 0;
     }
     if (dot != NULL && (strcmp(dot, ".raw") == 0 || strcmp(dot, ".img") == 0)) {
         *ret_format = BLOCK_FORMAT_RAW;
@@ -53,7 +58,9 @@ int disk_open(const struct disk_ref *ref, struct err *err, struct block_image **
     config.read_only = ref->read_only;
     config.no_backing = ref->no_backing;
     config.for_repair = ref->for_repair;
-    config.backing_dir = ref->backing_dir != NULL ? ref->backing_dir : dirname(copy);
+    config.backing_dir = ref->backing_dir != NULL    ? ref->backing_dir
+                         : nbd_is_address(ref->path) ? NULL
+                                                     : dirname(copy);
     return block_image_open(&config, err, ret_image);
 }
 

@@ -23,7 +23,7 @@ struct disk_ref {
     bool for_repair; /* also one that is marked as damaged */
 };
 
-/* "raw" for .raw and .img, "qcow2" for .qcow2. -EINVAL when neither name nor format says it. */
+/* "raw" for .raw, .img and addresses of NBD servers, "qcow2" for .qcow2. -EINVAL when neither name nor format says it. */
 int disk_parse_format(const char *path, const char *format, enum block_format *ret_format,
                       struct err *err) MUST_CHECK;
 
