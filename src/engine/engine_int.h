@@ -107,6 +107,7 @@ struct engine_vcpu {
     struct refused_site refused_sites[REFUSED_SITES];
     struct unit *retranslate;   /* after this entry: an instruction of it is to be checked */
     bool mirror_off;            /* the tables lack what the mirror holds: interpret */
+    bool mirror_owes;           /* it is to be looked at as a whole, once they do not */
     _Atomic bool mirror_used;   /* the tables agree with what the mirror holds */
     struct engine_check *check; /* lock step of translator and interpreter, else NULL */
 };

@@ -86,7 +86,6 @@ static bool map(struct engine_vcpu *v, struct mirror *m, uint64_t va, const stru
     r->pages = 1;
     r->writable = page->writable && page->dirty;
     r->global = page->global;
-    r->huge = page->page_bytes > REGION_BYTES;
     if (is_region(m, va, page)) {
         drop_region(m, va);
         r->offset -= r->va & (REGION_BYTES - 1);
@@ -95,6 +94,7 @@ static bool map(struct engine_vcpu *v, struct mirror *m, uint64_t va, const stru
     } else if (page->page_bytes == PAGE_BYTES) {
         grow(v, m, r);
     }
+    r->is_piece = page->page_bytes > r->pages * PAGE_BYTES;
     if (!mirror_host_map(m, r, MAP_FIXED_NOREPLACE)) {
         mirror_record_untake(m, i);
         return false;
@@ -137,32 +137,39 @@ static bool fault_mapped(struct engine_vcpu *v, struct mirror *m, uint32_t i, ui
     return false;
 }
 
-static bool fault_locked(struct engine_vcpu *v, struct mirror *m, uint64_t va, bool is_write)
+static bool fault_in_slot(struct engine_vcpu *v, struct mirror *m, uint64_t va,
+                          const struct mmu_page *page, bool is_write)
 {
-    struct mmu_page page;
-    uint32_t i;
+    uint32_t i = mirror_find(m, va);
 
-    if (mmu_translate(v, va, is_write ? MMU_WRITE : MMU_READ, MMU_KERNEL, &page) != 0 ||
-        page.host == NULL || atomic_load(&v->vm->dirty_logging)) {
-        return false;
-    }
-    i = mirror_find(m, va);
-    if (i != 0 && !mirror_is_current(m, &m->records[i], va, &page)) {
+    if (i != 0 && !mirror_is_current(m, &m->records[i], va, page)) {
         mirror_record_drop(m, i);
         m->stats.drops++;
         i = 0;
     }
-    if (i != 0) {
-        return fault_mapped(v, m, i, va, &page, is_write);
-    }
-    if (!mirror_slot_begin(v, m, mirror_slot(va))) {
+    return i != 0 ? fault_mapped(v, m, i, va, page, is_write) : map(v, m, va, page);
+}
+
+static bool fault_locked(struct engine_vcpu *v, struct mirror *m, uint64_t va, bool is_write)
+{
+    const unsigned slot = mirror_slot(va);
+    const bool is_protecting = (v->st.cr0 & X86_CR0_WP) != 0;
+    struct mmu_page page;
+    bool done;
+
+    /* What a vCPU may write although it is read-only is not for the others. */
+    if (atomic_load(&m->refused) || (is_write && !is_protecting) ||
+        mmu_translate(v, va, is_write ? MMU_WRITE : MMU_READ, MMU_KERNEL, &page) != 0 ||
+        page.host == NULL || atomic_load(&v->vm->dirty_logging) || !mirror_slot_begin(v, m, slot)) {
         return false;
     }
-    if (map(v, m, va, &page)) {
-        return true;
-    }
-    mirror_slot_end(m, mirror_slot(va));
-    return false;
+    page.writable = page.writable && is_protecting;
+    /* Held, so that no drop on the way ends it: whoever loads CR3 meanwhile has to see it. */
+    m->slot_records[slot]++;
+    done = fault_in_slot(v, m, va, &page, is_write);
+    m->slot_records[slot]--;
+    mirror_slot_end(m, slot);
+    return done;
 }
 
 bool mirror_fault(struct engine_vcpu *v, uint64_t va, bool is_write)
@@ -171,7 +178,7 @@ bool mirror_fault(struct engine_vcpu *v, uint64_t va, bool is_write)
     bool done = false;
 
     if ((int64_t)va < 0 && mirror_host(va) >= LAYOUT_END && mirror_host(va) < LAYOUT_WINDOW_END &&
-        !atomic_load(&m->refused) && !v->mirror_off) {
+        !v->mirror_off) {
         mirror_lock(m);
         done = fault_locked(v, m, va, is_write);
         m->stats.refused += done ? 0 : 1;

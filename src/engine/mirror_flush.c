@@ -65,7 +65,7 @@ bool mirror_is_current(const struct mirror *m, const struct mirror_record *r, ui
 {
     return page->host == m->ram + r->offset + (va - r->va) && page->global == r->global &&
            (!r->writable || (page->writable && page->dirty)) &&
-           r->huge == (page->page_bytes > REGION_BYTES) &&
+           r->is_piece == (page->page_bytes > r->pages * PAGE_BYTES) &&
            (r->pages * PAGE_BYTES < REGION_BYTES || page->page_bytes >= REGION_BYTES);
 }
 
@@ -117,10 +117,10 @@ static void check_page(struct engine_vcpu *v, struct mirror *m, uint64_t va)
     if (i != 0) {
         check(v, m, i);
     }
-    for (i = 1; i < m->top && m->huge_count != 0; i++) {
+    for (i = 1; i < m->top && m->piece_count != 0; i++) {
         const struct mirror_record *r = &m->records[i];
 
-        if (r->pages != 0 && r->huge && ((r->va ^ va) >> 30) == 0) {
+        if (r->pages != 0 && r->is_piece && ((r->va ^ va) >> 30) == 0) {
             check(v, m, i);
         }
     }
@@ -182,9 +182,12 @@ static void enter_tables(struct engine_vcpu *v, struct mirror *m)
 
     if (table == NULL || uses_our_slots(table)) {
         v->mirror_off = true;
+        atomic_store(&v->mirror_used, false);
         atomic_store(&m->refused, true);
         return;
     }
+    /* Told first: whoever begins a slot meanwhile looks at our tables, or we see the slot. */
+    atomic_store(&v->mirror_used, true);
     slots = compare_slots(m, table);
     if (slots != SLOTS_AGREE) {
         mirror_lock(m);
@@ -205,11 +208,22 @@ static void enter_tables(struct engine_vcpu *v, struct mirror *m)
     atomic_store(&v->mirror_used, !v->mirror_off);
 }
 
+/* Other vCPUs run with it until all units are dropped: it holds nothing that could be old. */
+static void empty_refused(struct mirror *m)
+{
+    mirror_lock(m);
+    if (m->stats.mappings != 0) {
+        mirror_record_drop_all(m);
+    }
+    mirror_unlock(m);
+}
+
 void mirror_on_flush(struct engine_vcpu *v, enum mmu_flush what, uint64_t va)
 {
     struct mirror *m = v->vm->mirror;
 
     if (atomic_load(&m->refused)) {
+        empty_refused(m);
         return;
     }
     if ((v->st.efer & X86_EFER_LMA) == 0 || (v->st.cr0 & X86_CR0_PG) == 0) {
@@ -224,19 +238,24 @@ void mirror_on_flush(struct engine_vcpu *v, enum mmu_flush what, uint64_t va)
         }
         return;
     }
+    v->mirror_owes = v->mirror_owes || what == MMU_FLUSH_ALL;
     enter_tables(v, m);
     if (v->mirror_off) {
-        return;
+        return; /* its tables do not tell; it reaches nothing there until they do */
     }
-    /* Either we see that somebody maps just now, or he saw the guest's change of its tables. */
+    /*
+     * Either we see that somebody maps just now, or what he mapped before, or he saw the guest's
+     * change of its tables. So the lock is looked at first.
+     */
     atomic_thread_fence(memory_order_seq_cst);
-    if (what == MMU_FLUSH_ALL || atomic_load(&m->locals) != 0 || atomic_load(&m->lock) != 0) {
+    if (v->mirror_owes || atomic_load(&m->lock) != 0 || atomic_load(&m->locals) != 0) {
         mirror_lock(m);
-        if (what == MMU_FLUSH_ALL) {
+        if (v->mirror_owes) {
             check_all(v, m);
         } else {
             check_locals(v, m);
         }
         mirror_unlock(m);
+        v->mirror_owes = false;
     }
 }

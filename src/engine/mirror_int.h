@@ -40,7 +40,7 @@ struct mirror_record {
     uint32_t prev_local;
     bool writable;
     bool global;
-    bool huge; /* piece of a page above 2 MiB */
+    bool is_piece; /* of a page of the guest's that is larger */
 };
 
 struct mirror_counts {
@@ -63,7 +63,7 @@ struct mirror {
     _Atomic uint32_t locals; /* records that are not global */
     uint32_t free;           /* list by next_region */
     uint32_t first_local;
-    uint32_t huge_count;
+    uint32_t piece_count;
     uint32_t cuts;
     uint32_t changes;
     uint32_t hand; /* of eviction */

@@ -97,7 +97,7 @@ static void record_free(struct mirror *m, uint32_t i)
         m->records[r->next_local].prev_local = r->prev_local;
         atomic_fetch_sub(&m->locals, 1);
     }
-    m->huge_count -= r->huge ? 1 : 0;
+    m->piece_count -= r->is_piece ? 1 : 0;
     m->slot_records[slot]--;
     mirror_slot_end(m, slot);
     m->stats.mappings--;
@@ -151,7 +151,7 @@ void mirror_record_link(struct mirror *m, uint32_t i)
         m->first_local = i;
         atomic_fetch_add(&m->locals, 1);
     }
-    m->huge_count += r->huge ? 1 : 0;
+    m->piece_count += r->is_piece ? 1 : 0;
     m->slot_records[slot]++;
     m->slot_used[slot / 64] |= 1ull << (slot % 64);
     m->stats.mappings++;

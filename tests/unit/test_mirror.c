@@ -324,6 +324,27 @@ static void test_invlpg_drops_all_of_a_large_page(void **state)
     assert_int_equal(peek(LARGE + 4096), -1);
 }
 
+/* A page of 2 MiB of which only half is memory is mapped piece by piece, and dropped as a whole. */
+static void test_invlpg_drops_all_pieces_of_a_large_page(void **state)
+{
+    struct mirror_rig *m = *state;
+    uint64_t *ram_bytes = &m->v->vm->ram[0].size_bytes;
+    const uint64_t all = *ram_bytes;
+
+    *ram_bytes = 3u << 20;
+    assert_true(mirror_fault(m->v, LARGE + 0x5000, true));
+    assert_true(mirror_fault(m->v, LARGE + 0x9000, false));
+    assert_int_equal(peek(LARGE + 0x5000), 0x205);
+    assert_int_equal(peek(LARGE + 0x6000), -1);
+    mmu_flush_page(m->v, LARGE);
+    assert_int_equal(peek(LARGE + 0x5000), 0x205);
+    rig_poke64(m->rig, HIGH_PD + 8, P | PS | A);
+    mmu_flush_page(m->v, LARGE + 0x100000);
+    assert_int_equal(peek(LARGE + 0x5000), -1);
+    assert_int_equal(peek(LARGE + 0x9000), -1);
+    *ram_bytes = all;
+}
+
 static void test_code_is_never_writable(void **state)
 {
     struct mirror_rig *m = *state;
@@ -455,6 +476,63 @@ static void test_slot_that_only_one_vcpu_has_is_not_mapped(void **state)
     assert_true(mirror_fault(m->v, LARGE, false));
 }
 
+/* With CR0.WP clear a vCPU writes to read-only pages; another one's faults are its own. */
+static void test_write_protection_of_one_vcpu_is_not_the_others(void **state)
+{
+    struct mirror_rig *m = *state;
+
+    second_vcpu(m, &other_vcpu);
+    other_vcpu.st.cr0 &= ~(uint64_t)X86_CR0_WP;
+    mmu_flush_all(&other_vcpu);
+    map_page(m, 5, 0x155000, P | A | D);
+    assert_false(mirror_fault(&other_vcpu, va_of(5), true));
+    assert_true(mirror_fault(&other_vcpu, va_of(5), false));
+    assert_int_equal(peek(va_of(5)), 0x155);
+    assert_false(can_write(va_of(5)));
+    assert_false(mirror_fault(m->v, va_of(5), true));
+    map_page(m, 5, 0x155000, P | RW | A | D);
+    assert_true(mirror_fault(m->v, va_of(5), true));
+    assert_true(can_write(va_of(5)));
+}
+
+/* A flush of everything by a vCPU whose tables lack the half counts when it has it again. */
+static void test_flush_without_the_half_is_not_forgotten(void **state)
+{
+    struct mirror_rig *m = *state;
+
+    second_vcpu(m, &other_vcpu);
+    map_page(m, 5, 0x155000, P | RW | A | D | G);
+    map_page(m, 9, 0x159000, P | RW | A | D | G);
+    assert_true(mirror_fault(m->v, va_of(5), true));
+    assert_true(mirror_fault(m->v, va_of(9), true));
+    other_tables(m, 0x66000, 0);
+    load_cr3(&other_vcpu, 0x66000);
+    assert_true(other_vcpu.mirror_off);
+    map_page(m, 5, 0x156000, P | RW | A | D | G);
+    mmu_flush_all(&other_vcpu);
+    load_cr3(&other_vcpu, RIG_PML4);
+    assert_false(other_vcpu.mirror_off);
+    assert_int_equal(peek(va_of(5)), -1);
+    assert_int_equal(peek(va_of(9)), 0x159);
+}
+
+/* Until all vCPUs have left it, a mirror that was given up holds nothing that is flushed. */
+static void test_flush_after_the_end_drops_what_is_left(void **state)
+{
+    struct mirror_rig *m = *state;
+
+    second_vcpu(m, &other_vcpu);
+    map_page(m, 5, 0x155000, P | RW | A | D | G);
+    assert_true(mirror_fault(m->v, va_of(5), true));
+    other_tables(m, 0x67000, HIGH_PD | P | RW);
+    load_cr3(&other_vcpu, 0x67000);
+    assert_true(mirror_is_refused(m->mirror));
+    map_page(m, 5, 0x156000, P | RW | A | D | G);
+    mmu_flush_page(m->v, va_of(5));
+    assert_int_equal(peek(va_of(5)), -1);
+    assert_false(mirror_fault(m->v, va_of(5), false));
+}
+
 static unsigned count_maps(void)
 {
     FILE *file = fopen("/proc/self/maps", "r");
@@ -505,11 +583,15 @@ int main(void)
         CASE(test_flush_drops_only_what_changed),
         CASE(test_flush_sees_cleared_bits_and_lost_rights),
         CASE(test_invlpg_drops_all_of_a_large_page),
+        CASE(test_invlpg_drops_all_pieces_of_a_large_page),
         CASE(test_code_is_never_writable),
         CASE(test_one_vcpu_may_change_its_kernel_half),
         CASE(test_tables_at_our_own_addresses_end_it),
         CASE(test_two_vcpus_share_what_both_have),
         CASE(test_slot_that_only_one_vcpu_has_is_not_mapped),
+        CASE(test_write_protection_of_one_vcpu_is_not_the_others),
+        CASE(test_flush_without_the_half_is_not_forgotten),
+        CASE(test_flush_after_the_end_drops_what_is_left),
         CASE(test_more_pages_than_the_host_allows_mappings),
     };
 
