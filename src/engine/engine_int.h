@@ -83,6 +83,9 @@ struct engine_vcpu {
     uint64_t stat_tlb_fills;
     uint64_t stat_tlb_flushes;
     _Atomic uint64_t sync_epoch; /* see translate.c: handshake of mmu_protect_code_page */
+    /* Pages that left the write TLB since the unit began, hashed to a bit each: it may have
+     * checked them before. Its own thread writes, others read. */
+    _Atomic uint64_t evicted_writes;
     uint64_t late_start; /* guest-physical: code written when this vCPU could not wait for */
     uint64_t late_end;   /* the lock; an empty range when equal */
 

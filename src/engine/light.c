@@ -256,6 +256,8 @@ static void note_found(struct engine_vcpu *v, const struct unit *unit)
 
 static uint64_t go_to_unit(struct engine_vcpu *v, uint32_t entry)
 {
+    /* What the last unit checked is done with. */
+    atomic_store_explicit(&v->evicted_writes, 0, memory_order_release);
     v->hot.single = false;
     v->hot.leave = LEAVE_KICK; /* should there be one */
     v->hot.page = v->st.rip & ~PAGE_MASK;

@@ -460,6 +460,24 @@ static void note_large(struct engine_vcpu *v, uint64_t va, const struct mmu_page
     }
 }
 
+static uint64_t evicted_bit(uint64_t host_page)
+{
+    return 1ull << (host_page * 0x9e3779b97f4a7c15ull >> 58);
+}
+
+/* A unit may have checked what an entry says, and store there later. */
+static void note_evicted(struct engine_vcpu *v, const struct mmu_tlb_entry *entry, unsigned set)
+{
+    uint64_t tag = __atomic_load_n(&entry->tag, __ATOMIC_RELAXED);
+    uint64_t bits = atomic_load_explicit(&v->evicted_writes, memory_order_relaxed);
+
+    if (tag != mmu_tlb_empty_tag(set)) {
+        /* Release: who finds the entry changed finds this, too. */
+        atomic_store_explicit(&v->evicted_writes, bits | evicted_bit(tag + entry->addend),
+                              memory_order_release);
+    }
+}
+
 static void tlb_enter(struct engine_vcpu *v, uint64_t va, unsigned is_write, enum mmu_mode mode,
                       const struct mmu_page *page)
 {
@@ -472,7 +490,10 @@ static void tlb_enter(struct engine_vcpu *v, uint64_t va, unsigned is_write, enu
     bit_set(index->non_global[is_write], set, !page->global);
     bit_set(index->large[is_write], set, page->page_bytes > GMEM_PAGE_BYTES);
     note_large(v, va, page);
-    entry->addend = (uint64_t)(uintptr_t)page->host - va;
+    if (is_write != 0) {
+        note_evicted(v, entry, set);
+    }
+    __atomic_store_n(&entry->addend, (uint64_t)(uintptr_t)page->host - va, __ATOMIC_RELEASE);
     __atomic_store_n(&entry->tag, page_va, __ATOMIC_RELEASE);
 }
 
@@ -708,7 +729,8 @@ void mmu_flush_page(struct engine_vcpu *v, uint64_t va)
     flush_done(v, MMU_FLUSH_PAGE, va);
 }
 
-/* Removes from the write tables of one vCPU whatever leads to the host page; true: there was. */
+/* Removes from the write tables of one vCPU whatever leads to the host page; true: there was, or
+ * may have been when the unit began that it runs. */
 static bool unmap_writes(struct engine_vcpu *v, uint64_t host_page)
 {
     bool found = false;
@@ -718,13 +740,16 @@ static bool unmap_writes(struct engine_vcpu *v, uint64_t host_page)
             struct mmu_tlb_entry *entry = &v->tlb[mode].write[set];
             uint64_t tag = __atomic_load_n(&entry->tag, __ATOMIC_RELAXED);
 
-            if (tag != mmu_tlb_empty_tag(set) && tag + entry->addend == host_page) {
+            if (tag != mmu_tlb_empty_tag(set) &&
+                tag + __atomic_load_n(&entry->addend, __ATOMIC_RELAXED) == host_page) {
                 tlb_clear(v, mode, 1, set);
                 found = true;
             }
         }
     }
-    return found;
+    atomic_thread_fence(memory_order_acquire);
+    return found || (atomic_load_explicit(&v->evicted_writes, memory_order_relaxed) &
+                     evicted_bit(host_page)) != 0;
 }
 
 uint64_t mmu_protect_code_page(struct engine_vcpu *v, gpa_t page)

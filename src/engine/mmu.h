@@ -234,7 +234,8 @@ bool mmu_is_canonical(const struct engine_vcpu *v, uint64_t va);
 
 /*
  * Marks the page as holding translated code and removes it from the write TLBs
- * of every vCPU. Returns the other vCPUs (bit i: index i) that had it there: they
+ * of every vCPU. Returns the other vCPUs (bit i: index i) that had it there, or had it
+ * when they began the unit that they run: they
  * may still be in the middle of a store that passed the inlined check earlier,
  * until translate_sync_vcpu() has waited for them. Caller holds the engine lock.
  */

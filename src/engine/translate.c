@@ -282,6 +282,7 @@ static void enter(struct engine_vcpu *v, const struct unit *unit)
     v->hot.page = v->st.rip & ~PAGE_MASK;
     v->hot.resume = code_rx(v->vm->translator, unit->entry);
     v->hot.leave = LEAVE_KICK; /* should there be one */
+    atomic_store_explicit(&v->evicted_writes, 0, memory_order_release);
     set_gs_base(v);
     thunk_enter(v);
     v->hot.stat_leaves[v->hot.leave]++;

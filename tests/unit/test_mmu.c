@@ -293,6 +293,30 @@ static void test_code_pages_are_written_by_the_slow_path_only(void **state)
     assert_int_not_equal(entry->tag, VA);
 }
 
+/* A unit may have checked a page, then have another take its place, and store to the first. */
+static void test_what_a_unit_had_checked_is_waited_for(void **state)
+{
+    static struct engine_vcpu other ALIGNED(64);
+    struct rig *rig = *state;
+    struct engine_vcpu *v = start(rig);
+    const uint64_t rival = VA ^ (1ull << 22) ^ (1ull << 12); /* of the same set */
+    uint64_t value = 1;
+
+    other.vm = v->vm;
+    mmu_init(&other);
+    v->vm->vcpu_count = 2;
+    atomic_store(&v->vm->vcpus[1], &other);
+    rig_map(rig, VA, 0x55000, P | RW);
+    assert_int_equal(mmu_tlb_index(rival), mmu_tlb_index(VA));
+    rig_poke64(rig, RIG_PD + (rival >> 21) * 8, P | RW | 0x80);
+    assert_int_equal(mmu_write(v, VA, &value, 8, MMU_KERNEL), 0);
+    assert_int_equal(mmu_write(v, rival + 8, &value, 8, MMU_KERNEL), 0);
+    assert_int_equal(v->tlb[MMU_KERNEL].write[mmu_tlb_index(VA)].tag, rival & ~0xfffull);
+    assert_int_equal(mmu_protect_code_page(&other, gpa(0x55000)), 1);
+    atomic_store(&v->evicted_writes, 0);
+    assert_int_equal(mmu_protect_code_page(&other, gpa(0x77000)), 0);
+}
+
 static void test_a_page_that_became_code_comes_back_without_write_entry(void **state)
 {
     struct rig *rig = *state;
@@ -369,6 +393,7 @@ int main(void)
         CASE(test_invlpg_drops_all_of_a_large_page),
         CASE(test_write_checks_both_pages_before_the_first_byte),
         CASE(test_code_pages_are_written_by_the_slow_path_only),
+        CASE(test_what_a_unit_had_checked_is_waited_for),
         CASE(test_a_page_that_became_code_comes_back_without_write_entry),
         CASE(test_pae_and_32_bit_tables),
     };
