@@ -180,6 +180,20 @@ static struct code_page *page_get(struct translator *t, uintptr_t host, gpa_t gp
     return page;
 }
 
+static void clear_mark(struct translator *t, gpa_t page)
+{
+    (void)atomic_fetch_and(gmem_page_flags(t->vm->gmem, page), (uint8_t)~GMEM_PAGE_CODE);
+}
+
+void code_cache_unmark(struct translator *t, const uint8_t *host, gpa_t gpa_)
+{
+    const struct code_page *page = page_find(t, (uintptr_t)host & ~PAGE_MASK);
+
+    if (page == NULL || page->lines == 0) {
+        clear_mark(t, gpa_);
+    }
+}
+
 static unsigned head_bit(uintptr_t guest)
 {
     return (unsigned)((uint64_t)guest * 0x9e3779b97f4a7c15ull >> 32) & (HEAD_BITS - 1);
@@ -363,7 +377,7 @@ static void page_invalidate(struct translator *t, struct code_page *page, uint64
         }
     }
     if (page->lines == 0) {
-        (void)atomic_fetch_and(gmem_page_flags(t->vm->gmem, page->gpa), (uint8_t)~GMEM_PAGE_CODE);
+        clear_mark(t, page->gpa);
     }
 }
 
@@ -394,8 +408,7 @@ void code_cache_reset(struct translator *t)
 {
     for (unsigned i = 0; i < PAGE_BUCKETS; i++) {
         for (struct code_page *page = t->pages[i]; page != NULL; page = page->next) {
-            (void)atomic_fetch_and(gmem_page_flags(t->vm->gmem, page->gpa),
-                                   (uint8_t)~GMEM_PAGE_CODE);
+            clear_mark(t, page->gpa);
         }
         t->pages[i] = NULL;
     }

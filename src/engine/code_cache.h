@@ -278,6 +278,9 @@ bool code_cache_is_head(const struct translator *translator, uintptr_t guest);
 bool code_cache_is_checked(const struct translator *translator, uintptr_t guest);
 void code_cache_add_checked(struct translator *translator, uintptr_t guest);
 
+/* A page that was marked for a unit which came to nothing. Engine lock held. */
+void code_cache_unmark(struct translator *translator, const uint8_t *host, gpa_t gpa);
+
 /* Drops one unit, to be translated anew. Engine lock held. */
 void code_cache_drop_unit(struct translator *translator, struct unit *unit);
 

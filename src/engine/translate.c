@@ -173,6 +173,26 @@ static void protect_code(struct engine_vcpu *v, gpa_t page)
     }
 }
 
+/* The instruction at host goes on in the next page; false: there is none to be had. */
+static bool build_crossing(struct engine_vcpu *v, const uint8_t *host, unsigned mode,
+                           const uint8_t **ret_next)
+{
+    struct translator *t = v->vm->translator;
+    uint32_t offset = (uint32_t)(v->st.rip & PAGE_MASK);
+    const uint8_t *next = NULL;
+
+    if (mmu_fetch_host(v, (v->st.rip & ~PAGE_MASK) + GMEM_PAGE_BYTES, &next) != 0 || next == NULL) {
+        return false;
+    }
+    protect_code(v, gpa_of_host(v->vm, next));
+    if (trace_build(t, host - offset, offset, next, mode, t->trace) != 0) {
+        code_cache_unmark(t, next, gpa_of_host(v->vm, next));
+        return false;
+    }
+    *ret_next = next;
+    return true;
+}
+
 /* Makes the unit for st.rip; host is where its first byte is. NULL: it cannot be fetched. */
 static struct unit *translate_locked(struct engine_vcpu *v, const uint8_t *host, unsigned mode)
 {
@@ -188,12 +208,8 @@ static struct unit *translate_locked(struct engine_vcpu *v, const uint8_t *host,
     }
     protect_code(v, start);
     if (trace_build(t, host - offset, offset, NULL, mode, t->trace) != 0) {
-        if (mmu_fetch_host(v, (v->st.rip & ~PAGE_MASK) + GMEM_PAGE_BYTES, &next) != 0 ||
-            next == NULL) {
-            return NULL;
-        }
-        protect_code(v, gpa_of_host(v->vm, next));
-        if (trace_build(t, host - offset, offset, next, mode, t->trace) != 0) {
+        if (!build_crossing(v, host, mode, &next)) {
+            code_cache_unmark(t, host, start);
             return NULL;
         }
     }

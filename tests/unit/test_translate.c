@@ -393,6 +393,23 @@ static void test_crossing(void **state)
     test_free(st);
 }
 
+/* An instruction without an end makes no unit, and leaves its page data. */
+GUEST(no_end, "leaq 1f(%rip), %r14\nmovl $0xffffff, %eax\nmovb $0xb8, (%rax)\njmp *%rax\n1: nop\n");
+
+static void test_no_end(void **state)
+{
+    struct vcpu_state *st = test_calloc(1, sizeof(*st));
+    struct vm m;
+
+    (void)state;
+    run_both(guest_no_end, guest_no_end_end, CODE, st, &m);
+    assert_int_equal(st->gpr[X86_R15], 1);
+    assert_int_equal(atomic_load(gmem_page_flags(m.gmem, gpa(0xfff000))) & GMEM_PAGE_CODE, 0);
+    assert_int_not_equal(atomic_load(gmem_page_flags(m.gmem, gpa(CODE))) & GMEM_PAGE_CODE, 0);
+    vm_stop(&m);
+    test_free(st);
+}
+
 /* More code than the cache holds: it is dropped and made again. */
 static void test_cache_full(void **state)
 {
@@ -572,6 +589,7 @@ int main(void)
         cmocka_unit_test(test_divide_fault),
         cmocka_unit_test(test_self_modify),
         cmocka_unit_test(test_crossing),
+        cmocka_unit_test(test_no_end),
         cmocka_unit_test(test_frames),
         cmocka_unit_test(test_segments),
         cmocka_unit_test(test_gather),
