@@ -176,7 +176,7 @@ static int do_reset(struct machine *machine, struct err *err)
 
         atomic_store(&vcpu->requests, 0);
         vcpu->waits_for_sipi = vcpu->lapic != NULL && i != 0;
-        vcpu->halted_in_vain = false;
+        vcpu->vain_halts = 0;
         pc_initial_state(machine, i, &state);
         rc = machine->accel->set_state(vcpu->accel, &state);
         if (rc != 0) {

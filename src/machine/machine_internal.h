@@ -67,7 +67,7 @@ struct machine_vcpu {
     struct vmexit exit;
     bool waits_for_sipi;
     bool owes_completion; /* an answered exit that run() has not taken yet */
-    bool halted_in_vain;  /* HLT came back at once although an interrupt was pending */
+    unsigned vain_halts;  /* in a row, with an interrupt pending each time */
 };
 
 /* What has been asked of the machine and not yet happened (bits of machine.wants). */

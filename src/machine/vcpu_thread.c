@@ -20,6 +20,7 @@
 /* How often an answered exit may lead to another before the thread gives up parking cleanly. */
 #define COMPLETION_TRIES 64
 #define HALT_RETRY_NS 1000000
+#define VAIN_HALTS_MAX 3u
 
 static void count(_Atomic uint64_t *counter)
 {
@@ -74,21 +75,33 @@ static void vcpu_sleep(struct machine_vcpu *vcpu, bool for_interrupt,
     atomic_store(&vcpu->place, VCPU_OUTSIDE);
 }
 
+static bool interrupts_enabled(struct machine_vcpu *vcpu)
+{
+    struct vcpu_state state;
+
+    return vcpu->accel->ops->get_state(vcpu->accel, &state) != 0 ||
+           (state.rflags & X86_FLAG_IF) != 0;
+}
+
 /*
- * HLT. With interrupts off a pending one does not end it: the accelerator then
- * halts again at once, and the thread looks only now and then.
+ * HLT. With interrupts off a pending one does not end it, and nothing will set
+ * IF meanwhile: then only requests do. A vCPU that could take one and yet halts
+ * again and again is looked at now and then.
  */
 static void handle_halt(struct machine_vcpu *vcpu)
 {
     static const struct timespec retry = {.tv_nsec = HALT_RETRY_NS};
 
     count(&vcpu->stats.halts);
-    if (vcpu->halted_in_vain) {
-        vcpu_sleep(vcpu, false, &retry);
-    } else {
+    if (vcpu->vain_halts == 0 || !interrupt_pending(vcpu)) {
+        vcpu->vain_halts = 0;
         vcpu_sleep(vcpu, true, NULL);
+    } else if (!interrupts_enabled(vcpu)) {
+        vcpu_sleep(vcpu, false, NULL);
+    } else if (vcpu->vain_halts > VAIN_HALTS_MAX) {
+        vcpu_sleep(vcpu, false, &retry);
     }
-    vcpu->halted_in_vain = interrupt_pending(vcpu);
+    vcpu->vain_halts = interrupt_pending(vcpu) ? vcpu->vain_halts + 1 : 0;
 }
 
 static void handle_pio(struct machine_vcpu *vcpu)
@@ -189,12 +202,12 @@ static void handle_debug(struct machine_vcpu *vcpu)
 
 static void handle_exit(struct machine_vcpu *vcpu)
 {
-    bool was_in_vain = vcpu->halted_in_vain;
+    unsigned vain_halts = vcpu->vain_halts;
 
-    vcpu->halted_in_vain = false;
+    vcpu->vain_halts = 0;
     switch (vcpu->exit.reason) {
     case VMEXIT_INTR:
-        vcpu->halted_in_vain = was_in_vain;
+        vcpu->vain_halts = vain_halts;
         break;
     case VMEXIT_PIO:
         count(&vcpu->stats.pio);
@@ -213,7 +226,7 @@ static void handle_exit(struct machine_vcpu *vcpu)
         vcpu->owes_completion = true;
         break;
     case VMEXIT_HLT:
-        vcpu->halted_in_vain = was_in_vain;
+        vcpu->vain_halts = vain_halts;
         handle_halt(vcpu);
         break;
     case VMEXIT_SHUTDOWN:
