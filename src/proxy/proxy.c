@@ -387,9 +387,10 @@ static int proxy_run(struct accel_vcpu *vcpu, struct vmexit *exit)
             process_condemn(vm);
         }
     }
-    keep_together(v);
     log_drain(vm);
-    if (rc != 0) {
+    if (rc == 0) {
+        keep_together(v); /* of a process that ended the thread's id may be another's */
+    } else {
         v->can_take = false;
         exit->reason = VMEXIT_ERROR;
         (void)process_explain(vm, &exit->error);
