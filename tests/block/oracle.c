@@ -1,14 +1,17 @@
 /*
- * Random requests of several threads on a qcow2 image and, with memcpy, on a
- * plain array; snapshots, other sizes and reopening in between. At every stop
- * the image has to hold what the array holds, and qemu-img has to agree.
+ * Random requests of several threads on an image and, with memcpy, on a plain
+ * array; snapshots, other sizes and reopening in between. At every stop the
+ * image has to hold what the array holds, and qemu-img has to agree. Requests
+ * go straight to the image, or through the lanes of a disk.
  *
  * usage: oracle [--ops N] [--threads N] [--seed N] [--stops N] [--only VARIANT]
+ *               [--through image|io_uring|threads]
  */
+#include "lanes.h"
 #include "scratch.h"
 
 #include "base/wire.h"
-#include "block/block_int.h"
+#include "block/block_core.h"
 #include "block/file.h"
 #include "block/qcow2.h"
 
@@ -41,40 +44,86 @@ struct variant {
 #define MIB (1ull << 20)
 
 static const struct variant variants[] = {
-    {"default", 48 * MIB, 80 * MIB, false, true, true, {.cluster_bytes = 65536}},
-    {"4k", 12 * MIB, 20 * MIB, false, true, true, {.cluster_bytes = 4096}},
-    {"512", 2 * MIB, 3 * MIB, false, true, true, {.cluster_bytes = 512}},
-    {"2m", 48 * MIB, 80 * MIB, false, true, true, {.cluster_bytes = 2 * MIB}},
-    {"backing", 16 * MIB, 24 * MIB, true, true, true, {.cluster_bytes = 65536}},
+    {"raw",
+     16 * MIB,
+     24 * MIB,
+     false,
+     false,
+     true,
+     {.format = BLOCK_FORMAT_RAW, .cluster_bytes = 65536}},
+    {"default",
+     48 * MIB,
+     80 * MIB,
+     false,
+     true,
+     true,
+     {.format = BLOCK_FORMAT_QCOW2, .cluster_bytes = 65536}},
+    {"4k",
+     12 * MIB,
+     20 * MIB,
+     false,
+     true,
+     true,
+     {.format = BLOCK_FORMAT_QCOW2, .cluster_bytes = 4096}},
+    {"512",
+     2 * MIB,
+     3 * MIB,
+     false,
+     true,
+     true,
+     {.format = BLOCK_FORMAT_QCOW2, .cluster_bytes = 512}},
+    {"2m",
+     48 * MIB,
+     80 * MIB,
+     false,
+     true,
+     true,
+     {.format = BLOCK_FORMAT_QCOW2, .cluster_bytes = 2 * MIB}},
+    {"backing",
+     16 * MIB,
+     24 * MIB,
+     true,
+     true,
+     true,
+     {.format = BLOCK_FORMAT_QCOW2, .cluster_bytes = 65536}},
     {"subclusters",
      16 * MIB,
      24 * MIB,
      false,
      true,
      true,
-     {.cluster_bytes = 65536, .extended_l2 = true}},
+     {.format = BLOCK_FORMAT_QCOW2, .cluster_bytes = 65536, .extended_l2 = true}},
     {"subclusters-backing",
      16 * MIB,
      24 * MIB,
      true,
      true,
      true,
-     {.cluster_bytes = 16384, .extended_l2 = true}},
+     {.format = BLOCK_FORMAT_QCOW2, .cluster_bytes = 16384, .extended_l2 = true}},
     {"refcount1",
      8 * MIB,
      12 * MIB,
      false,
      false,
      true,
-     {.cluster_bytes = 4096, .refcount_bits = 1}},
+     {.format = BLOCK_FORMAT_QCOW2, .cluster_bytes = 4096, .refcount_bits = 1}},
     {"refcount64-zstd",
      8 * MIB,
      12 * MIB,
      false,
      true,
      true,
-     {.cluster_bytes = 4096, .refcount_bits = 64, .compression = BLOCK_COMPRESSION_ZSTD}},
-    {"version2", 16 * MIB, 16 * MIB, true, true, false, {.cluster_bytes = 65536, .version = 2}},
+     {.format = BLOCK_FORMAT_QCOW2,
+      .cluster_bytes = 4096,
+      .refcount_bits = 64,
+      .compression = BLOCK_COMPRESSION_ZSTD}},
+    {"version2",
+     16 * MIB,
+     16 * MIB,
+     true,
+     true,
+     false,
+     {.format = BLOCK_FORMAT_QCOW2, .cluster_bytes = 65536, .version = 2}},
 };
 
 struct lock {
@@ -90,6 +139,9 @@ struct saved {
 
 static struct {
     const struct variant *variant;
+    bool has_lanes;
+    enum io_backend aio;
+    struct block *block; /* with lanes; image is its own */
     struct block_image *image;
     uint8_t *model; /* max_size bytes */
     uint64_t size;
@@ -143,8 +195,33 @@ static void expect(int r, const char *what, uint64_t offset, uint64_t len)
     }
 }
 
+static bool is_qcow2(void)
+{
+    return t.variant->options.format == BLOCK_FORMAT_QCOW2;
+}
+
+/* The way that a device's requests take, or the way of tools. */
+static int request(enum block_op op, void *buf, uint64_t len, uint64_t offset, bool may_unmap)
+{
+    if (t.has_lanes) {
+        unsigned lane = (unsigned)(offset / 512 % block_lane_count(t.block));
+
+        return lane_request(t.block, lane, op, buf, len, offset, may_unmap);
+    }
+    if (op == BLOCK_READ) {
+        return block_image_pread(t.image, buf, len, offset);
+    }
+    if (op == BLOCK_WRITE) {
+        return block_image_pwrite(t.image, buf, len, offset);
+    }
+    return block_image_simple(t.image, op, offset, len, may_unmap);
+}
+
 static void compare(const uint8_t *is, uint64_t offset, uint64_t len)
 {
+    if (memcmp(is, t.model + offset, len) == 0) {
+        return;
+    }
     for (uint64_t i = 0; i < len; i++) {
         if (is[i] != t.model[offset + i]) {
             fail("byte 0x%llx is 0x%02x, not 0x%02x", (unsigned long long)(offset + i), is[i],
@@ -171,8 +248,8 @@ static void fill(struct rng *rng, uint8_t *buf, uint64_t len)
 /* A discard may do nothing, to each sector on its own. */
 static void do_discard(uint64_t offset, uint64_t len, uint8_t *buf)
 {
-    expect(block_image_simple(t.image, BLOCK_DISCARD, offset, len, true), "discard", offset, len);
-    expect(block_image_pread(t.image, buf, len, offset), "read", offset, len);
+    expect(request(BLOCK_DISCARD, NULL, len, offset, true), "discard", offset, len);
+    expect(request(BLOCK_READ, buf, len, offset, false), "read", offset, len);
     for (uint64_t i = 0; i < len; i += 512) {
         static const uint8_t zeroes[512];
 
@@ -225,10 +302,10 @@ static void one_op(struct rng *rng, uint8_t *buf)
 
     len = len < t.size - offset ? len : t.size - offset;
     if (op >= 97) {
-        expect(block_image_simple(t.image, BLOCK_FLUSH, 0, 0, false), "flush", 0, 0);
+        expect(request(BLOCK_FLUSH, NULL, 0, 0, false), "flush", 0, 0);
         return;
     }
-    if (op >= 94) {
+    if (op >= 94 && is_qcow2()) {
         do_compressed(rng, buf, offset);
         return;
     }
@@ -243,17 +320,17 @@ static void one_op(struct rng *rng, uint8_t *buf)
     } else if (op < 20) {
         bool may_unmap = rng_below(rng, 2);
 
-        expect(block_image_simple(t.image, BLOCK_WRITE_ZEROES, offset, len, may_unmap),
-               "write zeroes", offset, len);
+        expect(request(BLOCK_WRITE_ZEROES, NULL, len, offset, may_unmap), "write zeroes", offset,
+               len);
         memset(t.model + offset, 0, len);
     } else if (op < 45) {
-        expect(block_image_pread(t.image, buf, len, offset), "read", offset, len);
+        expect(request(BLOCK_READ, buf, len, offset, false), "read", offset, len);
         compare(buf, offset, len);
     } else if (op < 55) {
         do_mapped(rng, buf, offset, len);
     } else {
         fill(rng, buf, len);
-        expect(block_image_pwrite(t.image, buf, len, offset), "write", offset, len);
+        expect(request(BLOCK_WRITE, buf, len, offset, false), "write", offset, len);
         memcpy(t.model + offset, buf, len);
     }
     range_unlock(&lock);
@@ -275,16 +352,38 @@ static void open_image(void)
 {
     struct block_layer backing = {BLOCK_FORMAT_RAW, scratch_path("backing.raw"), -1};
     struct block_config config = {
-        .format = BLOCK_FORMAT_QCOW2,
-        .path = scratch_path("image.qcow2"),
+        .format = t.variant->options.format,
+        .path = scratch_path("image"),
         .fd = -1,
         .backing = &backing,
         .backing_count = t.variant->has_backing,
+        .lanes = 4,
+        .aio = t.aio,
     };
     struct err err = {0};
 
-    if (block_image_open(&config, &err, &t.image) < 0) {
+    if (!t.has_lanes) {
+        if (block_image_open(&config, &err, &t.image) < 0) {
+            fail("%s", err.text);
+        }
+        return;
+    }
+    if (block_create(&config, &err, &t.block) < 0 || block_start(t.block, &err) < 0) {
         fail("%s", err.text);
+    }
+    if (t.aio != IO_BACKEND_AUTO && block_backend(t.block) != t.aio) {
+        fail("%s is not to be had", io_backend_name(t.aio));
+    }
+    t.image = t.block->image;
+}
+
+static void close_image(void)
+{
+    if (t.has_lanes) {
+        block_stop(t.block);
+        block_destroy(t.block);
+    } else {
+        block_image_close(t.image);
     }
 }
 
@@ -293,30 +392,37 @@ static void compare_with_qemu(void)
     const char *backing = t.variant->has_backing ? BACKING : "";
     const char *backing_path = t.variant->has_backing ? scratch_path("backing.raw") : "";
 
-    run_command(1u << 0, "qemu-img check -q -U --image-opts driver=qcow2," UNLOCKED "%s%s%s",
-                scratch_path("image.qcow2"), backing, backing_path);
+    if (is_qcow2()) {
+        run_command(1u << 0, "qemu-img check -q -U --image-opts driver=qcow2," UNLOCKED "%s%s%s",
+                    scratch_path("image"), backing, backing_path);
+    }
     run_command(1u << 0,
-                "qemu-img compare -q -U --image-opts driver=qcow2," UNLOCKED "%s%s%s"
+                "qemu-img compare -q -U --image-opts driver=%s," UNLOCKED "%s%s%s"
                 " driver=raw," UNLOCKED "%s",
-                scratch_path("image.qcow2"), backing, backing_path, scratch_path("model.raw"));
+                block_format_name(t.variant->options.format), scratch_path("image"), backing,
+                backing_path, scratch_path("model.raw"));
 }
 
 static void check_all(bool with_qemu)
 {
-    struct block_check_result result;
+    struct block_check_result result = {0};
     struct err err = {0};
     uint8_t *buf = malloc(MIB);
     int fd;
 
-    expect(block_image_simple(t.image, BLOCK_FLUSH, 0, 0, false), "flush", 0, 0);
+    if (t.has_lanes) {
+        atomic_store(&t.block->size_bytes, t.size); /* changed past it */
+    }
+    expect(request(BLOCK_FLUSH, NULL, 0, 0, false), "flush", 0, 0);
     for (uint64_t at = 0; at < t.size; at += MIB) {
         uint64_t len = t.size - at < MIB ? t.size - at : MIB;
 
-        expect(block_image_pread(t.image, buf, len, at), "read", at, len);
+        expect(request(BLOCK_READ, buf, len, at, false), "read", at, len);
         compare(buf, at, len);
     }
     free(buf);
-    if (block_image_check(t.image, BLOCK_REPAIR_NONE, NULL, NULL, &result, &err) < 0) {
+    if (is_qcow2() &&
+        block_image_check(t.image, BLOCK_REPAIR_NONE, NULL, NULL, &result, &err) < 0) {
         fail("%s", err.text);
     }
     if (result.corruptions + result.errors + result.leaks > 0) {
@@ -402,7 +508,7 @@ static void change_something(struct rng *rng)
     } else if (what < 9 && t.variant->can_resize) {
         resize(rng);
     } else {
-        block_image_close(t.image);
+        close_image();
         open_image();
     }
 }
@@ -414,8 +520,8 @@ static void make_image(struct rng *rng)
     int fd;
 
     memset(t.model, 0, t.variant->max_size);
-    options.format = BLOCK_FORMAT_QCOW2;
-    options.path = scratch_path("image.qcow2");
+    options.cluster_bytes = is_qcow2() ? options.cluster_bytes : 0;
+    options.path = scratch_path("image");
     options.replace = true;
     options.size_bytes = t.size;
     if (t.variant->has_backing) {
@@ -467,11 +573,25 @@ static void run(const struct variant *variant, uint64_t seed, long ops, unsigned
         delete_snapshot(&rng);
         check_all(with_qemu);
     }
-    block_image_close(t.image);
-    if (with_qemu) {
-        run_command(1u << 0, "qemu-img check -q -f qcow2 %s", scratch_path("image.qcow2"));
+    close_image();
+    if (with_qemu && is_qcow2()) {
+        run_command(1u << 0, "qemu-img check -q -f qcow2 %s", scratch_path("image"));
     }
     free(t.model);
+}
+
+static bool is_refused(enum io_backend aio)
+{
+    const struct io_engine_config config = {.backend = aio};
+    struct io_engine *engine = NULL;
+    struct err err = {0};
+
+    if (aio != IO_BACKEND_URING || io_engine_create(&config, &err, &engine) == 0) {
+        io_engine_destroy(engine);
+        return false;
+    }
+    printf("1..0 # SKIP %s\n", err.text);
+    return true;
 }
 
 int main(int argc, char **argv)
@@ -492,12 +612,18 @@ int main(int argc, char **argv)
             seed = value;
         } else if (strcmp(argv[i], "--stops") == 0) {
             stops = value;
+        } else if (strcmp(argv[i], "--through") == 0) {
+            t.has_lanes = strcmp(argv[i + 1], "image") != 0;
+            t.aio = strcmp(argv[i + 1], "threads") == 0 ? IO_BACKEND_THREADS : IO_BACKEND_URING;
         } else if (strcmp(argv[i], "--only") == 0) {
             only = argv[i + 1];
         } else {
             (void)fprintf(stderr, "unknown option %s\n", argv[i]);
             return 2;
         }
+    }
+    if (t.has_lanes && is_refused(t.aio)) {
+        return 77;
     }
     scratch_init();
     (void)pthread_mutex_init(&t.lock, NULL);
