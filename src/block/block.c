@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/loop.h"
 #include "block/block_core.h"
+#include "block/successor.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -39,6 +40,18 @@ bool block_can_discard(const struct block *block)
 enum io_backend block_backend(const struct block *block)
 {
     return io_engine_backend(block->lanes[0].engine);
+}
+
+int block_backing(const struct block *block, char *ret_path, size_t size,
+                  enum block_format *ret_format)
+{
+    const struct block_image *backing = block->image->backing;
+
+    if (!backing) {
+        return -ENOENT;
+    }
+    *ret_format = backing->format;
+    return block_file_path(backing->file, ret_path, size);
 }
 
 void block_inject(struct block *block, const struct io_fault *fault)

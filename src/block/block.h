@@ -68,6 +68,7 @@ struct block_config {
     int fd;           /* taken over on success */
     bool read_only;
     bool direct;                       /* bypass the host's cache */
+    bool must_be_current;              /* not a file from which the disk went on to another */
     bool for_repair;                   /* open what is marked corrupt too, to check it */
     bool no_backing;                   /* leave backing images shut; to look at this layer alone */
     const struct block_layer *backing; /* from the nearest to the base */
@@ -107,7 +108,8 @@ struct block_stats {
 /*
  * Opens and locks the image: many may read it, or one may write it. -EBUSY
  * when another process holds it, -EINVAL when its size is not a multiple of
- * 512, -ENOENT, -EACCES, ...; err names the file and the mend.
+ * 512, -ESTALE when the disk went on in another file (see successor.h),
+ * -ENOENT, -EACCES, ...; err names the file and the mend.
  */
 int block_create(const struct block_config *config, struct err *err, struct block **ret_block)
     MUST_CHECK;
@@ -121,6 +123,11 @@ struct loop *block_loop(struct block *block, unsigned lane);
 uint64_t block_size_bytes(const struct block *block);
 bool block_is_read_only(const struct block *block);
 bool block_can_discard(const struct block *block);
+
+/* The file below the disk's own, by its name from the root. -ENOENT when there is none, or it has
+ * no name any more. While no job runs. */
+int block_backing(const struct block *block, char *ret_path, size_t size,
+                  enum block_format *ret_format) MUST_CHECK;
 
 /*
  * Hands over a request. It fails with -EINVAL when out of range, -EROFS on a

@@ -103,4 +103,11 @@ void block_release(struct block *block);
 /* While held: requests go to image from now on. The one before is the caller's. */
 struct block_image *block_exchange(struct block *block, struct block_image *image);
 
+/*
+ * Makes the image below the disk's, which was opened to be read only, one that
+ * can be written. -EBUSY when another process uses it, -EACCES, ... and then
+ * all is as before. Any thread but a lane's; nothing else changes the chain.
+ */
+int block_reopen_backing(struct block *block, struct err *err) MUST_CHECK;
+
 #endif

@@ -89,8 +89,8 @@ int block_file_open(const struct block_file_options *options, struct err *err,
 
 /*
  * Makes a file that was opened past the host's cache take calls of any
- * alignment; its own field tells what needs no copy. On failure the file is
- * closed.
+ * alignment; its own field tells what needs no copy. On failure the file is as
+ * before.
  */
 int block_file_make_direct(struct err *err, struct block_file **file) MUST_CHECK;
 /* The same for a file that asks for blocks of so many bytes, a power of two, for another reason. */

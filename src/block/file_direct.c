@@ -346,7 +346,6 @@ int block_file_make_direct(struct err *err, struct block_file **file)
         int r = direct == NULL ? -ENOMEM : -errno;
 
         free(direct);
-        block_file_close(*file);
         return err_set_errno(err, r,
                              "the host's cache cannot be bypassed here; use "
                              "cache=writeback");

@@ -296,6 +296,7 @@ int block_file_open(const struct block_file_options *options, struct err *err,
                     struct block_file **ret_file)
 {
     CLEANUP_CLOSE int opened = -1;
+    struct block_file *file = NULL;
     struct stat st;
     int fd = options->fd;
     int r;
@@ -321,15 +322,21 @@ int block_file_open(const struct block_file_options *options, struct err *err,
     }
     r = lock_file(fd, options->read_only, options->path, err);
     if (r == 0) {
-        r = wrap(fd, S_ISBLK(st.st_mode), options->read_only, err, ret_file);
-    }
-    if (r == 0) {
-        (void)steal_fd(&opened); /* the file owns it now */
+        r = wrap(fd, S_ISBLK(st.st_mode), options->read_only, err, &file);
     }
     if (r == 0 && options->direct) {
-        r = block_file_make_direct(err, ret_file);
+        r = block_file_make_direct(err, &file);
     }
-    return r;
+    if (r < 0) {
+        if (file) {
+            file->fd = -1; /* the caller's, or closed here */
+        }
+        block_file_close(file);
+        return r;
+    }
+    (void)steal_fd(&opened); /* the file owns it now */
+    *ret_file = file;
+    return 0;
 }
 
 int block_file_create(const char *path, bool replace, struct err *err, struct block_file **ret_file)

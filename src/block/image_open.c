@@ -2,6 +2,7 @@
 #include "block/block_int.h"
 #include "block/file.h"
 #include "block/image.h"
+#include "block/successor.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -156,7 +157,10 @@ static int open_layer(const struct block_config *config, struct permission *allo
     if (r < 0) {
         return r;
     }
-    if (config->format == BLOCK_FORMAT_RAW) {
+    r = config->must_be_current ? successor_check(file, config->path, err) : 0;
+    if (r < 0) {
+        /* Nothing of it may be touched. */
+    } else if (config->format == BLOCK_FORMAT_RAW) {
         r = raw_open(file, config->path, config->read_only, err, ret_image);
     } else {
         r = open_backing(file, config->path, allowed, depth, err, &backing);

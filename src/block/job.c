@@ -5,12 +5,16 @@
 #include "block/file.h"
 #include "block/image.h"
 #include "block/qcow2.h"
+#include "block/successor.h"
 #include "block/tracker.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <limits.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #define CHUNK_BYTES (512u << 10)
 #define GRANULE_BYTES (64u << 10)
@@ -20,7 +24,8 @@
 struct block_job {
     struct block *block;
     struct block_job_config config; /* without its strings */
-    char *target_path;
+    char before_path[PATH_MAX];
+    char target_path[PATH_MAX];
     struct block_image *target; /* of a mirror or commit, until the switch */
     struct block_tracker *tracker;
     uint8_t *chunk;
@@ -185,6 +190,17 @@ static int copy_marked(struct block_job *job, uint64_t enough, bool is_limited)
     return r;
 }
 
+/* From here on a start of the machine with the file before is refused. */
+static int note_switch(struct block_job *job)
+{
+    int r = successor_set(job->block->image->file, job->target->file, job->target->format);
+
+    mutex_lock(&job->lock);
+    job->info.is_noted = r == 0;
+    mutex_unlock(&job->lock);
+    return r == -EOPNOTSUPP ? 0 : r;
+}
+
 /* Everything but what is being written has been copied: the rest, and the switch. */
 static int switch_over(struct block_job *job)
 {
@@ -197,6 +213,9 @@ static int switch_over(struct block_job *job)
     }
     if (r == 0 && job->target->size_bytes != job->block->image->size_bytes) {
         r = -ESTALE; /* resized meanwhile */
+    }
+    if (r == 0) {
+        r = note_switch(job);
     }
     job->block->tracker = NULL;
     if (r == 0) {
@@ -345,6 +364,9 @@ static void *job_main(void *opaque)
                       : r == -ECANCELED ? BLOCK_JOB_CANCELLED
                                         : BLOCK_JOB_FAILED;
     mutex_unlock(&job->lock);
+    if (r == 0 && job->config.kind != BLOCK_JOB_STREAM) {
+        successor_log(job->before_path, job->target_path, job->info.is_noted);
+    }
     if (job->config.ended) {
         job->config.ended(job->config.opaque);
     }
@@ -370,7 +392,13 @@ static int make_target(struct block_job *job, struct err *err)
         return r;
     }
     r = block_image_open(&config, err, &job->target);
+    if (r == 0) {
+        r = successor_prepare(job->target->file);
+        r = r < 0 ? err_set_errno(err, r, "cannot make '%s' durable", job->target_path) : 0;
+    }
     if (r < 0) {
+        block_image_close(job->target);
+        job->target = NULL;
         (void)unlink(job->target_path); /* it was ours */
     }
     return r;
@@ -378,14 +406,17 @@ static int make_target(struct block_job *job, struct err *err)
 
 static int take_backing(struct block_job *job, struct err *err)
 {
-    struct block_image *backing = job->block->image->backing;
     uint64_t size = block_size_bytes(job->block);
+    struct block_image *backing;
 
-    if (backing->is_read_only) {
-        return err_set(err, -EROFS,
-                       "the backing image was opened to be read only; commit it with "
-                       "the machine off");
+    if (job->block->image->backing->is_read_only) {
+        int r = block_reopen_backing(job->block, err);
+
+        if (r < 0) {
+            return r;
+        }
     }
+    backing = job->block->image->backing;
     if (backing->size_bytes < size) {
         int r = backing->ops->resize ? backing->ops->resize(backing, size, err) : -ENOTSUP;
 
@@ -394,6 +425,8 @@ static int take_backing(struct block_job *job, struct err *err)
         }
     }
     job->target = backing;
+    (void)!block_file_path(backing->file, job->target_path,
+                           sizeof(job->target_path)); /* for logs */
     return 0;
 }
 
@@ -409,6 +442,7 @@ static int job_init(struct block_job *job, struct err *err)
     if (block_is_read_only(block)) {
         return err_set(err, -EROFS, "this disk is read-only");
     }
+    (void)!block_file_path(block->image->file, job->before_path, sizeof(job->before_path));
     job->chunk = aligned_alloc(4096, CHUNK_BYTES);
     if (!job->chunk ||
         block_tracker_create(block_size_bytes(block), GRANULE_BYTES, &job->tracker) != 0) {
@@ -442,11 +476,12 @@ int block_job_start(struct block *block, const struct block_job_config *config, 
     job->block = block;
     job->config = *config;
     job->info.kind = config->kind;
-    job->target_path = strdup(config->target ? config->target : "");
+    (void)snprintf(job->target_path, sizeof(job->target_path), "%s",
+                   config->target ? config->target : "");
     mutex_init(&job->lock, LOCK_RANK_LEAF);
     cond_init(&job->changed);
     block_job_set_speed(job, config->bytes_per_second);
-    r = job->target_path ? job_init(job, err) : err_set(err, -ENOMEM, "no memory for a job");
+    r = job_init(job, err);
     if (r == 0) {
         job->has_thread = true;
         r = thread_start(&job->thread, "job", job_main, job);
@@ -476,7 +511,6 @@ void block_job_destroy(struct block_job *job)
     block_tracker_destroy(job->tracker);
     (void)pthread_cond_destroy(&job->changed);
     mutex_done(&job->lock);
-    free(job->target_path);
     free(job->chunk);
     free(job);
 }
@@ -519,56 +553,4 @@ void block_job_set_speed(struct block_job *job, uint64_t bytes_per_second)
     (void)r;
     (void)pthread_cond_broadcast(&job->changed); /* cannot fail */
     mutex_unlock(&job->lock);
-}
-
-/* ---- snapshots ---- */
-
-int block_snapshot(struct block *block, const char *path, const char *backing_name, bool direct,
-                   struct err *err, uint64_t *ret_hold_ns)
-{
-    const struct block_create_options options = {
-        .format = BLOCK_FORMAT_QCOW2,
-        .path = path,
-        .size_bytes = block_size_bytes(block),
-        .backing_path = backing_name,
-        .backing_format = block->image->format,
-    };
-    const struct block_config config = {
-        .format = BLOCK_FORMAT_QCOW2, .path = path, .fd = -1, .direct = direct};
-    const struct block_file_options open_options = {.path = path, .fd = -1, .direct = direct};
-    struct block_file *file = NULL;
-    struct block_image *overlay = NULL;
-    uint64_t start;
-    int r;
-
-    if (block_is_read_only(block)) {
-        return err_set(err, -EROFS, "this disk is read-only");
-    }
-    r = block_image_create(&options, err);
-    if (r < 0) {
-        return r;
-    }
-    r = block_file_open(&open_options, err, &file);
-    if (r == 0) {
-        /* Much is written out before requests have to wait for the rest. */
-        r = block_image_simple(block->image, BLOCK_FLUSH, 0, 0, false);
-        r = r < 0 ? err_set_errno(err, r, "cannot write the disk out") : 0;
-    }
-    if (r == 0) {
-        start = clock_monotonic_ns();
-        block_hold(block);
-        r = block_image_simple(block->image, BLOCK_FLUSH, 0, 0, false);
-        r = r < 0 ? err_set_errno(err, r, "cannot write the disk out")
-                  : qcow2_open(file, &config, block->image, err, &overlay);
-        if (r == 0) {
-            (void)block_exchange(block, overlay); /* the one before is its backing image now */
-        }
-        block_release(block);
-        *ret_hold_ns = clock_monotonic_ns() - start;
-    }
-    if (r < 0) {
-        block_file_close(file);
-        (void)unlink(path); /* it was ours */
-    }
-    return r;
 }

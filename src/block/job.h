@@ -49,6 +49,7 @@ struct block_job_info {
     enum block_job_state state;
     uint64_t done_bytes, total_bytes; /* of work; the total grows with what is written meanwhile */
     uint64_t longest_hold_ns;         /* how long requests waited at most */
+    bool is_noted;                    /* in the file before, that the disk went on in another */
     struct err error;                 /* when it failed */
 };
 
@@ -70,12 +71,17 @@ void block_job_cancel(struct block_job *job);
 /* 0: no limit. */
 void block_job_set_speed(struct block_job *job, uint64_t bytes_per_second);
 
+struct block_snapshot_result {
+    uint64_t hold_ns; /* how long requests waited */
+    bool is_noted;    /* in the file before, that the disk went on in another */
+};
+
 /*
  * Makes a new qcow2 file over the disk's image, which stays as it is from now
  * on, and goes on with that. backing_name is written into it. No job runs.
- * *ret_hold_ns: how long requests waited. -EEXIST, -ENOTSUP for a read-only disk.
+ * -EEXIST, -EROFS for a read-only disk.
  */
 int block_snapshot(struct block *block, const char *path, const char *backing_name, bool direct,
-                   struct err *err, uint64_t *ret_hold_ns) MUST_CHECK;
+                   struct err *err, struct block_snapshot_result *ret_result) MUST_CHECK;
 
 #endif

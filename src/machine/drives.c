@@ -4,19 +4,13 @@
 #include "base/loop.h"
 #include "block/block.h"
 #include "block/image.h"
+#include "block/successor.h"
 #include "machine/machine_internal.h"
 #include "virtio/virtio_devices.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-
-/* A file that a snapshot was put on. */
-struct drive_below {
-    struct drive_below *next;
-    enum block_format format;
-    char path[];
-};
 
 struct machine_drive {
     struct machine *machine;
@@ -28,9 +22,10 @@ struct machine_drive {
     atomic_bool is_leaving;
     bool is_direct;
     struct block_job *job; /* running, or the last one */
-    char *job_target;      /* of a mirror whose end has not been seen */
+    bool is_job_seen;      /* its end, that is */
+    /* Where the disk goes on when the job is done. */
+    char job_file[sizeof(((struct machine_disk_info *)0)->path)];
     enum block_format job_format;
-    struct drive_below *below; /* the last snapshot's first */
     struct block *block;
     struct virtio_dev *dev;
 };
@@ -87,17 +82,6 @@ static int drive_set_names(struct machine_drive *drive, const struct machine_dis
     return 0;
 }
 
-/* All, or those above rest. */
-static void drive_forget_below(struct machine_drive *drive, const struct drive_below *rest)
-{
-    while (drive->below != rest) {
-        struct drive_below *first = drive->below;
-
-        drive->below = first->next;
-        free(first);
-    }
-}
-
 static void drive_destroy(struct machine_drive *drive)
 {
     if (drive == NULL) {
@@ -106,8 +90,6 @@ static void drive_destroy(struct machine_drive *drive)
     block_job_destroy(drive->job);
     virtio_dev_destroy(drive->dev);
     block_destroy(drive->block);
-    free(drive->job_target);
-    drive_forget_below(drive, NULL);
     free(drive);
 }
 
@@ -119,6 +101,7 @@ static int drive_open(struct machine_drive *drive, const struct machine_disk *di
         .fd = disk->fd,
         .read_only = disk->read_only,
         .direct = disk->is_direct,
+        .must_be_current = !disk->read_only,
         .backing_dir = disk->backing_dir,
         .lanes = disk->io_threads,
         .aio = disk->aio,
@@ -189,24 +172,20 @@ static bool has_running_job(const struct machine_drive *drive)
     return info.state == BLOCK_JOB_RUNNING || info.state == BLOCK_JOB_PAUSED;
 }
 
-/* A job that is done may have given the disk another file, or done away with those below. */
+/* A job that is done may have given the disk another file. */
 static void drive_see_job(struct machine_drive *drive)
 {
     struct block_job_info info;
 
-    if (drive->job == NULL || drive->job_target == NULL) {
+    if (drive->job == NULL || drive->is_job_seen) {
         return;
     }
     block_job_info(drive->job, &info);
-    if (info.state != BLOCK_JOB_DONE) {
-        return;
-    }
-    if (info.kind != BLOCK_JOB_STREAM) {
-        (void)snprintf(drive->path, sizeof(drive->path), "%s", drive->job_target);
+    drive->is_job_seen = info.state > BLOCK_JOB_PAUSED;
+    if (info.state == BLOCK_JOB_DONE && drive->job_file[0] != '\0') {
+        memcpy(drive->path, drive->job_file, sizeof(drive->path));
         drive->format = drive->job_format;
     }
-    drive_forget_below(drive, info.kind == BLOCK_JOB_COMMIT ? drive->below->next : NULL);
-    free(steal_ptr(drive->job_target));
 }
 
 static void drive_end_job(struct machine_drive *drive)
@@ -214,7 +193,8 @@ static void drive_end_job(struct machine_drive *drive)
     drive_see_job(drive);
     block_job_destroy(drive->job);
     drive->job = NULL;
-    free(steal_ptr(drive->job_target));
+    drive->is_job_seen = false;
+    drive->job_file[0] = '\0';
 }
 
 /* ---- all of them ---- */
@@ -469,6 +449,7 @@ static void drive_info(struct machine_drive *drive, struct machine_disk_info *re
     ret_info->has_job = drive->job != NULL;
     if (drive->job != NULL) {
         block_job_info(drive->job, &ret_info->job);
+        memcpy(ret_info->job_file, drive->job_file, sizeof(ret_info->job_file));
     }
 }
 
@@ -547,10 +528,9 @@ static char *backing_name(const char *path, const char *backing)
 }
 
 static int snapshot_locked(struct machine_drive *drive, const char *path, struct err *err,
-                           uint64_t *ret_hold_ns)
+                           struct block_snapshot_result *ret_result)
 {
     CLEANUP_FREE char *name = NULL;
-    CLEANUP_FREE struct drive_below *below = NULL;
     int rc = check_idle(drive, err);
 
     if (rc != 0) {
@@ -564,16 +544,9 @@ static int snapshot_locked(struct machine_drive *drive, const char *path, struct
     if (name == NULL) {
         return err_set_errno(err, -errno, "cannot name '%s' in the new file", drive->path);
     }
-    below = malloc(sizeof(*below) + strlen(drive->path) + 1);
-    if (below == NULL) {
-        return err_set(err, -ENOMEM, "no memory for a snapshot");
-    }
-    rc = block_snapshot(drive->block, path, name, drive->is_direct, err, ret_hold_ns);
+    rc = block_snapshot(drive->block, path, name, drive->is_direct, err, ret_result);
     if (rc == 0) {
-        below->next = drive->below;
-        below->format = drive->format;
-        memcpy(below->path, drive->path, strlen(drive->path) + 1);
-        drive->below = steal_ptr(below);
+        successor_log(drive->path, path, ret_result->is_noted);
         (void)snprintf(drive->path, sizeof(drive->path), "%s", path);
         drive->format = BLOCK_FORMAT_QCOW2;
     }
@@ -581,14 +554,14 @@ static int snapshot_locked(struct machine_drive *drive, const char *path, struct
 }
 
 int machine_disk_snapshot(struct machine *machine, const char *id, const char *path,
-                          struct err *err, uint64_t *ret_hold_ns)
+                          struct err *err, struct block_snapshot_result *ret_result)
 {
     struct machine_drive *drive;
     int rc;
 
     mutex_lock(&machine->drives_lock);
     drive = find_drive(machine, id);
-    rc = drive != NULL ? snapshot_locked(drive, path, err, ret_hold_ns) : no_such(id, err);
+    rc = drive != NULL ? snapshot_locked(drive, path, err, ret_result) : no_such(id, err);
     mutex_unlock(&machine->drives_lock);
     if (rc == 0) {
         tell_change(machine);
@@ -604,6 +577,27 @@ static void on_job_ended(void *opaque)
     tell_change(drive->machine);
 }
 
+static int drive_set_job_file(struct machine_drive *drive, const struct block_job_config *config,
+                              struct err *err)
+{
+    int rc = 0;
+
+    drive->job_format = config->target_format;
+    if (config->kind == BLOCK_JOB_COMMIT) {
+        rc = block_backing(drive->block, drive->job_file, sizeof(drive->job_file),
+                           &drive->job_format);
+        return rc == 0 ? 0 : err_set_errno(err, rc, "disk '%s' has no image below it", drive->id);
+    }
+    if (config->kind == BLOCK_JOB_MIRROR) {
+        int len = snprintf(drive->job_file, sizeof(drive->job_file), "%s", config->target);
+
+        if (len < 0 || (size_t)len >= sizeof(drive->job_file)) {
+            rc = err_set(err, -ENAMETOOLONG, "the name of the mirror's file is too long");
+        }
+    }
+    return rc;
+}
+
 static int job_start_locked(struct machine_drive *drive, const struct block_job_config *config,
                             struct err *err)
 {
@@ -614,19 +608,9 @@ static int job_start_locked(struct machine_drive *drive, const struct block_job_
         return rc;
     }
     drive_end_job(drive);
-    if (config->kind == BLOCK_JOB_COMMIT && drive->below == NULL) {
-        return err_set(err, -EINVAL, "disk '%s' has had no snapshot since it was opened",
-                       drive->id);
-    }
-    drive->job_format = config->target_format;
-    if (config->kind == BLOCK_JOB_COMMIT) {
-        drive->job_target = strdup(drive->below->path);
-        drive->job_format = drive->below->format;
-    } else {
-        drive->job_target = strdup(config->target != NULL ? config->target : "");
-    }
-    if (drive->job_target == NULL) {
-        return err_set(err, -ENOMEM, "no memory for a job");
+    rc = drive_set_job_file(drive, config, err);
+    if (rc != 0) {
+        return rc;
     }
     own.target_direct = drive->is_direct;
     own.ended = on_job_ended;

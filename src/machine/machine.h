@@ -89,6 +89,7 @@ struct machine_disk_info {
     int stopped_error; /* why its requests wait: a negative errno, or 0 */
     bool has_job;      /* running, or the last one */
     struct block_job_info job;
+    char job_file[1024]; /* where the disk goes on when the job is done; empty: where it is */
 };
 
 enum machine_job_action {
@@ -286,11 +287,11 @@ int machine_disk_resize(struct machine *machine, const char *id, uint64_t size_b
 
 /*
  * Makes a new qcow2 file, path, over the disk's image and goes on with it:
- * the image stays as it is. *ret_hold_ns is how long requests waited. -EEXIST
- * when there is such a file, -EBUSY during a job.
+ * the image stays as it is. -EEXIST when there is such a file, -EBUSY during a
+ * job.
  */
 int machine_disk_snapshot(struct machine *machine, const char *id, const char *path,
-                          struct err *err, uint64_t *ret_hold_ns) MUST_CHECK;
+                          struct err *err, struct block_snapshot_result *ret_result) MUST_CHECK;
 
 /* Starts a job; what config points to is copied, its callback is not used. -EBUSY during another. */
 int machine_disk_job_start(struct machine *machine, const char *id,

@@ -24,7 +24,7 @@ static json_t *limits_object(const struct limit_config *limits)
     return object;
 }
 
-static json_t *job_object(const struct block_job_info *job)
+static json_t *job_object(const struct block_job_info *job, const char *file)
 {
     json_t *object = json_object();
 
@@ -33,6 +33,10 @@ static json_t *job_object(const struct block_job_info *job)
     set_number(object, "done_bytes", job->done_bytes);
     set_number(object, "total_bytes", job->total_bytes);
     set_number(object, "longest_hold_ns", job->longest_hold_ns);
+    if (file[0] != '\0') {
+        (void)json_object_set_new(object, "file", json_string(file));
+        (void)json_object_set_new(object, "noted", json_boolean(job->is_noted));
+    }
     if (job->error.code != 0) {
         (void)json_object_set_new(object, "error", json_string(job->error.text));
     }
@@ -65,7 +69,7 @@ static json_t *disk_object(const struct machine_disk_info *disk)
                                   json_string(strerrordesc_np(-disk->stopped_error)));
     }
     if (disk->has_job) {
-        (void)json_object_set_new(object, "job", job_object(&disk->job));
+        (void)json_object_set_new(object, "job", job_object(&disk->job, disk->job_file));
     }
     return object;
 }
@@ -172,15 +176,18 @@ int control_disk_snapshot(struct machine *machine, const json_t *request, json_t
 {
     const char *id = NULL;
     const char *file = NULL;
-    uint64_t hold_ns = 0;
+    struct block_snapshot_result result = {0};
     int rc = get_id(request, err, &id);
 
     if (rc == 0) {
         rc = get_file(request, err, &file);
     }
     if (rc == 0) {
-        rc = machine_disk_snapshot(machine, id, file, err, &hold_ns);
-        set_number(answer, "hold_ns", hold_ns);
+        rc = machine_disk_snapshot(machine, id, file, err, &result);
+        set_number(answer, "hold_ns", result.hold_ns);
+        (void)json_object_set_new(answer, "file", json_string(file));
+        (void)json_object_set_new(answer, "format", json_string("qcow2"));
+        (void)json_object_set_new(answer, "noted", json_boolean(result.is_noted));
     }
     return rc;
 }

@@ -4,9 +4,12 @@
 usage: test_disks.py [WORD...]     only the tests whose names hold a word
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import random
+import re
 import socket
 import subprocess
 
@@ -185,8 +188,10 @@ def live_jobs(place):
         watch.must("watch")
         m.run("dd if=/dev/urandom of=/dev/vda bs=64k seek=16 count=16 conv=fsync")
         before = guest_digest(m)
-        hold = control.must("disk-snapshot", disk="vda", file=str(overlay))["hold_ns"]
-        print(f"# requests waited {hold / 1e6:.1f} ms for a snapshot", flush=True)
+        answer = control.must("disk-snapshot", disk="vda", file=str(overlay))
+        print(f"# requests waited {answer['hold_ns'] / 1e6:.1f} ms for a snapshot", flush=True)
+        expect(answer["file"] == str(overlay) and answer["format"] == "qcow2", f"{answer}")
+        watch.wait_event(lambda e: e["event"] == "disks" and e["disks"][0]["file"] == str(overlay))
         expect(guest_digest(m) == before, "the disk changed by a snapshot")
         m.run("dd if=/dev/urandom of=/dev/vda bs=4k seek=1000 count=2000 conv=fsync")
         after = guest_digest(m)
@@ -227,7 +232,9 @@ def live_jobs(place):
         before = guest_digest(m)
         m.type("dd if=/dev/urandom of=/dev/vda bs=16k seek=300 count=400 conv=fsync\n")
         control.must("disk-mirror", disk="vda", file=str(mirror))
-        watch.wait_event(job_is("done"))
+        expect(control.disk("vda")["job"]["file"] == str(mirror), "the job does not name its file")
+        event = watch.wait_event(job_is("done"))
+        expect(event["disks"][0]["file"] == str(mirror), f"the event names another file: {event}")
         m.run("wait")
         expect(control.disk("vda")["file"] == str(mirror), "the mirror is not in use")
         expect(guest_digest(m) != before, "the guest's writes are lost")
@@ -242,11 +249,119 @@ def live_jobs(place):
     expect(check.returncode == 0, f"the streamed image: {check.stdout}")
     info = subprocess.run(["qemu-img", "info", str(overlay)], check=True, stdout=subprocess.PIPE)
     expect(b"backing file" not in info.stdout, f"the streamed image needs another: {info.stdout}")
-    with start(place, [f"{overlay},id=vda,format=qcow2"]) as m:
+    with start(place, [f"{overlay},id=vda,format=qcow2,ro"]) as m:
         ready(m)
         expect(guest_digest(m), "the streamed image cannot be read alone")
         m.type("poweroff -f\n")
         expect(m.wait_exit() == 0, m.story())
+    # Starting with it would lose what was written since the mirror.
+    expect_stale(place, f"{overlay},format=qcow2", mirror)
+    mirror.unlink()
+    with start(place, [f"{overlay},id=vda,format=qcow2"]) as m:
+        ready(m)
+        expect(b"not there any more" in m.stderr, f"no word of the newer file: {m.stderr}")
+        m.type("poweroff -f\n")
+        expect(m.wait_exit() == 0, m.story())
+
+
+def expect_stale(place, disk, newer):
+    with start(place, [disk]) as m:
+        expect(m.wait_exit() != 0, "a machine starts with a stale disk")
+        expect(str(newer).encode() in m.stderr, f"it does not say where the disk is: {m.stderr}")
+
+
+def earlier_commit(place):
+    """What an earlier run put on top goes into the image below while the guest runs."""
+    for form in ("raw", "qcow2"):
+        base, overlay = place.home / f"below.{form}", place.home / f"above-{form}.qcow2"
+        source = make_disk(place, "source.raw", 24 * MIB, os.urandom(6 * MIB))
+        for words in (["convert", "-O", form, source, base],
+                      ["create", "-q", "-f", "qcow2", "-b", base, "-F", form, overlay]):
+            subprocess.run(["qemu-img", *map(str, words)], check=True)
+        for path in (base, overlay):
+            place.own(path)
+        disk = f"{overlay},id=vda,format=qcow2,backing-dir={place.home}"
+        with start(place, [disk]) as m:
+            ready(m)
+            m.run("dd if=/dev/urandom of=/dev/vda bs=64k seek=40 count=200 conv=fsync")
+            before = guest_digest(m)
+            m.type("poweroff -f\n")
+            expect(m.wait_exit() == 0, m.story())
+        with start(place, [disk]) as m:
+            ready(m)
+            control, watch = Control(place.home / "control"), Control(place.home / "control")
+            watch.must("watch")
+            m.type("dd if=/dev/urandom of=/dev/vda bs=16k seek=700 count=300 conv=fsync\n")
+            control.must("disk-commit", disk="vda")
+            watch.wait_event(job_is("done"))
+            m.run("wait")
+            expect(control.disk("vda")["file"] == str(base), "the image below is not in use")
+            expect(guest_digest(m) != before, "the guest's writes are lost")
+            after = guest_digest(m)
+            m.type("poweroff -f\n")
+            expect(m.wait_exit() == 0, m.story())
+        expect_stale(place, disk, base)
+        raw = subprocess.run(["qemu-img", "convert", "-f", form, "-O", "raw", str(base),
+                              str(source)], check=True) and source.read_bytes()
+        expect(hashlib.sha256(raw).hexdigest() == after, "the image below holds something else")
+
+
+# Prints wrote-N. when write number N is durable: N at sector 97 * (N mod 64).
+WRITER = ("i=0; while :; do i=$((i+1)); printf %08d $i | dd of=/dev/vda bs=512 "
+          "seek=$((i%64*97)) conv=sync,fsync,notrunc 2>/dev/null; echo wrote-$i.; done\n")
+
+
+def kill_during(place, command, more, wait_more):
+    """The file that the disk ended in, after a kill -9 of the monitor amid the command."""
+    noise = random.Random(command)
+    base, overlay = place.home / "killed.raw", place.home / "killed.qcow2"
+    for path in (place.home / "next", base, overlay):
+        path.unlink(missing_ok=True)
+    make_disk(place, base.name, 24 * MIB, noise.randbytes(20 * MIB))
+    disk, form = base, "raw"
+    if command in ("disk-stream", "disk-commit"):
+        disk, form = overlay, "qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", overlay],
+                       check=True)
+        place.own(overlay)
+    with start(place, [f"{disk},id=vda,format={form},backing-dir={place.home}"]) as m:
+        ready(m)
+        control = Control(place.home / "control")
+        m.type(WRITER)
+        m.wait_text("wrote-70.")
+        control.must(command, disk="vda", **more)
+        m.wait_text(f"wrote-{70 + wait_more}.")
+        m.process.kill()
+        m.wait_exit()
+        done = max(map(int, re.findall(rb"wrote-(\d+)\.", m.console)))
+    with contextlib.suppress(OSError):
+        mark = os.getxattr(disk, "user.corbel.continued-in").decode()
+        form, path = mark.split(":", 1)
+        expect_stale(place, f"{disk},format=qcow2" if disk == overlay else str(disk), path)
+        disk = path
+    if form == "qcow2":
+        check = subprocess.run(["qemu-img", "check", "-q", "-f", form, str(disk)], check=False)
+        expect(check.returncode in (0, 3), f"{command}: the image is corrupt")
+    content = place.home / "content"
+    subprocess.run(["qemu-img", "convert", "-f", form, "-O", "raw", str(disk), content], check=True)
+    data = content.read_bytes()
+    for number in range(done - 63, done + 1):
+        at = number % 64 * 97 * 512
+        text = data[at:at + 8]
+        expect(text.isdigit() and int(text) % 64 == number % 64 and int(text) >= number,
+               f"{command}: write {number} is lost; there is {text}")
+    return disk
+
+
+def killed(place):
+    """kill -9 of the monitor amid each live operation: no write that the guest flushed is lost."""
+    for command, more in (("disk-snapshot", {"file": str(place.home / "next")}),
+                          ("disk-mirror", {"file": str(place.home / "next"), "format": "qcow2"}),
+                          ("disk-mirror", {"file": str(place.home / "next"), "speed": 8 * MIB}),
+                          ("disk-stream", {"speed": 8 * MIB}), ("disk-commit", {"speed": 1}),
+                          ("disk-commit", {}), ("disk-resize", {"bytes": 32 * MIB})):
+        disk = kill_during(place, command, more, random.randrange(20))
+        print(f"# {command}: the disk was in {os.path.basename(disk)}", flush=True)
 
 
 def limit_files(place, m, size):
@@ -316,6 +431,8 @@ if __name__ == "__main__":
         ("a disk grows under a running guest", resize),
         ("a disk comes and goes while the guest runs", hotplug),
         ("snapshot, stream and mirror under a running guest lose nothing", live_jobs),
+        ("what an earlier run put on top is committed", earlier_commit),
+        ("a killed monitor loses no flushed write, whatever it was about", killed),
         ("a full host pauses the machine, and it goes on when there is room", full_host),
         ("a full host is an error to a guest that shall hear of it", reported),
         ("threads replace an io_uring that is refused", no_uring),
