@@ -31,7 +31,8 @@ test-diff: all
 			--progress || exit 1; \
 	done
 
-# A million random requests, ten thousand power cuts, a failure at each call, from fresh seeds that are printed. The first is about what images hold and not about the
+# A million random requests, ten thousand power cuts, a failure at each call, a thousand killed
+# processes, from fresh seeds that are printed. The first is about what images hold and not about the
 # host's disk, whose flushes would take nearly all of its time: it runs in memory where there is room.
 test-storage: all
 	@seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); echo "seed $$seed"; \
@@ -39,7 +40,8 @@ test-storage: all
 	memory=$${TMPDIR:-/tmp}; [ "$${room:-0}" -lt 1048576 ] || memory=/dev/shm; \
 	TMPDIR=$$memory $(BUILD)/tests/block/oracle --ops 100000 --stops 40 --seed $$seed && \
 	$(BUILD)/tests/block/crash --cuts 10000 --seed $$seed && \
-	$(BUILD)/tests/block/failure --seed $$seed
+	$(BUILD)/tests/block/failure --seed $$seed && \
+	$(BUILD)/tests/block/kill --kills 200 --seed $$seed
 
 # A Debian kernel on KVM: minutes where KVM emulates each instruction.
 test-kvm: all
