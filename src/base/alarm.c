@@ -42,6 +42,9 @@ int alarm_create(struct loop *loop, loop_fn fn, void *opaque, struct alarm **ret
     } else {
         rc = loop_add_fd(loop, alarm->fd, EPOLLIN, alarm_ready, alarm, &alarm->handler);
     }
+    if (rc == 0) {
+        rc = loop_mark_held(alarm->handler);
+    }
     if (rc != 0) {
         alarm_destroy(alarm);
         return rc;

@@ -3,7 +3,8 @@
  *
  * Arming is one system call and never waits for the loop. An expiry that was
  * already on its way when the alarm is re-armed may still be delivered, so the
- * callback looks at its own state under its own lock. CLOCK_MONOTONIC.
+ * callback looks at its own state under its own lock. While the loop is held it
+ * waits. CLOCK_MONOTONIC.
  */
 #ifndef CORBEL_BASE_ALARM_H
 #define CORBEL_BASE_ALARM_H

@@ -22,6 +22,8 @@ struct loop_fd {
     loop_fd_fn fn; /* NULL once removed */
     void *opaque;
     int fd;
+    uint32_t events;
+    bool can_be_held;
 };
 
 struct loop_timer {
@@ -45,6 +47,8 @@ struct loop {
     int timer_fd;
     uint64_t armed_ns; /* what timer_fd is set to; 0: not set */
     atomic_bool stopping;
+    atomic_bool want_held;
+    bool is_held; /* as the handlers' events say */
     struct node fds;
     struct node graves; /* removed handlers that the batch at hand may still name */
     struct node timers; /* armed, earliest first */
@@ -194,7 +198,8 @@ int loop_add_fd(struct loop *loop, int fd, uint32_t events, loop_fd_fn fn, void 
     if (handler == NULL) {
         return -ENOMEM;
     }
-    *handler = (struct loop_fd){.loop = loop, .fn = fn, .opaque = opaque, .fd = fd};
+    *handler =
+        (struct loop_fd){.loop = loop, .fn = fn, .opaque = opaque, .fd = fd, .events = events};
     rc = loop_watch(loop, fd, events, handler);
     if (rc < 0) {
         free(handler);
@@ -205,11 +210,48 @@ int loop_add_fd(struct loop *loop, int fd, uint32_t events, loop_fd_fn fn, void 
     return 0;
 }
 
-int loop_set_events(struct loop_fd *handler, uint32_t events)
+static int loop_tell_events(const struct loop_fd *handler)
 {
-    struct epoll_event event = {.events = events, .data.ptr = handler};
+    bool is_held = handler->loop->is_held && handler->can_be_held;
+    struct epoll_event event = {.events = is_held ? 0 : handler->events,
+                                .data.ptr = (void *)(uintptr_t)handler};
 
     return epoll_ctl(handler->loop->epoll_fd, EPOLL_CTL_MOD, handler->fd, &event) < 0 ? -errno : 0;
+}
+
+int loop_set_events(struct loop_fd *handler, uint32_t events)
+{
+    handler->events = events;
+    return loop_tell_events(handler);
+}
+
+int loop_mark_held(struct loop_fd *handler)
+{
+    handler->can_be_held = true;
+    return loop_tell_events(handler);
+}
+
+void loop_hold(struct loop *loop, bool is_held)
+{
+    atomic_store(&loop->want_held, is_held);
+    io_eventfd_signal(loop->wake_fd);
+}
+
+static void loop_follow_hold(struct loop *loop)
+{
+    bool is_held = atomic_load(&loop->want_held);
+
+    if (is_held == loop->is_held) {
+        return;
+    }
+    loop->is_held = is_held;
+    for (struct node *node = loop->fds.next; node != &loop->fds; node = node->next) {
+        const struct loop_fd *handler = container_of(node, struct loop_fd, node);
+
+        if (handler->can_be_held) {
+            (void)loop_tell_events(handler); /* registered, so it cannot fail */
+        }
+    }
 }
 
 void loop_remove_fd(struct loop_fd *handler)
@@ -360,6 +402,7 @@ static void loop_dispatch(struct loop *loop, const struct epoll_event *event)
 {
     if (event->data.ptr == &loop->wake_fd) {
         (void)io_eventfd_drain(loop->wake_fd);
+        loop_follow_hold(loop);
         loop_run_deferred(loop);
     } else if (event->data.ptr == &loop->timer_fd) {
         loop_run_timers(loop);

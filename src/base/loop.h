@@ -2,8 +2,8 @@
  * An epoll event loop: descriptors, timers and deferred calls.
  *
  * A loop belongs to the thread that calls loop_run(); every function here is
- * for that thread (or before the loop runs), except loop_defer() and
- * loop_stop(), which any thread may call. Callbacks may add and remove
+ * for that thread (or before the loop runs), except loop_defer(),
+ * loop_hold() and loop_stop(), which any thread may call. Callbacks may add and remove
  * handlers, also their own. CLOCK_MONOTONIC throughout.
  */
 #ifndef CORBEL_BASE_LOOP_H
@@ -39,6 +39,13 @@ int loop_add_fd(struct loop *loop, int fd, uint32_t events, loop_fd_fn fn, void 
                 struct loop_fd **ret_handler) MUST_CHECK;
 int loop_set_events(struct loop_fd *handler, uint32_t events) MUST_CHECK;
 void loop_remove_fd(struct loop_fd *handler); /* accepts NULL */
+
+/*
+ * While the loop is held, handlers that are marked so are not called, and what
+ * happens to their descriptors wakes nobody; it is told at the end of it. Any thread.
+ */
+void loop_hold(struct loop *loop, bool is_held);
+int loop_mark_held(struct loop_fd *handler) MUST_CHECK;
 
 /* A one-shot timer, created unarmed. */
 int loop_add_timer(struct loop *loop, loop_fn fn, void *opaque, struct loop_timer **ret_timer)

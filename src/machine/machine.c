@@ -64,6 +64,7 @@ static void state_set_locked(struct machine *machine, enum machine_state state)
 {
     machine->state = state;
     machine->changes++;
+    loop_hold(machine->loop, state == MACHINE_PAUSED); /* its clocks wake nobody */
     io_eventfd_signal(machine->event_fd);
     gdbstub_state_changed(machine->gdb);
 }

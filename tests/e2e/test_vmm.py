@@ -288,6 +288,60 @@ def test_terminal_is_raw_and_restored(_):
     expect(b" icanon" in seen and b" echo " in seen, f"terminal not restored: {seen!r}")
 
 
+# --- Sleep ------------------------------------------------------------------------------------
+
+
+def threads(process):
+    """Of the monitor and of the process for guest code: what the host says of each."""
+    pids = [process.pid, *([executor_of(process)] if ENGINE == "soft" else [])]
+    return {path: path.read_text() for pid in pids
+            for path in pathlib.Path(f"/proc/{pid}/task").glob("*/status")}
+
+
+def switches(process):
+    return sum(int(n) for text in threads(process).values()
+               for n in re.findall(r"ctxt_switches:\s*(\d+)", text))
+
+
+def awake(process):
+    return {path for path, text in threads(process).items() if re.search(r"^State:\s*R", text, re.M)}
+
+
+def expect_asleep(*processes):
+    """All of them sleep while another machine's clock ticks some hundred times."""
+    with started(*flags("c")) as clock:
+        seen = wait_for(clock.stdout.fileno(), b"..")
+        before = [switches(process) for process in processes]
+        busy = [awake(process) for process in processes]
+        for _ in range(8):
+            seen = wait_for(clock.stdout.fileno(), seen + b".", seen)
+            busy = [was & awake(process) for was, process in zip(busy, processes)]
+        woken = [switches(process) - count for process, count in zip(processes, before)]
+        expect(switches(clock) > 8 * 64, "the clock itself is not counted")
+    expect(not any(busy), f"never asleep: {busy}")
+    expect(max(woken) < 64, f"woken {woken} times")
+
+
+def test_sleep_of_halted_guests(_):
+    with started(*flags("h")) as halted, started(*flags("d", "--cpus", "2")) as deaf:
+        expect_asleep(halted, deaf)
+
+
+def test_sleep_of_a_paused_machine(directory):
+    path = directory / "control"
+    with started(*flags("c", "--control", str(path))) as ticking, \
+            started(*flags("s", "--control", str(path) + "2")) as spinning:
+        clients = [Control(path), Control(str(path) + "2")]
+        seen = wait_for(ticking.stdout.fileno(), b".")
+        for client in clients:
+            client.expect_ok("pause")
+        expect_asleep(ticking, spinning)
+        while select.select([ticking.stdout], [], [], 0)[0]:
+            seen += os.read(ticking.stdout.fileno(), 4096)
+        clients[0].expect_ok("resume")
+        wait_for(ticking.stdout.fileno(), seen + b"..", seen)
+
+
 # --- Control socket ---------------------------------------------------------------------------
 
 

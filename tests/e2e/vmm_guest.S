@@ -4,6 +4,8 @@
  *   o  power off              h  halt for ever          s  spin for ever
  *   t  triple fault           r  reset once, then off   b  off at the power button
  *   e  echo COM1, off at "q"     i  enable the power button and ignore it
+ *   c  tick: the timer at 1 kHz, "." each 64 ticks
+ *   d  halt for ever with interrupts off and one waiting
  * Loaded as boot.h says: long mode, RSI = zero page, no interrupts.
  */
 #define COM1 0x3f8
@@ -47,6 +49,10 @@ say_up:
     je button
     cmp $'e', %bl
     je echo
+    cmp $'c', %bl
+    je tick
+    cmp $'d', %bl
+    je halt_deaf
 halt:
     hlt
     jmp halt
@@ -80,6 +86,63 @@ button:
     test $POWER_BUTTON, %ax
     jz button
     jmp off
+/* The timer's interrupt is edge-triggered and ended by itself; IRQ 0 is vector 0x20. BH: how channel 0 counts. */
+start_timer:
+    mov $0x11, %al /* ICW1 */
+    out %al, $0x20
+    mov $0x20, %al
+    out %al, $0x21
+    mov $4, %al
+    out %al, $0x21
+    mov $3, %al /* automatic end of interrupt */
+    out %al, $0x21
+    mov $0xfe, %al
+    out %al, $0x21
+    mov %bh, %al
+    out %al, $0x43
+    mov $(1193 & 0xff), %al
+    out %al, $0x40
+    mov $(1193 >> 8), %al
+    out %al, $0x40
+    ret
+tick:
+    lea stack_top(%rip), %rsp
+    lea idt(%rip), %rcx
+    lea on_tick(%rip), %rax
+    lea 0x200(%rcx), %rdx
+    call set_gate
+    lea on_spurious(%rip), %rax /* IRQ 7: a tick that was over when it was asked for */
+    lea 0x270(%rcx), %rdx
+    call set_gate
+    lidt idt_pointer(%rip)
+    mov $0x34, %bh /* again and again */
+    call start_timer
+    xor %ebp, %ebp
+1:  sti
+    hlt
+    cli
+    test $63, %ebp
+    jnz 1b
+    mov $'.', %al
+    call put
+    jmp 1b
+set_gate: /* at RDX, to RAX */
+    mov %ax, (%rdx)
+    mov %cs, 2(%rdx)
+    movw $0x8e00, 4(%rdx)
+    shr $16, %rax
+    mov %ax, 6(%rdx)
+    ret
+on_tick:
+    inc %ebp
+on_spurious:
+    iretq
+halt_deaf:
+    lea stack_top(%rip), %rsp
+    cli
+    mov $0x30, %bh /* once */
+    call start_timer
+    jmp halt
 echo:
     mov $(COM1 + 5), %dx
     in %dx, %al
@@ -110,5 +173,16 @@ text_up:
 no_idt:
     .word 0
     .quad 0
+
+    .data
+    .balign 16
+idt:
+    .zero 0x280
+idt_pointer:
+    .word 0x27f
+    .quad idt
+    .balign 16
+    .zero 256
+stack_top:
 
     .section .note.GNU-stack, "", @progbits

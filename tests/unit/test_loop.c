@@ -225,6 +225,42 @@ static void test_set_events_changes_what_is_heard(void **state)
     (void)close(fd);
 }
 
+static void on_a_and_stop(void *opaque)
+{
+    struct trace *trace = opaque;
+
+    note(trace, 'a');
+    loop_stop(trace->loop);
+}
+
+static void run_deferred(struct trace *trace)
+{
+    assert_int_equal(loop_defer(trace->loop, on_a_and_stop, trace), 0);
+    assert_int_equal(loop_run(trace->loop), 0);
+}
+
+static void test_what_happens_while_held_is_told_afterwards(void **state)
+{
+    struct trace *trace = *state;
+    struct loop_fd *handler;
+    int fd = io_eventfd();
+
+    assert_true(fd >= 0);
+    assert_int_equal(loop_add_fd(trace->loop, fd, EPOLLIN, on_fd_note, trace, &handler), 0);
+    assert_int_equal(loop_mark_held(handler), 0);
+    loop_hold(trace->loop, true);
+    run_deferred(trace);
+    io_eventfd_signal(fd);
+    assert_int_equal(loop_set_events(handler, EPOLLIN), 0);
+    run_deferred(trace);
+    assert_string_equal(trace->order, "aa");
+    loop_hold(trace->loop, false);
+    assert_int_equal(loop_run(trace->loop), 0);
+    assert_string_equal(trace->order, "aar");
+    loop_remove_fd(handler);
+    (void)close(fd);
+}
+
 static void test_destroy_frees_what_is_still_registered(void **state)
 {
     struct trace *trace = *state;
@@ -256,6 +292,7 @@ int main(void)
         LOOP_TEST(test_timer_armed_in_its_own_callback_does_not_starve_others),
         LOOP_TEST(test_handler_removed_while_its_event_waits_is_not_called),
         LOOP_TEST(test_set_events_changes_what_is_heard),
+        LOOP_TEST(test_what_happens_while_held_is_told_afterwards),
         LOOP_TEST(test_destroy_frees_what_is_still_registered),
     };
 
