@@ -342,11 +342,20 @@ static int stream(struct block_job *job)
 /* Half a copy is of no use; half a commit changes nothing that shows. */
 static void drop_target(struct block_job *job)
 {
-    if (job->target && job->config.kind == BLOCK_JOB_MIRROR) {
-        block_image_close(job->target);
+    struct block_image *target = job->target;
+
+    job->target = NULL;
+    if (!target || job->config.kind != BLOCK_JOB_MIRROR) {
+        return;
+    }
+    if (job->config.into_existing) {
+        /* As it was, if the host lets us; if not, the next mirror is refused. */
+        (void)!block_image_simple(target, BLOCK_WRITE_ZEROES, 0, target->size_bytes, true);
+        (void)!block_image_simple(target, BLOCK_FLUSH, 0, 0, false);
+    } else {
         (void)unlink(job->target_path);
     }
-    job->target = NULL;
+    block_image_close(target);
 }
 
 static void *job_main(void *opaque)
@@ -373,6 +382,37 @@ static void *job_main(void *opaque)
     return NULL;
 }
 
+/* Only then need nothing be written where the source has zeroes. */
+static int check_empty(struct block_job *job, struct err *err)
+{
+    struct block_image *image = job->target;
+    struct block_extent extent;
+    int r = 0;
+
+    if (image->size_bytes != block_size_bytes(job->block)) {
+        return err_set(err, -EINVAL, "the mirror's target has %llu bytes; make one of %llu",
+                       (unsigned long long)image->size_bytes,
+                       (unsigned long long)block_size_bytes(job->block));
+    }
+    for (uint64_t at = 0; at < image->size_bytes && r == 0; at += extent.len) {
+        uint64_t left = image->size_bytes - at;
+
+        extent = (struct block_extent){.kind = BLOCK_EXTENT_DATA, .len = left};
+        if (image->ops->lookup) {
+            r = image->ops->lookup(image, at, left, &extent);
+        }
+        r = r == 0 && extent.len == 0 ? -EIO : r;
+        if (r == 0 && extent.kind != BLOCK_EXTENT_ZERO && extent.kind != BLOCK_EXTENT_UNALLOCATED) {
+            extent.len = extent.len < CHUNK_BYTES ? extent.len : CHUNK_BYTES;
+            r = block_image_pread(image, job->chunk, extent.len, at);
+            for (uint64_t i = 0; r == 0 && i < extent.len; i++) {
+                r = job->chunk[i] == 0 ? 0 : -EEXIST;
+            }
+        }
+    }
+    return r < 0 ? err_set_errno(err, r, "the mirror's target has to read as zero everywhere") : 0;
+}
+
 static int make_target(struct block_job *job, struct err *err)
 {
     const struct block_create_options options = {
@@ -386,20 +426,25 @@ static int make_target(struct block_job *job, struct err *err)
         .fd = -1,
         .direct = job->config.target_direct,
     };
-    int r = block_image_create(&options, err);
+    bool is_new = !job->config.into_existing;
+    int r = is_new ? block_image_create(&options, err) : 0;
 
     if (r < 0) {
         return r;
     }
     r = block_image_open(&config, err, &job->target);
-    if (r == 0) {
+    if (r == 0 && !is_new) {
+        r = check_empty(job, err);
+    } else if (r == 0) {
         r = successor_prepare(job->target->file);
         r = r < 0 ? err_set_errno(err, r, "cannot make '%s' durable", job->target_path) : 0;
     }
     if (r < 0) {
         block_image_close(job->target);
         job->target = NULL;
-        (void)unlink(job->target_path); /* it was ours */
+    }
+    if (r < 0 && is_new) {
+        (void)unlink(job->target_path);
     }
     return r;
 }

@@ -36,6 +36,7 @@ enum block_job_state {
 struct block_job_config {
     enum block_job_kind kind;
     const char *target; /* of a mirror: a file that is made, and does not exist yet */
+    bool into_existing; /* no: it is there, as long as the disk, and reads as zero everywhere */
     enum block_format target_format;
     bool target_direct;
     uint64_t bytes_per_second; /* 0: as fast as it goes */
@@ -56,7 +57,7 @@ struct block_job_info {
 const char *block_job_kind_name(enum block_job_kind kind);
 const char *block_job_state_name(enum block_job_state state);
 
-/* -EEXIST when the target is there, -EINVAL for a stream or commit without backing images, -EROFS
+/* -EEXIST when the target is there or holds something, -EINVAL for one of another length, or for a stream or commit without backing images, -EROFS
  * (for a commit: also when the backing image was opened to be read only), -ENOMEM. */
 int block_job_start(struct block *block, const struct block_job_config *config, struct err *err,
                     struct block_job **ret_job) MUST_CHECK;
@@ -66,7 +67,7 @@ void block_job_destroy(struct block_job *job);
 /* Any thread. */
 void block_job_info(struct block_job *job, struct block_job_info *ret_info);
 void block_job_pause(struct block_job *job, bool is_paused);
-/* It ends soon, unless it has ended before; a mirror's target is removed. */
+/* It ends soon, unless it has ended before; a mirror's target is removed, or zero again. */
 void block_job_cancel(struct block_job *job);
 /* 0: no limit. */
 void block_job_set_speed(struct block_job *job, uint64_t bytes_per_second);

@@ -196,6 +196,7 @@ int control_disk_mirror(struct machine *machine, const json_t *request, struct e
 {
     struct block_job_config config = {.kind = BLOCK_JOB_MIRROR};
     const char *format = json_string_value(json_object_get(request, "format"));
+    const json_t *existing = json_object_get(request, "existing");
     const char *id = NULL;
     int rc = get_id(request, err, &id);
 
@@ -205,6 +206,10 @@ int control_disk_mirror(struct machine *machine, const json_t *request, struct e
     if (rc == 0 && format != NULL && block_format_parse(format, &config.target_format) != 0) {
         rc = err_set(err, -EINVAL, "\"format\" is raw or qcow2");
     }
+    if (rc == 0 && existing != NULL && !json_is_boolean(existing)) {
+        rc = err_set(err, -EINVAL, "\"existing\" is true or false");
+    }
+    config.into_existing = json_is_true(existing);
     if (rc == 0) {
         rc = get_number(request, "speed", err, &config.bytes_per_second);
     }

@@ -14,6 +14,7 @@ import socket
 import subprocess
 
 from harness import Machine, expect, guest, run_tests
+from test_cli import User
 
 ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
 MIB = 1 << 20
@@ -306,6 +307,51 @@ def earlier_commit(place):
         expect(hashlib.sha256(raw).hexdigest() == after, "the image below holds something else")
 
 
+def into_volume(place):
+    """A running machine's disk moves into a volume of a pool."""
+    source = make_disk(place, "move.raw", 24 * MIB, os.urandom(8 * MIB))
+    with User(place) as user:
+        user.run("volume", "create", "data", "24M")
+        volume = json.loads(user.run("volume", "show", "data", "--json")[0])["path"]
+        user.run("volume", "create", "short", "16M")
+        short = json.loads(user.run("volume", "show", "short", "--json")[0])["path"]
+        with start(place, [f"{source},id=vda"]) as m:
+            ready(m)
+            control, watch = Control(place.home / "control"), Control(place.home / "control")
+            watch.must("watch")
+            target = {"disk": "vda", "file": volume, "format": "qcow2", "existing": True}
+            answer = control.ask("disk-mirror", **{**target, "file": short})
+            expect(not answer["ok"] and str(24 * MIB) in answer["error"], f"too short: {answer}")
+            # Half a copy goes away again, or the next would be refused.
+            control.must("disk-mirror", **target, speed=1)
+            m.run("dd if=/dev/urandom of=/dev/vda bs=16k seek=600 count=100 conv=fsync")
+            control.must("disk-job", disk="vda", action="cancel")
+            watch.wait_event(job_is("cancelled"))
+            m.type("dd if=/dev/urandom of=/dev/vda bs=16k seek=64 count=400 conv=fsync\n")
+            control.must("disk-mirror", **target)
+            event = watch.wait_event(job_is("done"))
+            expect(event["disks"][0]["file"] == volume, f"the disk is not in the volume: {event}")
+            m.run("wait")
+            _, err = user.run("volume", "delete", "data", status=4)
+            expect("in use" in err, f"a volume in use: {err}")
+            m.run("echo moved | dd of=/dev/vda bs=512 seek=40000 conv=sync,fsync")
+            digest = guest_digest(m)
+            m.type("poweroff -f\n")
+            expect(m.wait_exit() == 0, m.story())
+        expect_stale(place, str(source), volume)
+        user.run("volume", "snapshot", "create", "data", "moved")
+        head = json.loads(user.run("volume", "show", "data", "--json")[0])["path"]
+        with start(place, [f"{head},id=vda,format=qcow2,backing-dir={os.path.dirname(head)}"]) as m:
+            ready(m)
+            expect(guest_digest(m) == digest, "the volume holds something else")
+            control = Control(place.home / "control")
+            answer = control.ask("disk-mirror", disk="vda", file=volume, format="qcow2",
+                                 existing=True)
+            expect(not answer["ok"], "a mirror into what is in use")
+            m.type("poweroff -f\n")
+            expect(m.wait_exit() == 0, m.story())
+
+
 # Prints wrote-N. when write number N is durable: N at sector 97 * (N mod 64).
 WRITER = ("i=0; while :; do i=$((i+1)); printf %08d $i | dd of=/dev/vda bs=512 "
           "seek=$((i%64*97)) conv=sync,fsync,notrunc 2>/dev/null; echo wrote-$i.; done\n")
@@ -432,6 +478,7 @@ if __name__ == "__main__":
         ("a disk comes and goes while the guest runs", hotplug),
         ("snapshot, stream and mirror under a running guest lose nothing", live_jobs),
         ("what an earlier run put on top is committed", earlier_commit),
+        ("a running machine's disk moves into a volume of a pool", into_volume),
         ("a killed monitor loses no flushed write, whatever it was about", killed),
         ("a full host pauses the machine, and it goes on when there is room", full_host),
         ("a full host is an error to a guest that shall hear of it", reported),
