@@ -21,6 +21,7 @@
 #define HEAD_BITS (1u << 21)
 #define SLOW_WRITES_MAX 64u
 #define RELEASE_BYTES (1u << 20)
+#define BRIDGE_BYTES_MAX 256u
 
 static unsigned page_bucket(uintptr_t host)
 {
@@ -261,17 +262,42 @@ static void patch(struct translator *t, uint32_t site, uint32_t target)
     emit_patch(t->rw + site, t->rw + target);
 }
 
+/*
+ * Where the branch of the exit leads when target borrows other registers: code that gives back
+ * what only the exit's unit borrows. False: there is no room.
+ */
+static bool bridge_to(struct translator *t, struct unit_exit *exit, const struct unit *target)
+{
+    if (exit->bridge_jump == 0) {
+        struct emit e = {t->rw + t->used_bytes, t->vcpu_at};
+
+        if (t->size_bytes - t->used_bytes < BRIDGE_BYTES_MAX) {
+            return false;
+        }
+        exit->bridge = t->used_bytes;
+        for (unsigned rest = exit->spilled; rest != 0; rest &= rest - 1) {
+            unsigned r = (unsigned)__builtin_ctz(rest);
+
+            emit_gs_load(&e, r, GS_SPILL(r));
+        }
+        exit->bridge_jump = code_offset(t, emit_jmp(&e));
+        t->used_bytes = code_offset(t, e.p);
+    }
+    patch(t, exit->bridge_jump, target->entry);
+    patch(t, exit->branch, exit->bridge);
+    return true;
+}
+
 void code_cache_link(struct translator *t, struct unit_exit *exit, struct unit *target)
 {
     if (exit->linked || atomic_load(&target->dead) || atomic_load(&exit->unit->dead)) {
         return;
     }
-    if (exit->spilled != target->body_spilled) {
-        patch(t, exit->jump, target->entry);
-    } else if (exit->branch != 0) {
+    if (exit->spilled == target->body_spilled) {
         patch(t, exit->branch, target->body);
-    } else {
-        patch(t, exit->jump_body != 0 ? exit->jump_body : exit->jump, target->body);
+    } else if (!bridge_to(t, exit, target)) {
+        exit->unlinkable = true;
+        return;
     }
     exit->linked = true;
     exit->next_incoming = target->incoming;
@@ -303,13 +329,7 @@ static void unit_kill(struct translator *t, struct unit *unit)
     forget_found(t, unit);
     t->stat_invalidated++;
     for (struct unit_exit *exit = unit->incoming; exit != NULL; exit = exit->next_incoming) {
-        patch(t, exit->jump, exit->jump + 4);
-        if (exit->jump_body != 0) {
-            patch(t, exit->jump_body, exit->jump_body + 4);
-        }
-        if (exit->branch != 0) {
-            patch(t, exit->branch, exit->stub);
-        }
+        patch(t, exit->branch, exit->stub);
         exit->linked = false;
     }
     unit->incoming = NULL;

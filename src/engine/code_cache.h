@@ -92,13 +92,13 @@ enum unit_exit_kind {
 struct unit_exit {
     struct unit *unit;
     struct unit_exit *next_incoming; /* linked to the same unit */
-    uint32_t branch;    /* rel32 of the branch that takes this exit, if it may be linked; 0: none */
-    uint32_t stub;      /* the code that leaves */
-    uint32_t jump_body; /* rel32 in the stub, for a target that borrows the same; 0: none */
-    uint32_t jump;      /* rel32 in the stub, for the target's entry; 0: none */
+    uint32_t branch; /* rel32 that is linked: of the branch that takes this exit, or behind it */
+    uint32_t stub;   /* the code that leaves: where it leads while not linked */
+    uint32_t bridge; /* code between the branch and targets that borrow other registers */
+    uint32_t bridge_jump;  /* rel32 at its end; 0: none yet */
     int32_t target_offset; /* from the start of the page */
     int32_t insn_offset;   /* EXIT_HELPER: of the instruction itself */
-    uint16_t spilled;      /* at jump_body, and at the branch */
+    uint16_t spilled;      /* at the branch */
     uint8_t kind;
     uint8_t mode;   /* for the target */
     uint8_t helper; /* enum translate_helper */
@@ -176,6 +176,8 @@ struct thunk_dispatch {
     const uint8_t *offset_flags_slot;
 };
 #define THUNK_DISPATCH_COPIES 16u
+/* Registers, in the order in which units borrow them, that have lookups of their own. */
+#define THUNK_LOOKUP_REGS 8u
 
 struct translator {
     struct engine_vm *vm;
@@ -214,6 +216,14 @@ struct translator {
     const uint8_t *jump_miss; /* an indirect branch that is not in the jump cache */
     const uint8_t *dead;      /* where the indirect entry of a dead unit leads */
     struct thunk_dispatch dispatch[THUNK_DISPATCH_COPIES][3]; /* by MMU mode */
+    /*
+     * The same exits for units that borrow two registers (or one, named twice), which are given
+     * back; the lower of them holds the number of the exit. By whether the flags are in their slot.
+     */
+    const uint8_t *exit_borrowed[16][16][2];
+    /* Ways to a page offset that the lower register holds, in user mode: offsets in the cache. The
+     * registers by their rank in the order in which units borrow them. */
+    uint32_t lookup_borrowed[THUNK_DISPATCH_COPIES][THUNK_LOOKUP_REGS][THUNK_LOOKUP_REGS][2];
     uint32_t calls[4]; /* offsets of the thunks' calls into C */
     unsigned call_count;
     uint32_t ret; /* offset of the return to run() */

@@ -2,9 +2,11 @@
  * How a unit ends: linked jumps within its page, lookups in the jump cache for
  * everything else, and exits to C.
  *
- * A linked exit has two branches to patch: the one in the unit's main path goes
- * straight to a target that borrows the same registers at its start; the one in
- * the stub goes to the target's entry, after the stub has given them back.
+ * A linked exit has one branch to patch: the one in the unit's main path when
+ * there only those registers are borrowed that the unit borrows from its start,
+ * else one behind code that makes it so. It goes straight to a target that
+ * borrows the same, to others by a bridge (code_cache.c). What units hardly ever
+ * do is kept short: most exits are never taken.
  */
 #include "engine/translate_int.h"
 
@@ -59,44 +61,77 @@ void exit_indirect(struct xlate *x, bool in_rcx)
                                                           : dispatch->rax_spilled));
 }
 
+/* The registers that are borrowed just now, when these are one or two; the first is the lower. */
+static bool has_few_borrowed(const struct xlate *x, unsigned regs[2])
+{
+    if (x->spilled == 0 || __builtin_popcount(x->spilled) > 2) {
+        return false;
+    }
+    regs[0] = (unsigned)__builtin_ctz(x->spilled);
+    regs[1] = 31u - (unsigned)__builtin_clz(x->spilled);
+    return true;
+}
+
 static void emit_lookup(struct xlate *x, const struct unit_exit *exit)
 {
     const struct thunk_dispatch *dispatch = dispatch_of(x, exit->mode);
+    unsigned copy = (unsigned)(dispatch - x->t->dispatch[0]) / ARRAY_LEN(x->t->dispatch[0]);
+    unsigned in_slot = x->flags == FLAGS_HOST ? 0 : 1;
+    unsigned regs[2];
 
+    xlate_reload(x, ~(unsigned)x->unit->body_spilled);
+    if ((exit->mode & UNIT_MODE_MMU) == MMU_USER && has_few_borrowed(x, regs) &&
+        xlate_scratch_rank(regs[0]) < THUNK_LOOKUP_REGS &&
+        xlate_scratch_rank(regs[1]) < THUNK_LOOKUP_REGS) {
+        emit_mov_imm32(&x->e, regs[0], (uint32_t)exit->target_offset);
+        emit_jmp_to(&x->e, x->t->rw + x->t->lookup_borrowed[copy][xlate_scratch_rank(regs[0])]
+                                                           [xlate_scratch_rank(regs[1])][in_slot]);
+        return;
+    }
     xlate_reload(x, UINT16_MAX);
     emit_gs_store_imm32(&x->e, GS_HOT(offset), (uint32_t)exit->target_offset);
-    emit_jmp_to(&x->e, rw_thunk(x, x->flags == FLAGS_HOST ? dispatch->offset_flags_host
-                                                          : dispatch->offset_flags_slot));
+    emit_jmp_to(&x->e, rw_thunk(x, in_slot == 0 ? dispatch->offset_flags_host
+                                                : dispatch->offset_flags_slot));
+}
+
+/* To C, which finds out by the number of the exit what is wanted. */
+static void emit_exit_number(struct xlate *x, const struct unit_exit *exit)
+{
+    unsigned in_slot = x->flags == FLAGS_HOST ? 0 : 1;
+    uint32_t number = (uint32_t)(exit - x->t->exits);
+    unsigned regs[2];
+
+    xlate_reload(x, ~(unsigned)x->unit->body_spilled);
+    if (has_few_borrowed(x, regs)) {
+        emit_mov_imm32(&x->e, regs[0], number);
+        emit_jmp_to(&x->e, rw_thunk(x, x->t->exit_borrowed[regs[0]][regs[1]][in_slot]));
+        return;
+    }
+    xlate_reload(x, UINT16_MAX);
+    emit_gs_store_imm32(&x->e, GS_HOT(exit), number);
+    emit_jmp_to(&x->e, rw_thunk(x, in_slot == 0 ? x->t->exit_host : x->t->exit_slot));
 }
 
 /* The part of an exit that leaves; registers and flags as the caller set in x. */
-static void emit_stub(struct xlate *x, struct unit_exit *exit, bool is_cold)
+static void emit_stub(struct xlate *x, struct unit_exit *exit)
 {
-    struct emit *e = &x->e;
-
     if (exit->kind == EXIT_LOOKUP) {
         emit_lookup(x, exit);
         return;
     }
-    exit->stub = code_offset(x->t, e->p);
     if (exit->kind == EXIT_CHAIN) {
         uint16_t body = x->unit->body_spilled;
 
         /* As this unit's own body begins, so do others and above all itself. */
         xlate_reload(x, ~(unsigned)body);
-        if (!is_cold || x->spilled == body) {
-            exit->spilled = body;
-            xlate_spill(x, body);
-            if (body != 0) {
-                exit->jump_body = code_offset(x->t, emit_jmp(e));
-            }
+        xlate_spill(x, body);
+        exit->spilled = body;
+        if (exit->branch == 0) {
+            exit->branch = code_offset(x->t, emit_jmp(&x->e));
         }
-        xlate_reload(x, UINT16_MAX);
-        exit->jump = code_offset(x->t, emit_jmp(e));
     }
-    xlate_reload(x, UINT16_MAX);
-    emit_gs_store_imm32(e, GS_HOT(exit), (uint32_t)(exit - x->t->exits));
-    emit_jmp_to(e, rw_thunk(x, x->flags == FLAGS_HOST ? x->t->exit_host : x->t->exit_slot));
+    exit->stub = code_offset(x->t, x->e.p);
+    emit_exit_number(x, exit);
 }
 
 void exit_branch_at(struct xlate *x, uint8_t *rel32, struct unit_exit *exit)
@@ -120,7 +155,7 @@ void exit_end(struct xlate *x, struct unit_exit *exit)
     if (exit->kind == EXIT_CHAIN) {
         xlate_flags_restore(x);
     }
-    emit_stub(x, exit, x->ti->role != TRACE_END);
+    emit_stub(x, exit);
 }
 
 void exit_emit_cold(struct xlate *x)
@@ -131,6 +166,6 @@ void exit_emit_cold(struct xlate *x)
         x->spilled = cold->spilled;
         x->flags = cold->flags;
         emit_patch(cold->branch, x->e.p);
-        emit_stub(x, cold->exit, true);
+        emit_stub(x, cold->exit);
     }
 }

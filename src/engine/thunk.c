@@ -2,6 +2,7 @@
 #include "engine/thunk.h"
 
 #include "cpu/x86.h"
+#include "engine/translate_int.h"
 
 #include <cpuid.h>
 
@@ -36,6 +37,12 @@ static void emit_gs_op(struct emit *e, const char *opcode, unsigned count, unsig
     emit_u8(e, ext << 3 | 4u);
     emit_u8(e, 0x25);
     emit_u32(e, (uint32_t)emit_gs_disp(e, offset));
+}
+
+/* reg into a field of 32 bits. */
+static void emit_store32(struct emit *e, unsigned reg, uint32_t offset)
+{
+    emit_gs_op(e, reg >= 8 ? "\x44\x89" : "\x89", reg >= 8 ? 2 : 1, reg & 7, offset);
 }
 
 static void emit_xsave_mask(struct emit *e)
@@ -212,9 +219,51 @@ static void emit_accesses(struct translator *t, struct emit *e, const uint8_t *a
         emit_jmp_to(e, rw_of(t, access));
         for (unsigned site = 0; site < X86_GPR_COUNT; site++) {
             t->access_site[r][site] = here(t, e);
-            emit_gs_op(e, site >= 8 ? "\x44\x89" : "\x89", site >= 8 ? 2 : 1, site & 7,
-                       GS_HOT(site));
+            emit_store32(e, site, GS_HOT(site));
             emit_jmp_to(e, rw_of(t, t->access[r]));
+        }
+    }
+}
+
+static void emit_give_back(struct emit *e, unsigned low, unsigned high)
+{
+    emit_gs_load(e, low, GS_SPILL(low));
+    if (high != low) {
+        emit_gs_load(e, high, GS_SPILL(high));
+    }
+}
+
+static void emit_exits_borrowed(struct translator *t, struct emit *e)
+{
+    for (unsigned low = 0; low < X86_GPR_COUNT; low++) {
+        for (unsigned high = low; high < X86_GPR_COUNT; high++) {
+            for (unsigned in_slot = 0; in_slot < 2 && low != X86_RSP && high != X86_RSP;
+                 in_slot++) {
+                t->exit_borrowed[low][high][in_slot] = here(t, e);
+                emit_store32(e, low, GS_HOT(exit));
+                emit_give_back(e, low, high);
+                emit_jmp_to(e, rw_of(t, in_slot == 0 ? t->exit_host : t->exit_slot));
+            }
+        }
+    }
+}
+
+static void emit_lookups_borrowed(struct translator *t, struct emit *e, unsigned copy)
+{
+    const struct thunk_dispatch *dispatch = &t->dispatch[copy][MMU_USER];
+
+    for (unsigned i = 0; i < THUNK_LOOKUP_REGS * THUNK_LOOKUP_REGS * 2; i++) {
+        unsigned rank = i / 2 / THUNK_LOOKUP_REGS;
+        unsigned rank2 = i / 2 % THUNK_LOOKUP_REGS;
+        unsigned low = xlate_scratch_order(rank);
+        unsigned high = xlate_scratch_order(rank2);
+
+        if (low <= high) {
+            t->lookup_borrowed[copy][rank][rank2][i & 1] = code_offset(t, e->p);
+            emit_store32(e, low, GS_HOT(offset));
+            emit_give_back(e, low, high);
+            emit_jmp_to(e, rw_of(t, (i & 1) == 0 ? dispatch->offset_flags_host
+                                                 : dispatch->offset_flags_slot));
         }
     }
 }
@@ -273,7 +322,9 @@ void thunk_emit_all(struct translator *t)
         for (unsigned mode = 0; mode < ARRAY_LEN(t->dispatch[0]); mode++) {
             emit_dispatches(t, &e, &t->dispatch[copy][mode], mode);
         }
+        emit_lookups_borrowed(t, &e, copy);
     }
+    emit_exits_borrowed(t, &e);
     emit_accesses(t, &e, access);
     emit_align(&e, 64);
     t->used_bytes = code_offset(t, e.p);

@@ -131,6 +131,7 @@ void xlate_spill(struct xlate *x, unsigned reg_mask);  /* those of them that are
 unsigned xlate_scratch(struct xlate *x, unsigned forbidden, bool low_only, bool allow_written);
 /* Registers in the order in which units borrow them; EMIT_NO_REG behind the last. */
 unsigned xlate_scratch_order(unsigned index);
+unsigned xlate_scratch_rank(unsigned reg); /* where it stands there */
 /* Before host flags are clobbered: saves them if they matter (live mask not 0). */
 void xlate_flags_release(struct xlate *x, unsigned live);
 /* Before the guest's flags are read or partly written: brings them back. */

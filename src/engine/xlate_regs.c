@@ -43,6 +43,11 @@ unsigned xlate_scratch_order(unsigned index)
     return index < ARRAY_LEN(scratch_order) ? scratch_order[index] : EMIT_NO_REG;
 }
 
+unsigned xlate_scratch_rank(unsigned reg)
+{
+    return scratch_rank[reg];
+}
+
 static unsigned first_in_order(unsigned mask)
 {
     unsigned best = (unsigned)__builtin_ctz(mask);
