@@ -104,6 +104,8 @@ int verb_image_resize(const struct cli *cli, const void *values, const struct ar
                       struct err *err) MUST_CHECK;
 int verb_image_snapshot(const struct cli *cli, const void *values, const struct args *args,
                         struct err *err) MUST_CHECK;
+int verb_nbd_serve(const struct cli *cli, const void *values, const struct args *args,
+                   struct err *err) MUST_CHECK;
 int verb_pool_create(const struct cli *cli, const void *values, const struct args *args,
                      struct err *err) MUST_CHECK;
 int verb_pool_list(const struct cli *cli, const void *values, const struct args *args,
@@ -167,6 +169,11 @@ struct disk_options {
     unsigned refcount_bits;
     bool extended_l2, lazy_refcounts;
     bool compress, replace, shrink, json;
+};
+
+struct nbd_serve_options {
+    const char *format, *backing_dir, *socket, *name;
+    bool read_only;
 };
 
 struct pool_options {

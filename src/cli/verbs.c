@@ -139,6 +139,19 @@ static const struct option_spec resize_specs[] = {
     {.name = NULL},
 };
 
+#define NBD(field) offsetof(struct nbd_serve_options, field)
+
+static const struct option_spec nbd_specs[] = {
+    {"--socket", "PATH", "where clients find it; made, for this user alone", OPTION_TEXT,
+     NBD(socket)},
+    {"--name", "NAME", "of the export (disk)", OPTION_TEXT, NBD(name)},
+    {"--read-only", NULL, "let nobody write", OPTION_FLAG, NBD(read_only)},
+    {"--format", "FORMAT", "raw or qcow2 (what the name says)", OPTION_TEXT, NBD(format)},
+    {"--backing-dir", "DIR", "where backing images may be (the image's directory)", OPTION_TEXT,
+     NBD(backing_dir)},
+    {.name = NULL},
+};
+
 #define POOL_SPEC                                                                  \
     {                                                                              \
         "--pool", "POOL", "the volume's pool (default)", OPTION_TEXT, VOLUME(pool) \
@@ -268,6 +281,8 @@ static const struct verb verbs[] = {
     {"image", "list", "", "list images", list_specs, 0, 0, false, verb_image_list},
     {"image", "show", "NAME", "show one image", list_specs, 1, 1, false, verb_image_show},
     {"image", "remove", "NAME", "delete an image", NULL, 1, 1, false, verb_image_remove},
+    {"nbd", "serve", "FILE", "let NBD clients use a disk, until a signal ends it", nbd_specs, 1, 1,
+     false, verb_nbd_serve},
     {"pool", "create", "NAME DIR", "keep volumes in a directory", pool_specs, 2, 2, false,
      verb_pool_create},
     {"pool", "list", "", "list pools and their room", list_specs, 0, 0, false, verb_pool_list},

@@ -1,0 +1,219 @@
+#!/usr/bin/python3
+"""`corbel nbd serve` as clients that others wrote see it: qemu-img, qemu-io, nbdinfo, nbdcopy; and
+clients that misbehave. Disks on servers of others through `corbel image`."""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import struct
+import subprocess
+
+from harness import LIMIT_S, expect, run_tests
+from test_cli import User
+
+MIB = 1 << 20
+SIZE = 64 * MIB
+
+
+class Serving:
+    """A server, until the block ends; then a signal ends it, with status 0 and no socket left."""
+
+    def __init__(self, user, disk, *words):
+        self.socket = os.path.join(user.home, "s")
+        self.process = user.start("nbd", "serve", disk, "--socket", self.socket, *words)
+        self.uri = self.process.stdout.readline().strip()
+        expect(self.uri.startswith("nbd+unix:///"), f"no address: {self.uri}")
+
+    def connect(self):
+        peer = socket.socket(socket.AF_UNIX)
+        peer.settimeout(LIMIT_S)
+        peer.connect(self.socket)
+        return peer
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        _, err = self.process.communicate(timeout=LIMIT_S)
+        if kind is None and self.process.returncode != -signal.SIGKILL:
+            expect(self.process.returncode == 0, f"status {self.process.returncode}: {err}")
+            expect(not os.path.exists(self.socket), "the socket is left")
+
+
+def tool(*words, status=0):
+    result = subprocess.run([str(word) for word in words], check=False, text=True,
+                            timeout=LIMIT_S, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    expect((result.returncode == 0) == (status == 0), f"{words}: {result.stdout}")
+    return result.stdout
+
+
+def make_disk(user, name="disk.qcow2"):
+    disk = os.path.join(user.home, name)
+    user.run("image", "create", disk, str(SIZE))
+    return disk
+
+
+def use_every_command(place):
+    with User(place) as user:
+        for name in ("disk.qcow2", "disk.raw"):
+            disk = make_disk(user, name)
+            with Serving(user, disk, "--name", "mine") as server:
+                info = json.loads(tool("nbdinfo", "--json", server.uri))
+                export = info["exports"][0]
+                expect(export["export-size"] == SIZE and export["can_multi_conn"] and
+                       export["can_fua"] and export["can_trim"] and not export["is_read_only"] and
+                       export["block_size_minimum"] == 512 and info["structured"], info)
+                listed = json.loads(tool("nbdinfo", "--list", "--json",
+                                         server.uri.replace("mine", "")))
+                expect([e["export-name"] for e in listed["exports"]] == ["mine"], listed)
+                tool("qemu-io", "-f", "raw", server.uri, *sum((["-c", c] for c in (
+                    "write -P 7 1M 3M", "write -f -P 8 10M 64k", "read -P 7 1M 3M",
+                    "read -P 0 0 1M", "write -z 2M 1M", "read -P 0 2M 1M", "discard 3M 1M",
+                    "read -P 8 10M 64k", "flush")), []))
+                extents = json.loads(tool("nbdinfo", "--map", "--json", server.uri))
+                data = sum(e["length"] for e in extents if e["type"] == 0)
+                expect(sum(e["length"] for e in extents) == SIZE and MIB <= data < 4 * MIB, extents)
+                tool("qemu-io", "-f", "raw", server.uri.replace("mine", "other"), "-c", "read 0 512",
+                     status=1)
+                # The image is ours alone meanwhile, and others may look at the export.
+                user.run("image", "resize", disk, "+1M", status=4)
+                tool("nbdcopy", "--connections=4", server.uri, f"{user.home}/copy.raw")
+            form = name.rsplit(".", maxsplit=1)[-1]
+            tool("qemu-img", "compare", "-f", form, "-F", "raw", disk, f"{user.home}/copy.raw")
+            os.unlink(f"{user.home}/copy.raw")
+
+
+def copy_in(place):
+    with User(place) as user:
+        disk = make_disk(user)
+        source = f"{user.home}/source.raw"
+        noise = random.Random(5)
+        with open(source, "wb") as file:
+            file.truncate(SIZE)
+            for _ in range(20):
+                file.seek(noise.randrange(SIZE - MIB))
+                file.write(noise.randbytes(noise.randrange(1, MIB)))
+        os.chmod(source, 0o644)
+        with Serving(user, disk) as server:
+            tool("nbdcopy", "--connections=4", "--flush", source, server.uri)
+            # Our own client of our own server; and killed: what was flushed is there.
+            user.run("image", "compare", source, server.uri)
+            mapped = json.loads(user.run("image", "map", server.uri, "--json")[0])
+            expect(any(not e["data"] for e in mapped), mapped)
+            server.process.kill()
+        tool("qemu-img", "compare", "-f", "raw", "-F", "qcow2", source, disk)
+        tool("qemu-img", "check", "-f", "qcow2", disk)
+        # The socket that a killed server left is in nobody's way.
+        with Serving(user, disk, "--read-only") as server:
+            tool("qemu-io", "-f", "raw", server.uri, "-c", "write 0 512", status=1)
+            tool("qemu-io", "-r", "-f", "raw", server.uri, "-c", "read 0 512")
+            _, err = user.run("nbd", "serve", disk, "--socket", server.socket, "--read-only",
+                              status=4)
+            expect("there already" in err, err)
+            user.run("nbd", "serve", disk, "--socket", f"{user.home}/t", status=4)
+        user.run("nbd", "serve", disk, status=2)
+        user.run("nbd", "serve", disk, "--socket", "/" + "x" * 200, status=1)
+
+
+def open_session(peer, name=b"disk"):
+    """Greets the old way, which needs one option: transmission begins."""
+    greeting = peer.recv(18, socket.MSG_WAITALL)
+    expect(greeting[:16] == b"NBDMAGICIHAVEOPT", greeting)
+    peer.sendall(struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(">II", 1, len(name)) + name)
+    answer = peer.recv(10, socket.MSG_WAITALL)
+    expect(struct.unpack(">Q", answer[:8])[0] == SIZE, answer)
+
+
+def request(command, offset, length, cookie=1, flags=0):
+    return struct.pack(">IHHQQI", 0x25609513, flags, command, cookie, offset, length)
+
+
+def answer_error(peer):
+    answer = peer.recv(16, socket.MSG_WAITALL)
+    return struct.unpack(">IIQ", answer)[1] if len(answer) == 16 else None
+
+
+def survive_clients(place):
+    with User(place) as user:
+        disk = make_disk(user)
+        with Serving(user, disk) as server:
+            noise = random.Random(3)
+            for number in range(60):
+                with server.connect() as peer:
+                    words = struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(
+                        ">II", noise.randrange(1, 12), noise.choice([0, 4, 100, 1 << 20, 2**32 - 1]))
+                    with contextlib.suppress(OSError):
+                        peer.sendall((words if number % 2 else b"") + noise.randbytes(200))
+                        peer.shutdown(socket.SHUT_WR)
+                        while peer.recv(4096):
+                            pass
+            # One that asks for much and reads nothing is in nobody's way.
+            slow = [server.connect() for _ in range(4)]
+            for peer in slow:
+                open_session(peer)
+                peer.sendall(request(0, 0, 32 * MIB) * 4)
+            half = server.connect()
+            open_session(half)
+            half.sendall(request(1, 0, MIB) + b"x" * 1000)  # the rest never comes
+            with server.connect() as peer:
+                open_session(peer)
+                for words in (request(0, SIZE, 512), request(0, 2**64 - 512, 1024),
+                              request(0, 1, 512), request(0, 0, 0), request(0, 0, 33 * MIB),
+                              request(9, 0, 512), request(0, 0, 512, flags=0x8000),
+                              request(7, 0, 512), request(4, SIZE - 512, 1024)):
+                    peer.sendall(words)
+                    expect(answer_error(peer) in (22, 28), "a bad request is answered with no error")
+                peer.sendall(request(1, SIZE, 512) + b"y" * 512)
+                expect(answer_error(peer) == 28, "a write beyond the end is answered with no error")
+                peer.sendall(request(1, 4096, 512, flags=1) + b"z" * 512 + request(0, 4096, 512, 2))
+                expect(answer_error(peer) == 0, "the write fails")
+                expect(answer_error(peer) == 0 and peer.recv(512, socket.MSG_WAITALL) == b"z" * 512,
+                       "the read brings something else")
+                peer.sendall(request(1, 0, 2**32 - 1))  # nobody waits for so much
+                expect(peer.recv(1) == b"", "an endless write is taken")
+            for peer in (*slow, half):
+                peer.close()
+            tool("qemu-io", "-f", "raw", server.uri, "-c", "read -P 122 4096 512",
+                 "-c", "read -P 0 0 4096")
+        tool("qemu-img", "check", "-f", "qcow2", disk)
+
+
+def use_other_servers(place):
+    with User(place) as user:
+        disk = make_disk(user, "disk.qcow2")
+        raw = f"{user.home}/source.raw"
+        pathlib.Path(raw).write_bytes(random.Random(9).randbytes(MIB) + bytes(SIZE - MIB))
+        os.chmod(raw, 0o644)
+        path = f"{user.home}/q"
+        uri = f"nbd+unix:///disk?socket={path}"
+        words = ["qemu-nbd", "--fork", "-t", "-e", "8", "-x", "disk", "-k", path,
+                 f"--pid-file={user.home}/pid"]
+        tool(*words, "-f", "raw", "-r", raw)
+        os.chmod(path, 0o777)
+        user.run("image", "convert", uri, disk, "--replace")
+        tool("qemu-img", "compare", "-f", "raw", "-F", "qcow2", raw, disk)
+        info = json.loads(user.run("image", "info", uri, "--json")[0])
+        expect(info["size_bytes"] == SIZE and info["format"] == "raw", info)
+        user.run("image", "compare", uri, disk)
+        _, err = user.run("image", "create", uri, "1M", "--replace", status=1)
+        expect("server" in err, err)
+        os.kill(int(pathlib.Path(user.home, "pid").read_text()), signal.SIGKILL)
+        _, err = user.run("image", "info", uri, status=1)
+        expect("refused" in err, err)
+
+
+TESTS = [
+    ("clients of others use every command", use_every_command),
+    ("a disk is copied in, and a killed server lost nothing", copy_in),
+    ("clients that misbehave harm nobody", survive_clients),
+    ("disks on other people's servers are read", use_other_servers),
+]
+
+if __name__ == "__main__":
+    run_tests(TESTS)
