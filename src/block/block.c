@@ -9,8 +9,10 @@
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
+#include <time.h>
 
 #define MAX_WORKERS 8u
+#define LOCK_TRIES 30u
 
 unsigned block_lane_count(const struct block *block)
 {
@@ -299,6 +301,24 @@ static int lanes_init(struct block *block, const struct block_config *config, st
     return r;
 }
 
+/*
+ * What io_uring had under way for a process that was killed keeps that one's
+ * files, and so their locks, a moment longer than the process; nothing tells
+ * when it is over. A machine that is started again at once shall start.
+ */
+static int open_image(const struct block_config *config, struct err *err,
+                      struct block_image **ret_image)
+{
+    const struct timespec pause = {.tv_nsec = 10000000};
+    int r = block_image_open(config, err, ret_image);
+
+    for (unsigned i = 0; r == -EBUSY && i < LOCK_TRIES; i++) {
+        (void)nanosleep(&pause, NULL);
+        r = block_image_open(config, err, ret_image);
+    }
+    return r;
+}
+
 int block_create(const struct block_config *config, struct err *err, struct block **ret_block)
 {
     struct block *block = calloc(1, sizeof(*block));
@@ -312,7 +332,7 @@ int block_create(const struct block_config *config, struct err *err, struct bloc
     block->on_error = config->on_error;
     r = lanes_init(block, config, err);
     if (r == 0) {
-        r = block_image_open(config, err, &block->image);
+        r = open_image(config, err, &block->image);
     }
     if (r < 0) {
         block_destroy(block);

@@ -21,7 +21,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -30,6 +29,7 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
+#include <time.h>
 #include <unistd.h>
 
 #define MIB (1ull << 20)
@@ -64,6 +64,14 @@ static struct {
     char first[512];
     struct block *block; /* the child's */
 } t;
+
+/* What is waited for has no descriptor: it is looked at again and again, others may run meanwhile. */
+static void breathe(void)
+{
+    const struct timespec pause = {.tv_nsec = 50000};
+
+    (void)nanosleep(&pause, NULL);
+}
 
 /* ---- the child: writers ---- */
 
@@ -217,7 +225,7 @@ static void wait_for_writes(uint64_t more)
     uint64_t until = atomic_load(&t.shared->writes) + more;
 
     while (atomic_load(&t.shared->writes) < until) {
-        (void)sched_yield();
+        breathe();
     }
 }
 
@@ -408,6 +416,21 @@ static void remove_images(void)
 
 /* ---- after the kill ---- */
 
+/* What io_uring had under way for the dead process keeps its files, and locks, a moment longer. */
+static int open_when_free(const struct block_config *config, struct err *err,
+                          struct block_image **ret_image)
+{
+    int r;
+
+    do {
+        r = block_image_open(config, err, ret_image);
+        if (r == -EBUSY) {
+            breathe();
+        }
+    } while (r == -EBUSY);
+    return r;
+}
+
 /* Starting with a file that has a mark is refused; the mark says with which to start. */
 static unsigned follow_marks(struct successor *disk)
 {
@@ -424,7 +447,7 @@ static unsigned follow_marks(struct successor *disk)
         struct block_image *image = NULL;
         struct err err = {0};
         int fd = open(disk->path, O_RDONLY | O_CLOEXEC);
-        int r = block_image_open(&config, &err, &image);
+        int r = open_when_free(&config, &err, &image);
         struct successor next;
 
         block_image_close(image);
@@ -504,7 +527,7 @@ static unsigned judge(bool with_qemu)
     (void)snprintf(disk.path, sizeof(disk.path), "%s", t.first);
     marks = follow_marks(&disk);
     ours.format = disk.format;
-    must(block_image_open(&ours, &err, &image), "open again", &err);
+    must(open_when_free(&ours, &err, &image), "open again", &err);
     size = image->size_bytes;
     if (size != atomic_load(&t.shared->size) && size != atomic_load(&t.shared->next_size)) {
         fail("the disk has %llu bytes", (unsigned long long)size);
@@ -538,7 +561,7 @@ static enum phase kill_somewhere(pid_t child)
         if (waitpid(child, &status, WNOHANG) == child) {
             fail("the process with the disk ended by itself");
         }
-        (void)sched_yield();
+        breathe();
     }
     when = atomic_load(&t.shared->phase);
     (void)kill(child, SIGKILL);
