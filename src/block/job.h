@@ -21,8 +21,7 @@ struct block_job;
 enum block_job_kind {
     BLOCK_JOB_MIRROR, /* copy to a new file, keep up with writes, then go on with that one */
     BLOCK_JOB_STREAM, /* copy from the backing images what they hold, then do without them */
-    BLOCK_JOB_COMMIT  /* copy into the backing image, then go on with that one; for snapshots taken
-                         since the disk was opened */
+    BLOCK_JOB_COMMIT  /* copy into the backing image, then go on with that one */
 };
 
 enum block_job_state {
@@ -57,8 +56,9 @@ struct block_job_info {
 const char *block_job_kind_name(enum block_job_kind kind);
 const char *block_job_state_name(enum block_job_state state);
 
-/* -EEXIST when the target is there or holds something, -EINVAL for one of another length, or for a stream or commit without backing images, -EROFS
- * (for a commit: also when the backing image was opened to be read only), -ENOMEM. */
+/* -EEXIST when the target is there or holds something, -EINVAL for one of another length, or for a
+ * stream or commit without backing images, -EROFS, for a commit -EBUSY while another process uses
+ * the backing image and -EACCES when it may not be written, -ENOMEM. */
 int block_job_start(struct block *block, const struct block_job_config *config, struct err *err,
                     struct block_job **ret_job) MUST_CHECK;
 /* Cancels it if it runs, waits for its end, frees. Accepts NULL. */
