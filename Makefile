@@ -3,7 +3,7 @@ BUILD ?= build
 PREFIX ?= /usr/local
 NINJA = ninja -C $(BUILD)
 
-.PHONY: all setup run test test-storage test-kvm test-boot20 test-diff bench install clean
+.PHONY: all setup run test test-storage test-kvm test-boot20 test-kernel test-diff bench install clean
 
 all: $(BUILD)/build.ninja
 	@$(NINJA)
@@ -51,6 +51,12 @@ test-kvm: all
 # 20 boots of Debian in a row with 1 and with 2 vCPUs: about an hour on a small host.
 test-boot20: all
 	@meson test -C $(BUILD) --no-rebuild --print-errorlogs boot20
+
+# What Linux has that changes its own code, then stress that checks itself, with 1 and with 2 vCPUs;
+# CORBEL_KERNEL_SECONDS is how long the stress lasts with each (an hour).
+test-kernel: all
+	@export CORBEL_BUILD=$(abspath $(BUILD)) CORBEL_E2E_LIMIT=20000 PYTHONDONTWRITEBYTECODE=1; \
+	tests/e2e/test_kernel.py && tests/e2e/test_kernel_soak.py
 
 bench: all
 	@bench/run --document docs/benchmarks.md
