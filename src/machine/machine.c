@@ -215,7 +215,8 @@ bool machine_park(struct machine *machine, struct machine_vcpu *vcpu)
     mutex_lock(&machine->mutex);
     machine->parked++;
     settle_locked(machine);
-    while (must_park_locked(machine) && !machine->quitting) {
+    /* Who leaves takes its vCPU along, which a reset works on. */
+    while (machine->is_resetting || (must_park_locked(machine) && !machine->quitting)) {
         if (vcpu->index == 0 && (machine->wants & (WANT_END | WANT_EXCLUSIVE)) == 0 &&
             (machine->wants & WANT_RESET) != 0 && all_parked_locked(machine)) {
             reset_parked(machine);
