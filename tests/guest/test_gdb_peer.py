@@ -102,7 +102,7 @@ def main():
         reader, writer = os.pipe()
         with subprocess.Popen([vmm, "--engine", "soft", "--memory", "64M", "--kernel", guest,
                                "--no-rng", "--no-balloon", "--serial", "none", "--gdb",
-                               "unix:" + path, "--gdb-wait", "--ready-fd", str(writer)],
+                               "unix:" + path, "--gdb-wait", "--on-crash", "restart", "--ready-fd", str(writer)],
                               stdin=subprocess.DEVNULL, pass_fds=[writer]) as process:
             os.close(writer)
             with open(reader, encoding="ascii") as ready:
