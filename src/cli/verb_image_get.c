@@ -300,13 +300,15 @@ int verb_image_export(const struct cli *cli, const void *values, const struct ar
     if (options->format != NULL
             ? import_format_parse(options->format, &request.format) < 0
             : import_parse_name(args->words[1], &request.format, &compression) < 0) {
-        return err_set(err, -EINVAL, "say --format raw, qcow2, vmdk, vhd, vhdx or vdi");
+        return err_set(err, -EINVAL, "say --format raw, qcow2, vmdk, vhd, vhdx, vdi or ova");
     }
     if (compression != COMPRESSION_NONE) {
         return err_set(err, -EINVAL, "exported disks are not packed; pack the file afterwards");
     }
     rc = path_format(path, err, "%s/disk.raw", image.dir);
     request.path = path;
+    request.name = args->words[0];
+    request.memory_mib = (unsigned)image.memory_mib;
     return rc < 0 ? rc : import_export_disk(&request, err);
 }
 

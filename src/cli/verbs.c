@@ -52,8 +52,8 @@ static const struct option_spec import_specs[] = {
 };
 
 static const struct option_spec export_specs[] = {
-    {"--format", "FORMAT", "raw, qcow2, vmdk, vhd, vhdx or vdi (what the name says)", OPTION_TEXT,
-     GET(format)},
+    {"--format", "FORMAT", "raw, qcow2, vmdk, vhd, vhdx, vdi or ova (what the name says)",
+     OPTION_TEXT, GET(format)},
     {.name = NULL},
 };
 

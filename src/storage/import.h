@@ -58,9 +58,12 @@ struct export_request {
     const char *source_format; /* "raw" or "qcow2" */
     enum import_format format;
     const char *target; /* made, must not exist */
+    /* For an OVA: what the machine is called, and its memory (0: 1024). */
+    const char *name;
+    unsigned memory_mib;
 };
 
-/* The other way, also in the jail. Not into OVA. */
+/* The other way, also in the jail. */
 int import_export_disk(const struct export_request *request, struct err *err) MUST_CHECK;
 
 #endif

@@ -243,9 +243,8 @@ int import_export_disk(const struct export_request *request, struct err *err)
     if (in < 0) {
         return err_set_errno(err, -errno, "%s cannot be read", request->path);
     }
-    if (drivers[request->format] == NULL) {
-        return err_set(err, -EOPNOTSUPP, "disks cannot be exported as %s",
-                       import_format_name(request->format));
+    if (request->format == IMPORT_OVA) {
+        return export_ova(request, err);
     }
     n = snprintf(making_dir, sizeof(making_dir), "%s.making-XXXXXX", request->target);
     if (n < 0 || n >= (int)sizeof(making_dir)) {

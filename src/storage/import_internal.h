@@ -33,4 +33,7 @@ int import_qcow2(const struct import_part *in, uint64_t max_bytes, int out, stru
 int import_foreign(const struct import_part *in, enum import_format format, uint64_t max_bytes,
                    int out, struct err *err) MUST_CHECK;
 
+/* export_ova.c: the VMDK comes from import_export_disk(). */
+int export_ova(const struct export_request *request, struct err *err) MUST_CHECK;
+
 #endif
