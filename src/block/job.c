@@ -240,7 +240,7 @@ static int mirror(struct block_job *job)
     r = mark_contents(job);
     /* A flush of much takes long: it is done before requests have to wait for one of little. */
     for (unsigned round = 0; round < 3 && r == 0; round++) {
-        r = copy_marked(job, round == 0 ? 0 : LAST_BYTES, true);
+        r = copy_marked(job, LAST_BYTES, true);
         if (r == 0) {
             r = block_image_simple(job->target, BLOCK_FLUSH, 0, 0, false);
         }
