@@ -86,6 +86,8 @@ static int on_progress(void *opaque, curl_off_t total, curl_off_t now, curl_off_
 static int prepare_handle(CURL *curl, const char *url)
 {
     bool is_secure = strncasecmp(url, "https://", 8) == 0;
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): nobody changes the environment */
+    const char *authorities = getenv("SSL_CERT_FILE");
     CURLcode code = curl_easy_setopt(curl, CURLOPT_URL, url);
 
 #define SET(option, value) code = code == CURLE_OK ? curl_easy_setopt(curl, option, value) : code
@@ -99,6 +101,9 @@ static int prepare_handle(CURL *curl, const char *url)
     SET(CURLOPT_LOW_SPEED_LIMIT, 1L);
     SET(CURLOPT_LOW_SPEED_TIME, STALL_SECONDS);
     SET(CURLOPT_USERAGENT, "corbel/" CORBEL_VERSION);
+    if (authorities != NULL && authorities[0] != '\0') {
+        SET(CURLOPT_CAINFO, authorities);
+    }
 #undef SET
     return code == CURLE_OK ? 0 : -ENOMEM;
 }
