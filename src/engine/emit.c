@@ -1,9 +1,8 @@
 /* Host instruction encoder; see emit.h. SDM 2A chapter 2. */
 #include "engine/emit.h"
 
-#define NOP 0x90u
 #define INT3 0xccu
-#define CACHE_LINE 64u
+#define PATCHED_AT_ONCE 8u
 
 static void emit_rex(struct emit *e, bool wide, unsigned reg, unsigned index, unsigned base)
 {
@@ -121,12 +120,17 @@ void emit_lea(struct emit *e, unsigned dst, unsigned base, int32_t disp)
     emit_mem(e, true, EMIT_LEA, dst, base, EMIT_NO_REG, 1, disp);
 }
 
-/* Pads so that the 4 bytes that follow `before` more bytes lie in one cache line. */
+/*
+ * Pads so that the 4 bytes that follow `before` more bytes lie in one aligned quadword: no
+ * CPU fetches half of a store to that (AMD APM 2 7.6.1; Intel's have a cache line).
+ */
 static void pad_for_patch(struct emit *e, unsigned before)
 {
-    while ((((uintptr_t)e->p + before) & (CACHE_LINE - 1)) > CACHE_LINE - 4) {
-        emit_u8(e, NOP);
-    }
+    static const char *const nops[] = {"", "\x90", "\x66\x90", "\x0f\x1f\x00"};
+    unsigned at = ((uintptr_t)e->p + before) & (PATCHED_AT_ONCE - 1);
+    unsigned bytes = at > PATCHED_AT_ONCE - 4 ? PATCHED_AT_ONCE - at : 0;
+
+    emit_bytes(e, nops[bytes], bytes);
 }
 
 uint8_t *emit_jmp(struct emit *e)
@@ -140,6 +144,11 @@ uint8_t *emit_jmp(struct emit *e)
 uint8_t *emit_jcc(struct emit *e, unsigned cond)
 {
     pad_for_patch(e, 2);
+    return emit_jcc_once(e, cond);
+}
+
+uint8_t *emit_jcc_once(struct emit *e, unsigned cond)
+{
     emit_u8(e, 0x0f);
     emit_u8(e, 0x80u | cond);
     emit_u32(e, 0);

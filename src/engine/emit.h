@@ -91,10 +91,11 @@ void emit_alu_imm(struct emit *e, bool wide, unsigned op, unsigned reg, int32_t 
 void emit_mov(struct emit *e, bool wide, unsigned dst, unsigned src);
 void emit_lea(struct emit *e, unsigned dst, unsigned base, int32_t disp); /* 64-bit */
 
-/* Jumps with a rel32 that is patched atomically later: its bytes stay in one
- * cache line. They return the address of the rel32, for now 0 (falls through). */
+/* Jumps with a rel32 that is patched while others may run them: its bytes stay in one
+ * aligned quadword. They return the address of the rel32, for now 0 (falls through). */
 uint8_t *emit_jmp(struct emit *e);
 uint8_t *emit_jcc(struct emit *e, unsigned cond);
+uint8_t *emit_jcc_once(struct emit *e, unsigned cond); /* patched before anybody runs it */
 /* Sets the rel32 at site so that it reaches target (both in the same mapping). */
 void emit_patch(uint8_t *site, const uint8_t *target);
 void emit_jmp_to(struct emit *e, const uint8_t *target);

@@ -439,13 +439,13 @@ static void emit_check(struct xlate *x, const struct ea *ea, const struct access
     emit_alu_imm(e, false, 4, s1, (int32_t)TLB_INDEX_MASK);
     emit_gs_indexed(e, EMIT_XOR_LOAD, s0, s1, tlb + (uint32_t)offsetof(struct mmu_tlb_entry, tag));
     emit_alu_imm(e, true, 7, s0, (int32_t)(GMEM_PAGE_BYTES - size));
-    cold->branch = emit_jcc(e, EMIT_CC_A);
+    cold->branch = emit_jcc_once(e, EMIT_CC_A);
     cold->split = NULL;
     if (a->is_locked) {
         /* What is left is the offset in the page. */
         emit_alu_imm(e, false, 4, s0, (int32_t)(CACHE_LINE_BYTES - 1));
         emit_alu_imm(e, false, 7, s0, (int32_t)(CACHE_LINE_BYTES - size));
-        cold->split = emit_jcc(e, EMIT_CC_A);
+        cold->split = emit_jcc_once(e, EMIT_CC_A);
     }
     emit_gs_indexed(e, EMIT_MOV_LOAD, s1, s1,
                     tlb + (uint32_t)offsetof(struct mmu_tlb_entry, addend));
