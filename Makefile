@@ -56,7 +56,7 @@ test-boot20: all
 # CORBEL_KERNEL_SECONDS is how long the stress lasts with each (an hour).
 test-kernel: all
 	@export CORBEL_BUILD=$(abspath $(BUILD)) CORBEL_E2E_LIMIT=20000 PYTHONDONTWRITEBYTECODE=1; \
-	tests/e2e/test_kernel.py && tests/e2e/test_kernel_soak.py
+	tests/e2e/test_kernel.py; features=$$?; tests/e2e/test_kernel_soak.py && exit $$features
 
 bench: all
 	@bench/run --document docs/benchmarks.md
