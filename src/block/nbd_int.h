@@ -32,8 +32,10 @@ struct nbd_op {
     struct nbd_op *next;        /* queued or answered */
     struct nbd_op **prev_under; /* under way */
     struct nbd_op *next_under;
-    uint8_t *bounce; /* for pieces that several parts of the vector make up */
-    uint64_t piece;  /* bytes of the one under way */
+    uint8_t *bounce;  /* for pieces that several parts of the vector make up */
+    uint64_t piece;   /* bytes of the one under way */
+    bool is_held;     /* libnbd has the piece, */
+    bool is_answered; /* or has answered it */
     bool is_bounced;
     uint64_t writes_before; /* of a flush: how many it covers */
 };

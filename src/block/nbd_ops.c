@@ -19,10 +19,23 @@ static int on_answer(void *opaque, int *error)
 {
     struct nbd_op *op = opaque;
 
+    op->is_answered = true;
     /* What the server says of itself is not the guest's fault, whatever it says. */
     op->result = *error == 0 ? 0 : *error == ENOSPC ? -ENOSPC : *error == ENOMEM ? -ENOMEM : -EIO;
     nbd_list_append(&op->nbd->answered, op);
     return 1; /* the command is over */
+}
+
+/* Called inside libnbd when it has done with the piece, answered or not. */
+static void on_release(void *opaque)
+{
+    ((struct nbd_op *)opaque)->is_held = false;
+}
+
+/* A connection that ends in the middle of sending is told of twice: here, and by an answer. */
+static int sent(const struct nbd_op *op, int64_t cookie)
+{
+    return cookie >= 0 || op->is_held || op->is_answered ? 0 : -EIO;
 }
 
 /* The first extent, and those after it of the same kind. */
@@ -112,17 +125,19 @@ static int send_data(struct nbd_op *op, nbd_completion_callback callback)
     } else {
         cookie = nbd_aio_pwrite(nbd->handle, buf, op->piece, op->offset, callback, flags);
     }
-    return cookie < 0 ? -EIO : 0;
+    return sent(op, cookie);
 }
 
 int nbd_op_send(struct nbd_op *op)
 {
     struct nbd_file *nbd = op->nbd;
-    nbd_completion_callback callback = {.callback = on_answer, .user_data = op};
+    nbd_completion_callback callback = {.callback = on_answer, .user_data = op, .free = on_release};
     nbd_extent_callback extents = {.callback = on_extents, .user_data = op};
     int64_t cookie = -1;
 
     op->piece = op->len < RANGE_BYTES ? op->len : RANGE_BYTES;
+    op->is_held = true;
+    op->is_answered = false;
     switch (op->kind) {
     case NBD_READ:
     case NBD_WRITE:
@@ -142,7 +157,7 @@ int nbd_op_send(struct nbd_op *op)
         cookie = nbd_aio_block_status(nbd->handle, op->piece, op->offset, extents, callback, 0);
         break;
     }
-    return cookie < 0 ? -EIO : 0;
+    return sent(op, cookie);
 }
 
 bool nbd_op_advance(struct nbd_op *op)
