@@ -68,11 +68,12 @@ void nbd_submit(struct nbd_file *nbd, struct nbd_op *op)
 
 /* ---- connecting ---- */
 
-static int fail(const char *address, struct err *err)
+static int fail(const struct nbd_file *nbd, struct err *err)
 {
-    int code = nbd_get_errno();
+    int code = nbd->lib.get_errno();
 
-    return err_set(err, code > 0 ? -code : -EIO, "cannot use '%s': %s", address, nbd_get_error());
+    return err_set(err, code > 0 ? -code : -EIO, "cannot use '%s': %s", nbd->address,
+                   nbd->lib.get_error());
 }
 
 static bool must_stop(struct nbd_file *nbd)
@@ -90,28 +91,28 @@ static int await_ready(struct nbd_file *nbd, struct nbd_handle *handle, struct e
 {
     uint64_t deadline = clock_monotonic_ns() + CONNECT_MS * NS_PER_MS;
 
-    while (!nbd_aio_is_ready(handle)) {
+    while (!nbd->lib.aio_is_ready(handle)) {
         uint64_t now = clock_monotonic_ns();
 
         if (now >= deadline || must_stop(nbd)) {
             return err_set(err, -ETIMEDOUT, "cannot use '%s': its server does not answer",
                            nbd->address);
         }
-        if (nbd_poll(handle, (int)((deadline - now) / NS_PER_MS) + 1) < 0) {
-            return fail(nbd->address, err);
+        if (nbd->lib.poll(handle, (int)((deadline - now) / NS_PER_MS) + 1) < 0) {
+            return fail(nbd, err);
         }
-        if (nbd_aio_is_dead(handle) || nbd_aio_is_closed(handle)) {
+        if (nbd->lib.aio_is_dead(handle) || nbd->lib.aio_is_closed(handle)) {
             return err_set(err, -EIO, "cannot use '%s': its server hangs up", nbd->address);
         }
     }
     return 0;
 }
 
-static int ask(struct nbd_handle *handle, struct nbd_export *export)
+static int ask(const struct nbd_file *nbd, struct nbd_handle *handle, struct nbd_export *export)
 {
-    int64_t size = nbd_get_size(handle);
-    int64_t min = nbd_get_block_size(handle, LIBNBD_SIZE_MINIMUM);
-    int64_t max = nbd_get_block_size(handle, LIBNBD_SIZE_MAXIMUM);
+    int64_t size = nbd->lib.get_size(handle);
+    int64_t min = nbd->lib.get_block_size(handle, LIBNBD_SIZE_MINIMUM);
+    int64_t max = nbd->lib.get_block_size(handle, LIBNBD_SIZE_MAXIMUM);
 
     if (size < 0 || size > MAX_SIZE_BYTES || min < 0 || max < 0) {
         return -EIO;
@@ -120,12 +121,12 @@ static int ask(struct nbd_handle *handle, struct nbd_export *export)
         .size_bytes = (uint64_t)size,
         .min_block = min == 0 ? DEFAULT_MIN_BLOCK : (uint32_t)min,
         .max_bytes = max == 0 || max > DEFAULT_MAX_BYTES ? DEFAULT_MAX_BYTES : (uint32_t)max,
-        .is_read_only = nbd_is_read_only(handle) > 0,
-        .can_flush = nbd_can_flush(handle) > 0,
-        .can_fua = nbd_can_fua(handle) > 0,
-        .can_trim = nbd_can_trim(handle) > 0,
-        .can_zero = nbd_can_zero(handle) > 0,
-        .has_status = nbd_can_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0,
+        .is_read_only = nbd->lib.is_read_only(handle) > 0,
+        .can_flush = nbd->lib.can_flush(handle) > 0,
+        .can_fua = nbd->lib.can_fua(handle) > 0,
+        .can_trim = nbd->lib.can_trim(handle) > 0,
+        .can_zero = nbd->lib.can_zero(handle) > 0,
+        .has_status = nbd->lib.can_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0,
     };
     export->max_bytes -= export->max_bytes % export->min_block;
     if (export->min_block > 65536 || (export->min_block & (export->min_block - 1u)) != 0 ||
@@ -152,32 +153,32 @@ static void notice_silence(struct nbd_file *nbd, int fd)
 static int connect_handle(struct nbd_file *nbd, struct err *err, struct nbd_handle **ret_handle,
                           struct nbd_export *ret_export)
 {
-    struct nbd_handle *handle = nbd_create();
+    struct nbd_handle *handle = nbd->lib.create();
     int r;
 
     if (!handle) {
         return err_set(err, -ENOMEM, "no memory for a connection");
     }
-    if (nbd_set_uri_allow_tls(handle, LIBNBD_TLS_DISABLE) < 0 ||
-        nbd_set_uri_allow_transports(handle, LIBNBD_ALLOW_TRANSPORT_TCP |
-                                                 LIBNBD_ALLOW_TRANSPORT_UNIX) < 0 ||
-        nbd_add_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 ||
-        nbd_aio_connect_uri(handle, nbd->address) < 0) {
-        r = fail(nbd->address, err);
+    if (nbd->lib.set_uri_allow_tls(handle, LIBNBD_TLS_DISABLE) < 0 ||
+        nbd->lib.set_uri_allow_transports(handle, LIBNBD_ALLOW_TRANSPORT_TCP |
+                                                      LIBNBD_ALLOW_TRANSPORT_UNIX) < 0 ||
+        nbd->lib.add_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 ||
+        nbd->lib.aio_connect_uri(handle, nbd->address) < 0) {
+        r = fail(nbd, err);
     } else {
         r = await_ready(nbd, handle, err);
     }
     if (r == 0) {
-        r = ask(handle, ret_export);
+        r = ask(nbd, handle, ret_export);
         r = r < 0 ? err_set(err, r, "cannot use '%s': its server asks for what cannot be done",
                             nbd->address)
                   : 0;
     }
     if (r < 0) {
-        nbd_close(handle);
+        nbd->lib.close(handle);
         return r;
     }
-    notice_silence(nbd, nbd_aio_get_fd(handle));
+    notice_silence(nbd, nbd->lib.aio_get_fd(handle));
     *ret_handle = handle;
     return 0;
 }
@@ -205,7 +206,7 @@ static bool connect_again(struct nbd_file *nbd)
         return false;
     }
     if (connect_handle(nbd, &err, &handle, &export) == 0 && !is_same(&nbd->export, &export)) {
-        nbd_close(handle);
+        nbd->lib.close(handle);
         handle = NULL;
         nbd->is_lost = true;
         (void)err_set(&err, -EIO, "'%s' is another disk than before", nbd->address);
@@ -272,7 +273,7 @@ static void lose(struct nbd_file *nbd, bool was_silent)
     }
     log_warn("the server of '%s' %s", nbd->address,
              was_silent ? "has been silent for too long" : "is gone");
-    nbd_close(nbd->handle);
+    nbd->lib.close(nbd->handle);
     nbd->handle = NULL;
     nbd_list_init(&nbd->answered);
     /* A silent server may still carry out what it was sent, after anything sent later. */
@@ -377,7 +378,7 @@ static int time_left_ms(const struct nbd_file *nbd)
 
 static void lose_if_dead(struct nbd_file *nbd)
 {
-    if (nbd->handle && (nbd_aio_is_dead(nbd->handle) || nbd_aio_is_closed(nbd->handle))) {
+    if (nbd->handle && (nbd->lib.aio_is_dead(nbd->handle) || nbd->lib.aio_is_closed(nbd->handle))) {
         handle_answers(nbd);
         lose(nbd, false);
     }
@@ -391,8 +392,8 @@ static void wait_and_work(struct nbd_file *nbd)
     int r = 0;
 
     if (nbd->handle) {
-        direction = nbd_aio_get_direction(nbd->handle);
-        fds[1].fd = nbd_aio_get_fd(nbd->handle);
+        direction = nbd->lib.aio_get_direction(nbd->handle);
+        fds[1].fd = nbd->lib.aio_get_fd(nbd->handle);
         fds[1].events = (short)((direction & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
                                 (direction & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0));
     }
@@ -401,12 +402,12 @@ static void wait_and_work(struct nbd_file *nbd)
     }
     (void)io_eventfd_drain(nbd->event_fd);
     if (fds[1].revents & (POLLIN | POLLHUP | POLLERR)) {
-        r = nbd_aio_notify_read(nbd->handle);
+        r = nbd->lib.aio_notify_read(nbd->handle);
     } else if (fds[1].revents & POLLOUT) {
-        r = nbd_aio_notify_write(nbd->handle);
+        r = nbd->lib.aio_notify_write(nbd->handle);
     }
     if (r < 0) {
-        log_debug("'%s': %s", nbd->address, nbd_get_error());
+        log_debug("'%s': %s", nbd->address, nbd->lib.get_error());
     }
 }
 
@@ -425,8 +426,8 @@ static void *thread_main(void *opaque)
         }
     }
     if (nbd->handle) {
-        (void)nbd_aio_disconnect(nbd->handle, 0); /* a courtesy; closing says it too */
-        nbd_close(nbd->handle);
+        (void)nbd->lib.aio_disconnect(nbd->handle, 0); /* a courtesy; closing says it too */
+        nbd->lib.close(nbd->handle);
     }
     return NULL;
 }
@@ -441,9 +442,10 @@ void nbd_close_file(struct nbd_file *nbd)
         mutex_unlock(&nbd->lock);
         io_eventfd_signal(nbd->event_fd);
         (void)pthread_join(nbd->thread, NULL); /* ours and joinable */
-    } else {
-        nbd_close(nbd->handle);
+    } else if (nbd->handle) {
+        nbd->lib.close(nbd->handle);
     }
+    nbd_lib_close(&nbd->lib);
     if (nbd->event_fd >= 0) {
         (void)close(nbd->event_fd); /* an eventfd has nothing to lose */
     }
@@ -462,7 +464,10 @@ static int begin(struct nbd_file *nbd, const struct nbd_options *options, struct
     if (!nbd->address || nbd->event_fd < 0) {
         return err_set(err, -ENOMEM, "no memory for a disk");
     }
-    r = connect_handle(nbd, err, &nbd->handle, &nbd->export);
+    r = nbd_lib_open(&nbd->lib, err);
+    if (r == 0) {
+        r = connect_handle(nbd, err, &nbd->handle, &nbd->export);
+    }
     if (r < 0) {
         return r;
     }

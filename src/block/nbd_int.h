@@ -7,8 +7,8 @@
 
 #include "base/thread.h"
 #include "block/file.h"
+#include "block/nbd_lib.h"
 
-#include <libnbd.h>
 #include <stdatomic.h>
 
 enum nbd_kind { NBD_READ, NBD_WRITE, NBD_FLUSH, NBD_TRIM, NBD_ZERO, NBD_STATUS };
@@ -54,6 +54,7 @@ struct nbd_export {
 
 struct nbd_file {
     struct block_file file;
+    struct nbd_lib lib;
     char *address;
     unsigned patience_ms;
     struct nbd_export export; /* fixed at opening */

@@ -121,9 +121,9 @@ static int send_data(struct nbd_op *op, nbd_completion_callback callback)
         buf = op->iov->iov_base;
     }
     if (op->kind == NBD_READ) {
-        cookie = nbd_aio_pread(nbd->handle, buf, op->piece, op->offset, callback, 0);
+        cookie = nbd->lib.aio_pread(nbd->handle, buf, op->piece, op->offset, callback, 0);
     } else {
-        cookie = nbd_aio_pwrite(nbd->handle, buf, op->piece, op->offset, callback, flags);
+        cookie = nbd->lib.aio_pwrite(nbd->handle, buf, op->piece, op->offset, callback, flags);
     }
     return sent(op, cookie);
 }
@@ -144,17 +144,18 @@ int nbd_op_send(struct nbd_op *op)
         return send_data(op, callback);
     case NBD_FLUSH:
         op->writes_before = nbd->writes_done;
-        cookie = nbd_aio_flush(nbd->handle, callback, 0);
+        cookie = nbd->lib.aio_flush(nbd->handle, callback, 0);
         break;
     case NBD_TRIM:
-        cookie = nbd_aio_trim(nbd->handle, op->piece, op->offset, callback, 0);
+        cookie = nbd->lib.aio_trim(nbd->handle, op->piece, op->offset, callback, 0);
         break;
     case NBD_ZERO:
-        cookie = nbd_aio_zero(nbd->handle, op->piece, op->offset, callback,
-                              op->may_unmap ? 0 : LIBNBD_CMD_FLAG_NO_HOLE);
+        cookie = nbd->lib.aio_zero(nbd->handle, op->piece, op->offset, callback,
+                                   op->may_unmap ? 0 : LIBNBD_CMD_FLAG_NO_HOLE);
         break;
     case NBD_STATUS:
-        cookie = nbd_aio_block_status(nbd->handle, op->piece, op->offset, extents, callback, 0);
+        cookie =
+            nbd->lib.aio_block_status(nbd->handle, op->piece, op->offset, extents, callback, 0);
         break;
     }
     return sent(op, cookie);
