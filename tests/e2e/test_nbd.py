@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import random
+import select
 import signal
 import socket
 import struct
@@ -64,7 +65,7 @@ def use_every_command(place):
         for name in ("disk.qcow2", "disk.raw"):
             disk = make_disk(user, name)
             with Serving(user, disk, "--name", "mine") as server:
-                info = json.loads(tool("nbdinfo", "--json", server.uri))
+                info = json.loads(tool("nbdinfo", "--no-content", "--json", server.uri))
                 export = info["exports"][0]
                 expect(export["export-size"] == SIZE and export["can_multi_conn"] and
                        export["can_fua"] and export["can_trim"] and not export["is_read_only"] and
@@ -184,6 +185,14 @@ def survive_clients(place):
         tool("qemu-img", "check", "-f", "qcow2", disk)
 
 
+def kill(pid):
+    """Returns when the process, perhaps no child of ours, has nothing open any more."""
+    watch = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    select.select([watch], [], [])
+    os.close(watch)
+
+
 def use_other_servers(place):
     with User(place) as user:
         disk = make_disk(user, "disk.qcow2")
@@ -203,7 +212,7 @@ def use_other_servers(place):
         user.run("image", "compare", uri, disk)
         _, err = user.run("image", "create", uri, "1M", "--replace", status=1)
         expect("server" in err, err)
-        os.kill(int(pathlib.Path(user.home, "pid").read_text()), signal.SIGKILL)
+        kill(int(pathlib.Path(user.home, "pid").read_text()))
         _, err = user.run("image", "info", uri, status=1)
         expect("refused" in err, err)
 
