@@ -1,0 +1,166 @@
+/*
+ * Compute: instances and what they are made of, as objects that are wanted,
+ * and the reconciler that makes it so.
+ *
+ * A call writes what is wanted into the store and answers; workers then do
+ * it, step by step, and every step can be repeated, so that whatever ends the
+ * process is just an earlier point of the same work. Machines are processes
+ * of their own and go on without this one; compute_open() finds them again.
+ *
+ * Objects are JSON (jansson), described by the tables of compute/field.h. An
+ * object that takes part in work has an operation: an object of its kind with
+ * "state" ("pending", "running", "done", "failed", "cancelled"), "progress" (0
+ * to 100), "step", and "error" when it failed.
+ *
+ * Threads: every function may be called from any thread, several at a time. A
+ * call waits for the store at most (a synced write: milliseconds), except
+ * where "waits" is said: such a call does not belong on an event loop. JSON
+ * that is passed in is only read; JSON that comes back is the caller's own
+ * and shared with nobody.
+ */
+#ifndef CORBEL_COMPUTE_COMPUTE_H
+#define CORBEL_COMPUTE_COMPUTE_H
+
+#include "compute/fault.h"
+#include "compute/field.h"
+
+struct store;
+struct compute;
+struct compute_watch;
+
+#define COMPUTE_DEFAULT_PROJECT "default" /* made by compute_open() */
+#define COMPUTE_MAX_PAGE 1000u
+
+struct compute_config {
+    struct store *store;   /* outlives it */
+    const char *state_dir; /* machines/ID and volumes stand here */
+    const char
+        *runtime_dir; /* sockets of running machines: vm/ID; short: a socket's name has 107 bytes */
+    const char *images_dir; /* an image is a directory in it, as `corbel image` makes them */
+    const char *vmm;        /* the corbel-vmm program */
+    unsigned workers;       /* 0: 8 */
+
+    /* What admission may give away; 0: what the host has (cpus, memory), times the ratio in percent. */
+    unsigned cpus, memory_mib;
+    unsigned cpu_ratio, memory_ratio; /* 0: 400 and 100 */
+
+    /* For tests: called on the worker that is about to begin (and has just done) a named step. */
+    void (*on_step)(void *opaque, const char *step, bool is_done);
+    void *opaque;
+};
+
+/* Reads all objects, adopts the machines that run, and begins to reconcile. */
+int compute_open(const struct compute_config *config, struct err *err, struct compute **ret_compute)
+    MUST_CHECK;
+
+/* Ends the workers between two steps; machines run on. Accepts NULL. */
+void compute_close(struct compute *compute);
+
+/* Who asks, and how. Strings need to live as long as the call. */
+struct compute_call {
+    const char *project; /* whose objects: its id or name. NULL: those of all, not for creation */
+    const char *actor;   /* for operations and events: "uid:1000", "key:ci"; NULL: "local" */
+    const char *token;   /* makes a repeated request answer as the first; NULL: none */
+    bool is_dry_run;     /* check everything, change nothing; the answer has no operation */
+};
+
+/*
+ * Creation. The answer is {"KIND": {...}, "operation": {...}}, without
+ * "operation" for a kind that needs no work (type, key, project). A repeated
+ * call with the same token and wants answers the same object and its
+ * operation as they are now.
+ */
+int compute_create(struct compute *compute, const struct compute_call *call, enum kind kind,
+                   const json_t *wanted, json_t **ret_answer, struct fault *fault) MUST_CHECK;
+
+/* One object by id, or by name within the project. "revision" in it is for compute_change(). */
+int compute_get(struct compute *compute, const struct compute_call *call, enum kind kind,
+                const char *id, json_t **ret_object, struct fault *fault) MUST_CHECK;
+
+struct compute_list {
+    const json_t
+        *filter;    /* object of strings: {"state": "running", "tag.env": "prod"}; may be NULL */
+    unsigned limit; /* 0: 100 */
+    const char *cursor; /* "next" of the page before; NULL: from the start */
+};
+
+/*
+ * A page: {"items": [...], "revision": N}, and "next" when there are more.
+ * Ordered by id, and so by age. "revision" is where a watch goes on.
+ */
+int compute_list(struct compute *compute, const struct compute_call *call, enum kind kind,
+                 const struct compute_list *list, json_t **ret_page, struct fault *fault)
+    MUST_CHECK;
+
+/*
+ * Changes fields. revision: only if the object is still at it; 0: whatever it
+ * is. The answer is as that of creation; a change that needs no work has no
+ * operation.
+ */
+int compute_change(struct compute *compute, const struct compute_call *call, enum kind kind,
+                   const char *id, const json_t *changes, uint64_t revision, json_t **ret_answer,
+                   struct fault *fault) MUST_CHECK;
+
+/* Deletes; a running instance is ended first. The answer is as that of creation. */
+int compute_delete(struct compute *compute, const struct compute_call *call, enum kind kind,
+                   const char *id, json_t **ret_answer, struct fault *fault) MUST_CHECK;
+
+/* What can be done to an instance, beyond creating and deleting. */
+struct compute_action {
+    const char *name;           /* "start", "stop", "restart", "pause", "resume", ... */
+    const struct field *fields; /* what its parameters may be */
+    unsigned field_count;
+    const char *help;
+};
+
+const struct compute_action *compute_actions(unsigned *ret_count);
+
+/* Does one by name; parameters may be NULL. The answer is as that of creation. */
+int compute_act(struct compute *compute, const struct compute_call *call, const char *action,
+                const char *id, const json_t *parameters, json_t **ret_answer, struct fault *fault)
+    MUST_CHECK;
+
+/* Asks an operation to end where it can; -EBUSY when it has ended. The answer is the operation. */
+int compute_cancel(struct compute *compute, const struct compute_call *call, const char *id,
+                   json_t **ret_operation, struct fault *fault) MUST_CHECK;
+
+/* Waits until an operation has ended, or for that long; the answer is the operation as it is then. */
+int compute_wait(struct compute *compute, const struct compute_call *call, const char *id,
+                 unsigned timeout_ms, json_t **ret_operation, struct fault *fault) MUST_CHECK;
+
+/*
+ * Asks the monitor of a running instance; waits for it, a second at most.
+ * -EBUSY when the instance does not run.
+ */
+int compute_statistics(struct compute *compute, const struct compute_call *call, const char *id,
+                       json_t **ret_statistics, struct fault *fault) MUST_CHECK;
+
+/* A stream socket to the serial console of a running instance, the caller's to close. */
+int compute_console(struct compute *compute, const struct compute_call *call, const char *id,
+                    int *ret_fd, struct fault *fault) MUST_CHECK;
+
+/* {"cpus": {"total", "used"}, "memory_mib": {...}, "instances": ...}: the host as admission sees it. */
+int compute_host(struct compute *compute, json_t **ret_host, struct fault *fault) MUST_CHECK;
+
+/*
+ * Changes of objects as they happen, in order, none left out: for server-sent
+ * events. revision: everything after it ("revision" of a page); 0: from now.
+ * -ESTALE when what happened after it is not kept any more: list again.
+ */
+int compute_watch_open(struct compute *compute, const struct compute_call *call, uint64_t revision,
+                       struct compute_watch **ret_watch, struct fault *fault) MUST_CHECK;
+
+/* Becomes readable when compute_watch_next() has something; the watch's own: only poll it. */
+int compute_watch_fd(const struct compute_watch *watch);
+
+/*
+ * At most max changes, in an array that is empty when there is nothing new:
+ * {"revision": N, "kind": "instance", "id": "i-...", "object": {...}}, with
+ * "object" null for one that was deleted. -ESTALE as above. One thread at a
+ * time for one watch.
+ */
+int compute_watch_next(struct compute_watch *watch, unsigned max, json_t **ret_changes,
+                       struct fault *fault) MUST_CHECK;
+void compute_watch_close(struct compute_watch *watch); /* accepts NULL */
+
+#endif
