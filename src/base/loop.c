@@ -84,14 +84,6 @@ static void node_insert_before(struct node *place, struct node *node)
     place->prev = node;
 }
 
-uint64_t clock_monotonic_ns(void)
-{
-    struct timespec now;
-
-    (void)clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail for this clock */
-    return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
-}
-
 static int loop_watch(struct loop *loop, int fd, uint32_t events, void *tag)
 {
     struct epoll_event event = {.events = events, .data.ptr = tag};

@@ -9,6 +9,7 @@
 #ifndef CORBEL_BASE_LOOP_H
 #define CORBEL_BASE_LOOP_H
 
+#include "base/clock.h"
 #include "base/compiler.h"
 
 #include <stdbool.h>
@@ -57,8 +58,5 @@ void loop_remove_timer(struct loop_timer *timer); /* accepts NULL */
 
 /* Calls fn(opaque) on the loop's thread, in order of submission. Any thread. */
 int loop_defer(struct loop *loop, loop_fn fn, void *opaque) MUST_CHECK;
-
-/* CLOCK_MONOTONIC in ns. */
-uint64_t clock_monotonic_ns(void);
 
 #endif

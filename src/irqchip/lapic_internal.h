@@ -1,12 +1,9 @@
-/* What lapic.c, lapic_ipi.c and lapic_timer.c share; for them only. */
+/* What the files lapic*.c share; for them only. */
 #ifndef CORBEL_IRQCHIP_LAPIC_INTERNAL_H
 #define CORBEL_IRQCHIP_LAPIC_INTERNAL_H
 
-#include "base/alarm.h"
 #include "base/thread.h"
 #include "irqchip/lapic.h"
-
-#include <stdatomic.h>
 
 /* Register offsets in the page (SDM 3A table 11-1); an x2APIC MSR is 0x800 + offset / 16. */
 enum lapic_reg {
@@ -37,7 +34,9 @@ enum lapic_reg {
     LAPIC_SELF_IPI = 0x3f0
 };
 
-#define LAPIC_LVT_COUNT 6
+#define LAPIC_BASE_WRITABLE 0x000ffffffffffd00ull
+#define LAPIC_SVR_WRITABLE 0x1ffu
+#define LAPIC_ICR_WRITABLE_LOW 0x000ccfffull
 #define LAPIC_VERSION_VALUE 0x00050014u /* six LVT entries, version 0x14 */
 #define LAPIC_SVR_ENABLE 0x100u
 #define LAPIC_LVT_MASKED 0x10000u
@@ -61,8 +60,7 @@ enum lapic_delivery {
 };
 
 struct lapic_timer {
-    struct mutex mutex; /* LOCK_RANK_LAPIC: all below, vCPU thread against the loop */
-    struct alarm *alarm;
+    struct mutex mutex; /* LOCK_RANK_LAPIC: all below, vCPU thread against who tells the time */
     uint32_t initial_count;
     uint32_t divide;       /* the register */
     uint64_t deadline_ns;  /* CLOCK_MONOTONIC, 0: not armed */
@@ -74,30 +72,13 @@ struct lapic_timer {
 struct lapic {
     struct lapic_set *set;
     unsigned index;
-
-    /* Written by any thread. */
-    _Atomic uint64_t irr[4];
-    _Atomic uint64_t tmr[4];
-    _Atomic uint32_t esr_pending;
-
-    /* Written by the own thread, read by senders. */
-    _Atomic uint64_t base;
-    _Atomic uint32_t svr;
-    _Atomic uint32_t ldr;
-    _Atomic uint32_t dfr;
-    _Atomic uint32_t lvt[LAPIC_LVT_COUNT];
-    _Atomic uint32_t ppr;
-
-    /* The own thread's. */
-    uint64_t isr[4];
-    uint32_t tpr;
-    uint32_t esr;
-    uint64_t icr;
+    struct lapic_regs *regs;
     struct lapic_timer timer;
 };
 
 struct lapic_set {
     struct lapic_set_config config;
+    struct lapic_regs *own_regs; /* NULL when the registers were given */
     _Atomic bool pic_output;
     struct lapic cpus[];
 };
@@ -116,23 +97,25 @@ static inline bool lapic_is_x2apic(const struct lapic *lapic)
 {
     const uint64_t both = X86_APIC_BASE_ENABLE | X86_APIC_BASE_X2APIC;
 
-    return (atomic_load_explicit(&lapic->base, memory_order_relaxed) & both) == both;
+    return (atomic_load_explicit(&lapic->regs->base, memory_order_relaxed) & both) == both;
 }
 
 static inline bool lapic_is_enabled(const struct lapic *lapic)
 {
-    return (atomic_load_explicit(&lapic->base, memory_order_relaxed) & X86_APIC_BASE_ENABLE) != 0;
+    return (atomic_load_explicit(&lapic->regs->base, memory_order_relaxed) &
+            X86_APIC_BASE_ENABLE) != 0;
 }
 
 static inline bool lapic_is_software_enabled(const struct lapic *lapic)
 {
     return lapic_is_enabled(lapic) &&
-           (atomic_load_explicit(&lapic->svr, memory_order_relaxed) & LAPIC_SVR_ENABLE) != 0;
+           (atomic_load_explicit(&lapic->regs->svr, memory_order_relaxed) & LAPIC_SVR_ENABLE) != 0;
 }
 
 static inline uint32_t lapic_lvt(const struct lapic *lapic, enum lapic_reg reg)
 {
-    return atomic_load_explicit(&lapic->lvt[(reg - LAPIC_LVT_TIMER) / 16], memory_order_relaxed);
+    return atomic_load_explicit(&lapic->regs->lvt[(reg - LAPIC_LVT_TIMER) / 16],
+                                memory_order_relaxed);
 }
 
 /* Sets IRR and kicks. Any thread. */
@@ -142,8 +125,8 @@ void lapic_deliver(struct lapic_set *set, const struct lapic_message *message);
 /* Writes to ICR and SELF IPI. Own thread. */
 void lapic_icr_send(struct lapic *lapic, uint64_t icr);
 
-int lapic_timer_create(struct lapic *lapic) MUST_CHECK;
-void lapic_timer_destroy(struct lapic *lapic);
+void lapic_timer_init(struct lapic *lapic);
+void lapic_timer_done(struct lapic *lapic);
 void lapic_timer_reset(struct lapic *lapic);
 uint32_t lapic_timer_read(struct lapic *lapic, enum lapic_reg reg);
 void lapic_timer_write(struct lapic *lapic, enum lapic_reg reg, uint32_t value);
@@ -151,5 +134,11 @@ void lapic_timer_write(struct lapic *lapic, enum lapic_reg reg, uint32_t value);
 void lapic_timer_mode_changes(struct lapic *lapic, uint32_t old_lvt, uint32_t new_lvt);
 uint64_t lapic_timer_deadline(struct lapic *lapic);
 void lapic_timer_set_deadline(struct lapic *lapic, uint64_t tsc, uint64_t tsc_offset);
+void lapic_timer_save(struct lapic *lapic, struct lapic_state *ret_state);
+void lapic_timer_load(struct lapic *lapic, const struct lapic_state *state);
+
+/* TPR with what follows from it; bits that a register has. */
+void lapic_tpr_write(struct lapic *lapic, uint32_t value);
+extern const uint32_t lapic_lvt_writable[LAPIC_LVT_COUNT];
 
 #endif

@@ -9,8 +9,8 @@
 /* SDM 3A 11.6.2. An 8-bit destination reaches x2APICs as cluster 0. */
 static bool logical_match(const struct lapic *lapic, uint32_t dest)
 {
-    uint32_t ldr = atomic_load_explicit(&lapic->ldr, memory_order_relaxed);
-    uint32_t dfr = atomic_load_explicit(&lapic->dfr, memory_order_relaxed);
+    uint32_t ldr = atomic_load_explicit(&lapic->regs->ldr, memory_order_relaxed);
+    uint32_t dfr = atomic_load_explicit(&lapic->regs->dfr, memory_order_relaxed);
 
     if (lapic_is_x2apic(lapic)) {
         return (ldr >> 16) == (dest >> 16) && (ldr & dest & 0xffff) != 0;
@@ -65,7 +65,7 @@ static struct lapic *lowest_priority(struct lapic_set *set, const struct lapic_m
 
     for (unsigned i = 0; i < set->config.count; i++) {
         struct lapic *lapic = &set->cpus[i];
-        uint32_t ppr = atomic_load_explicit(&lapic->ppr, memory_order_relaxed);
+        uint32_t ppr = atomic_load_explicit(&lapic->regs->ppr, memory_order_relaxed);
 
         if (message_matches(lapic, message) && lapic_is_software_enabled(lapic) && ppr < best_ppr) {
             best = lapic;
@@ -144,7 +144,8 @@ void lapic_icr_send(struct lapic *lapic, uint64_t icr)
         return; /* INIT level de-assert: arbitration IDs only, no effect since the Pentium 4 */
     }
     if ((message.mode == LAPIC_FIXED || message.mode == LAPIC_LOWEST) && message.vector < 16) {
-        atomic_fetch_or_explicit(&lapic->esr_pending, LAPIC_ESR_SEND_ILLEGAL, memory_order_relaxed);
+        atomic_fetch_or_explicit(&lapic->regs->esr_pending, LAPIC_ESR_SEND_ILLEGAL,
+                                 memory_order_relaxed);
         return;
     }
     if (shorthand != 0) {

@@ -16,6 +16,7 @@
 
 #include <stdatomic.h>
 
+struct alarm;
 struct boot;
 struct chardev;
 struct gdbstub;
@@ -55,7 +56,8 @@ struct machine_vcpu {
     struct err error;         /* why it could not be created */
     struct vcpu_env env;
     struct cpuid_table cpuid;
-    struct lapic *lapic; /* NULL when the accelerator has it */
+    struct lapic *lapic;      /* NULL when the accelerator has it */
+    struct alarm *apic_alarm; /* its timer; NULL likewise */
 
     _Atomic uint32_t place; /* enum vcpu_place */
     _Atomic uint32_t wake;  /* futex: grows with every kick */

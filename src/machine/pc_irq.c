@@ -4,6 +4,7 @@
  *   split   local APICs in the accelerator, PIC and I/O APIC ours
  *   user    all ours
  */
+#include "base/alarm.h"
 #include "irqchip/i8259.h"
 #include "irqchip/ioapic.h"
 #include "irqchip/lapic.h"
@@ -98,10 +99,11 @@ static void on_sipi(void *opaque, unsigned cpu, uint8_t vector)
     vcpu_request(&machine->vcpus[cpu], VCPU_REQUEST_SIPI);
 }
 
-static void on_eoi(void *opaque, uint8_t vector)
+static void on_eoi(void *opaque, unsigned cpu, uint8_t vector)
 {
     struct machine *machine = opaque;
 
+    (void)cpu;
     ioapic_eoi(machine->ioapic, vector);
 }
 
@@ -112,6 +114,18 @@ static int on_pic_acknowledge(void *opaque)
     return i8259_acknowledge(machine->pic);
 }
 
+static void on_arm(void *opaque, unsigned cpu, uint64_t deadline_ns)
+{
+    struct machine *machine = opaque;
+
+    alarm_arm(machine->vcpus[cpu].apic_alarm, deadline_ns);
+}
+
+static void on_alarm(void *opaque)
+{
+    lapic_timer_expire(opaque);
+}
+
 static const struct lapic_ops lapic_ops = {
     .kick = on_kick,
     .nmi = on_nmi,
@@ -119,6 +133,7 @@ static const struct lapic_ops lapic_ops = {
     .sipi = on_sipi,
     .eoi = on_eoi,
     .pic_acknowledge = on_pic_acknowledge,
+    .arm = on_arm,
 };
 
 /* ---- the PIC's output ---- */
@@ -167,23 +182,29 @@ static void on_route(void *opaque, unsigned pin, uint64_t address, uint32_t data
 
 /* ---- life cycle ---- */
 
+static int lapics_create(struct machine *machine)
+{
+    const struct lapic_set_config config = {
+        .count = machine->config.cpus,
+        .timer_hz = CPUID_CRYSTAL_HZ,
+        .tsc_hz = cpuid_tsc_hz(),
+        .ops = &lapic_ops,
+        .opaque = machine,
+    };
+    int rc = lapic_set_create(&config, &machine->lapics);
+
+    for (unsigned i = 0; rc == 0 && i < machine->config.cpus; i++) {
+        rc = alarm_create(machine->loop, on_alarm, lapic_get(machine->lapics, i),
+                          &machine->vcpus[i].apic_alarm);
+    }
+    return rc;
+}
+
 static int chips_create(struct machine *machine)
 {
     bool split = machine->irqchip == VM_IRQCHIP_SPLIT;
-    int rc = 0;
+    int rc = split ? 0 : lapics_create(machine);
 
-    if (!split) {
-        const struct lapic_set_config config = {
-            .count = machine->config.cpus,
-            .loop = machine->loop,
-            .timer_hz = CPUID_CRYSTAL_HZ,
-            .tsc_hz = cpuid_tsc_hz(),
-            .ops = &lapic_ops,
-            .opaque = machine,
-        };
-
-        rc = lapic_set_create(&config, &machine->lapics);
-    }
     if (rc == 0) {
         rc = i8259_create(machine->bus, on_pic_output, machine, &machine->pic);
     }
@@ -218,6 +239,10 @@ void pc_irq_destroy(struct machine *machine)
     machine->ioapic = NULL;
     i8259_destroy(machine->pic);
     machine->pic = NULL;
+    for (unsigned i = 0; i < machine->config.cpus; i++) {
+        alarm_destroy(machine->vcpus[i].apic_alarm);
+        machine->vcpus[i].apic_alarm = NULL;
+    }
     lapic_set_destroy(machine->lapics);
     machine->lapics = NULL;
 }

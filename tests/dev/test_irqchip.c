@@ -2,6 +2,7 @@
  * Local APICs, I/O APIC and PIC together, without CPUs: the test plays the
  * vCPUs, which ask for vectors as an accelerator does.
  */
+#include "base/alarm.h"
 #include "base/loop.h"
 #include "bus/bus.h"
 #include "irqchip/i8259.h"
@@ -23,6 +24,7 @@ struct fixture {
     struct loop *loop;
     struct bus *bus;
     struct lapic_set *lapics;
+    struct alarm *alarms[CPUS];
     struct ioapic *ioapic;
     struct i8259 *pic;
     unsigned kicks[CPUS], nmis[CPUS], inits[CPUS], sipis[CPUS];
@@ -55,9 +57,20 @@ static void on_sipi(void *opaque, unsigned cpu, uint8_t vector)
     f->sipi_vector = vector;
 }
 
-static void on_eoi(void *opaque, uint8_t vector)
+static void on_eoi(void *opaque, unsigned cpu, uint8_t vector)
 {
+    (void)cpu;
     ioapic_eoi(((struct fixture *)opaque)->ioapic, vector);
+}
+
+static void on_arm(void *opaque, unsigned cpu, uint64_t deadline_ns)
+{
+    alarm_arm(((struct fixture *)opaque)->alarms[cpu], deadline_ns);
+}
+
+static void on_alarm(void *opaque)
+{
+    lapic_timer_expire(opaque);
 }
 
 static int on_pic_acknowledge(void *opaque)
@@ -84,6 +97,7 @@ static const struct lapic_ops lapic_ops = {
     .sipi = on_sipi,
     .eoi = on_eoi,
     .pic_acknowledge = on_pic_acknowledge,
+    .arm = on_arm,
 };
 
 static uint32_t reg_get(struct fixture *f, unsigned cpu, unsigned reg)
@@ -120,9 +134,12 @@ static int setup(void **state)
 
     assert_non_null(f);
     assert_int_equal(loop_create(&f->loop), 0);
-    config.loop = f->loop;
     assert_int_equal(bus_create(&f->bus), 0);
     assert_int_equal(lapic_set_create(&config, &f->lapics), 0);
+    for (unsigned i = 0; i < CPUS; i++) {
+        assert_int_equal(alarm_create(f->loop, on_alarm, lapic_get(f->lapics, i), &f->alarms[i]),
+                         0);
+    }
     assert_int_equal(ioapic_create(f->bus, IOAPIC_BASE, &router, NULL, &f->ioapic), 0);
     assert_int_equal(i8259_create(f->bus, on_pic_output, f, &f->pic), 0);
     for (unsigned i = 0; i < CPUS; i++) {
@@ -138,6 +155,9 @@ static int teardown(void **state)
 
     i8259_destroy(f->pic);
     ioapic_destroy(f->ioapic);
+    for (unsigned i = 0; i < CPUS; i++) {
+        alarm_destroy(f->alarms[i]);
+    }
     lapic_set_destroy(f->lapics);
     bus_destroy(f->bus);
     loop_destroy(f->loop);
@@ -421,6 +441,111 @@ static void test_timer_one_shot_periodic_and_deadline(void **state)
     assert_false(pending(f, 1));
 }
 
+/* What one APIC was, another goes on with: pending, in service, level-triggered, the timer. */
+static void test_state_moves_to_another_apic(void **state)
+{
+    struct fixture *f = *state;
+    struct lapic_state kept;
+
+    reg_set(f, 1, TPR, 0x20);
+    msi(f, 1, 0x61);
+    assert_int_equal(take(f, 1), 0x61);
+    msi(f, 1, 0x51 | 0x8000 | 0x4000); /* level-triggered */
+    reg_set(f, 1, TDCR, 0xb);
+    reg_set(f, 1, LVT_TIMER, 0x20042);
+    reg_set(f, 1, TMICT, 2000000);
+    lapic_save(lapic_get(f->lapics, 1), &kept);
+    lapic_reset(lapic_get(f->lapics, 1));
+
+    lapic_load(lapic_get(f->lapics, 2), &kept);
+    assert_int_equal(reg_get(f, 2, TPR), 0x20);
+    assert_int_equal(reg_get(f, 2, PPR), 0x60);
+    assert_int_equal(reg_get(f, 2, TDCR), 0xb);
+    assert_int_equal(reg_get(f, 2, TMICT), 2000000);
+    assert_int_equal(reg_get(f, 2, ID), 2u << 24);
+    assert_false(pending(f, 2)); /* 0x61 is in service */
+    reg_set(f, 2, EOI, 0);
+    assert_int_equal(take(f, 2), 0x51);
+    assert_int_equal(reg_get(f, 2, ISR + 0x20), 1u << 17);
+    assert_int_equal(reg_get(f, 2, ISR + 0x80 + 0x20), 1u << 17); /* TMR */
+    reg_set(f, 2, EOI, 0);
+    for (unsigned i = 0; i < 2; i++) { /* periodic here, too */
+        run_until_kicked(f, 2);
+        assert_int_equal(take(f, 2), 0x42);
+        reg_set(f, 2, EOI, 0);
+    }
+
+    lapic_reset(lapic_get(f->lapics, 1));
+    reg_set(f, 1, SVR, 0x1ff);
+    reg_set(f, 1, LVT_TIMER, 0x40043);
+    assert_int_equal(msr_set(f, 1, X86_MSR_TSC_DEADLINE, __builtin_ia32_rdtsc() + 2000000), 0);
+    lapic_save(lapic_get(f->lapics, 1), &kept);
+    lapic_load(lapic_get(f->lapics, 2), &kept);
+    assert_int_equal(msr_get(f, 2, X86_MSR_TSC_DEADLINE), msr_get(f, 1, X86_MSR_TSC_DEADLINE));
+    run_until_kicked(f, 2);
+    assert_int_equal(take(f, 2), 0x43);
+}
+
+static void test_any_state_is_made_sound(void **state)
+{
+    struct fixture *f = *state;
+    struct lapic *lapic = lapic_get(f->lapics, 1);
+    struct lapic_state any;
+
+    memset(&any, 0xff, sizeof(any));
+    lapic_load(lapic, &any);
+    assert_int_equal(msr_get(f, 1, X86_MSR_APIC_BASE), 0x000ffffffffffc00ull);
+    assert_true(take(f, 1) < 0);                        /* the highest vector is in service */
+    assert_int_equal(msr_get(f, 1, 0x820) & 0xffff, 0); /* the IRR's reserved vectors */
+    for (unsigned i = 0; i < 256 - 16; i++) {
+        assert_int_equal(msr_set(f, 1, 0x80b, 0), 0);
+    }
+    assert_int_equal(msr_set(f, 1, 0x808, 0), 0);
+    for (int vector = 255; vector >= 16; vector--) {
+        assert_int_equal(take(f, 1), vector);
+        assert_int_equal(msr_set(f, 1, 0x80b, 0), 0);
+    }
+    assert_false(pending(f, 1));
+    any.base = X86_APIC_BASE_X2APIC; /* without ENABLE there is no such mode */
+    lapic_load(lapic, &any);
+    assert_int_equal(msr_get(f, 1, X86_MSR_APIC_BASE), 0);
+}
+
+/* Registers in shared memory: what a view sends there, the owner of the set delivers. */
+static void test_view_delivers_to_the_set_it_views(void **state)
+{
+    struct fixture *f = *state;
+    struct lapic_regs *regs = aligned_alloc(64, CPUS * sizeof(*regs));
+    struct lapic_set_config config = {
+        .count = CPUS,
+        .timer_hz = 1000000000,
+        .tsc_hz = 2000000000,
+        .regs = regs,
+        .ops = &lapic_ops,
+        .opaque = f,
+    };
+    struct lapic_set *set = NULL;
+    struct lapic_set *view = NULL;
+
+    assert_non_null(regs);
+    memset(regs, 0xff, CPUS * sizeof(*regs));
+    assert_int_equal(lapic_set_create(&config, &set), 0);
+    config.is_view = true;
+    assert_int_equal(lapic_set_create(&config, &view), 0);
+    lapic_mmio_write(lapic_get(set, 1), SVR, 4, 0x1ff);
+    lapic_send_msi(view, 0xfee00000ull | 1u << 12, 0x41);
+    assert_int_equal(f->kicks[1], 1);
+    assert_true(lapic_intr_ops.pending(lapic_get(set, 1)));
+    assert_int_equal(lapic_intr_ops.acknowledge(lapic_get(set, 1)), 0x41);
+    lapic_send_msi(view, 0xfee00000ull | 2u << 12, 0x41); /* disabled */
+    assert_false(lapic_intr_ops.pending(lapic_get(set, 2)));
+    lapic_send_msi(view, 0xfee00000ull | 2u << 12, 0x400);
+    assert_int_equal(f->nmis[2], 1);
+    lapic_set_destroy(view);
+    lapic_set_destroy(set);
+    free(regs);
+}
+
 static void ioapic_set(struct fixture *f, unsigned pin, uint64_t entry)
 {
     bus_write(f->bus, BUS_MMIO, IOAPIC_BASE, 4, 0x10 + 2 * pin + 1);
@@ -602,6 +727,9 @@ int main(void)
         TEST(test_x2apic_registers_and_destinations),
         TEST(test_page_moves_and_odd_accesses_are_harmless),
         TEST(test_timer_one_shot_periodic_and_deadline),
+        TEST(test_state_moves_to_another_apic),
+        TEST(test_any_state_is_made_sound),
+        TEST(test_view_delivers_to_the_set_it_views),
         TEST(test_ioapic_edge_counts_rises),
         TEST(test_ioapic_level_is_sent_again_until_released),
         TEST(test_ioapic_registers_and_reset),

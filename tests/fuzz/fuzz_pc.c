@@ -3,6 +3,7 @@
  * configuration space and BARs, local APICs by page and MSR, lines that move.
  * Input: steps of one opcode byte and its operands.
  */
+#include "base/alarm.h"
 #include "base/loop.h"
 #include "base/wire.h"
 #include "bus/bus.h"
@@ -26,6 +27,7 @@ struct pc {
     struct loop *loop;
     struct bus *bus;
     struct lapic_set *lapics;
+    struct alarm *alarms[CPUS];
     struct ioapic *ioapic;
     struct i8259 *pic;
     struct chardev *chardev;
@@ -78,9 +80,20 @@ static void on_sipi(void *opaque, unsigned cpu, uint8_t vector)
     on_cpu(opaque, cpu);
 }
 
-static void on_eoi(void *opaque, uint8_t vector)
+static void on_eoi(void *opaque, unsigned cpu, uint8_t vector)
 {
+    (void)cpu;
     ioapic_eoi(((struct pc *)opaque)->ioapic, vector);
+}
+
+static void on_arm(void *opaque, unsigned cpu, uint64_t deadline_ns)
+{
+    alarm_arm(((struct pc *)opaque)->alarms[cpu], deadline_ns);
+}
+
+static void on_alarm(void *opaque)
+{
+    lapic_timer_expire(opaque);
 }
 
 static int on_pic_acknowledge(void *opaque)
@@ -129,7 +142,8 @@ static const struct lapic_ops lapic_ops = {.kick = on_cpu,
                                            .init = on_cpu,
                                            .sipi = on_sipi,
                                            .eoi = on_eoi,
-                                           .pic_acknowledge = on_pic_acknowledge};
+                                           .pic_acknowledge = on_pic_acknowledge,
+                                           .arm = on_arm};
 
 static uint64_t bar_read(void *opaque, uint64_t offset, unsigned size)
 {
@@ -178,9 +192,12 @@ static void build(struct pc *pc)
 
     must(loop_create(&pc->loop));
     must(bus_create(&pc->bus));
-    lapics.loop = env.loop = pc->loop;
+    env.loop = pc->loop;
     env.bus = pc->bus;
     must(lapic_set_create(&lapics, &pc->lapics));
+    for (unsigned i = 0; i < CPUS; i++) {
+        must(alarm_create(pc->loop, on_alarm, lapic_get(pc->lapics, i), &pc->alarms[i]));
+    }
     must(i8259_create(pc->bus, on_pic_output, pc, &pc->pic));
     must(ioapic_create(pc->bus, IOAPIC_BASE, &router, NULL, &pc->ioapic));
     must(chardev_create(pc->loop, &chardev, &pc->chardev));
@@ -205,6 +222,9 @@ static void destroy(struct pc *pc)
     chardev_destroy(pc->chardev);
     ioapic_destroy(pc->ioapic);
     i8259_destroy(pc->pic);
+    for (unsigned i = 0; i < CPUS; i++) {
+        alarm_destroy(pc->alarms[i]);
+    }
     lapic_set_destroy(pc->lapics);
     bus_destroy(pc->bus);
     loop_destroy(pc->loop);

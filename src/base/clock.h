@@ -1,0 +1,10 @@
+/* The clock that everything in the project waits by. */
+#ifndef CORBEL_BASE_CLOCK_H
+#define CORBEL_BASE_CLOCK_H
+
+#include <stdint.h>
+
+/* CLOCK_MONOTONIC in ns. Any thread. */
+uint64_t clock_monotonic_ns(void);
+
+#endif
