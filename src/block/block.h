@@ -69,6 +69,7 @@ struct block_config {
     bool read_only;
     bool direct;                       /* bypass the host's cache */
     bool must_be_current;              /* not a file from which the disk went on to another */
+    bool may_be_unfinished;            /* also a copy that is not whole */
     bool for_repair;                   /* open what is marked corrupt too, to check it */
     bool no_backing;                   /* leave backing images shut; to look at this layer alone */
     const struct block_layer *backing; /* from the nearest to the base */
@@ -108,7 +109,8 @@ struct block_stats {
 /*
  * Opens and locks the image: many may read it, or one may write it. -EBUSY
  * when another process holds it, -EINVAL when its size is not a multiple of
- * 512, -ESTALE when the disk went on in another file (see successor.h),
+ * 512, -ESTALE when the disk went on in another file or the copy is not whole
+ * (see successor.h),
  * -ENOENT, -EACCES, ...; err names the file and the mend.
  */
 int block_create(const struct block_config *config, struct err *err, struct block **ret_block)

@@ -4,6 +4,7 @@
 #include "block/block_int.h"
 #include "block/file.h"
 #include "block/qcow2_int.h"
+#include "block/successor.h"
 
 #include <errno.h>
 #include <string.h>
@@ -61,7 +62,10 @@ int block_image_create(const struct block_create_options *options, struct err *e
     if (r < 0) {
         return r;
     }
-    if (options->format == BLOCK_FORMAT_QCOW2) {
+    r = options->is_unfinished ? successor_begin(NULL, file) : successor_end(file);
+    if (r < 0 && r != -EOPNOTSUPP) {
+        (void)err_set_errno(err, r, "cannot mark image '%s'", options->path);
+    } else if (options->format == BLOCK_FORMAT_QCOW2) {
         r = qcow2_create_image(options, options->size_bytes, file, err);
     } else {
         r = file->ops->truncate(file, options->size_bytes);

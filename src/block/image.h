@@ -27,6 +27,7 @@ struct block_create_options {
     enum block_format format;
     const char *path;
     bool replace;        /* an existing file */
+    bool is_unfinished;  /* marked as not whole, where the file system can (successor.h) */
     uint64_t size_bytes; /* 0 with a backing image: as large as that */
     enum block_prealloc prealloc;
 

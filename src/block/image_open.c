@@ -157,7 +157,10 @@ static int open_layer(const struct block_config *config, struct permission *allo
     if (r < 0) {
         return r;
     }
-    r = config->must_be_current ? successor_check(file, config->path, err) : 0;
+    r = config->may_be_unfinished ? 0 : successor_check_whole(file, config->path, err);
+    if (r == 0 && config->must_be_current) {
+        r = successor_check(file, config->path, err);
+    }
     if (r < 0) {
         /* Nothing of it may be touched. */
     } else if (config->format == BLOCK_FORMAT_RAW) {

@@ -1,5 +1,6 @@
 #include "block/job.h"
 
+#include "base/log.h"
 #include "base/loop.h"
 #include "block/block_core.h"
 #include "block/file.h"
@@ -339,6 +340,20 @@ static int stream(struct block_job *job)
 
 /* ---- life ---- */
 
+/* As it was before; what is left half done shows as such. */
+static int empty_target(const struct block_image *source, struct block_image *target)
+{
+    int r = successor_begin(source->file, target->file);
+
+    if (r == 0 || r == -EOPNOTSUPP) {
+        r = block_image_simple(target, BLOCK_WRITE_ZEROES, 0, target->size_bytes, true);
+    }
+    if (r == 0) {
+        r = block_image_simple(target, BLOCK_FLUSH, 0, 0, false);
+    }
+    return r == 0 ? successor_end(target->file) : r;
+}
+
 /* Half a copy is of no use; half a commit changes nothing that shows. */
 static void drop_target(struct block_job *job)
 {
@@ -349,9 +364,8 @@ static void drop_target(struct block_job *job)
         return;
     }
     if (job->config.into_existing) {
-        /* As it was, if the host lets us; if not, the next mirror is refused. */
-        (void)!block_image_simple(target, BLOCK_WRITE_ZEROES, 0, target->size_bytes, true);
-        (void)!block_image_simple(target, BLOCK_FLUSH, 0, 0, false);
+        (void)!empty_target(job->block->image,
+                            target); /* if the host lets us; if not, it is marked */
     } else {
         (void)unlink(job->target_path);
     }
@@ -413,18 +427,52 @@ static int check_empty(struct block_job *job, struct err *err)
     return r < 0 ? err_set_errno(err, r, "the mirror's target has to read as zero everywhere") : 0;
 }
 
+/* From here on nobody takes the target for a disk. */
+static int mark_target(struct block_job *job, struct err *err)
+{
+    const struct block_file *target = job->target->file;
+    int r = successor_begin(job->block->image->file, target);
+
+    if (r == -EOPNOTSUPP) {
+        log_warn("'%s' cannot be marked as unfinished, because its file system keeps no such "
+                 "marks; ignoring that, but do not use it before the mirror is done",
+                 job->target_path);
+        r = 0;
+    }
+    if (r == 0) {
+        r = successor_prepare(target);
+    }
+    return r < 0 ? err_set_errno(err, r, "cannot make '%s' durable", job->target_path) : 0;
+}
+
+static int open_target(struct block_job *job, struct err *err)
+{
+    const struct block_config config = {
+        .format = job->config.target_format,
+        .path = job->target_path,
+        .fd = -1,
+        .direct = job->config.target_direct,
+        .may_be_unfinished = true,
+    };
+    int r = block_image_open(&config, err, &job->target);
+
+    if (r < 0 || !job->config.into_existing) {
+        return r;
+    }
+    if (job->target->file->fd >= 0 && successor_is_unfinished(job->target->file->fd)) {
+        r = empty_target(job->block->image, job->target); /* of what an earlier one left */
+        r = r < 0 ? err_set_errno(err, r, "cannot empty '%s'", job->target_path) : 0;
+    }
+    return r < 0 ? r : check_empty(job, err);
+}
+
 static int make_target(struct block_job *job, struct err *err)
 {
     const struct block_create_options options = {
         .format = job->config.target_format,
         .path = job->target_path,
         .size_bytes = block_size_bytes(job->block),
-    };
-    const struct block_config config = {
-        .format = job->config.target_format,
-        .path = job->target_path,
-        .fd = -1,
-        .direct = job->config.target_direct,
+        .is_unfinished = true,
     };
     bool is_new = !job->config.into_existing;
     int r = is_new ? block_image_create(&options, err) : 0;
@@ -432,12 +480,9 @@ static int make_target(struct block_job *job, struct err *err)
     if (r < 0) {
         return r;
     }
-    r = block_image_open(&config, err, &job->target);
-    if (r == 0 && !is_new) {
-        r = check_empty(job, err);
-    } else if (r == 0) {
-        r = successor_prepare(job->target->file);
-        r = r < 0 ? err_set_errno(err, r, "cannot make '%s' durable", job->target_path) : 0;
+    r = open_target(job, err);
+    if (r == 0) {
+        r = mark_target(job, err);
     }
     if (r < 0) {
         block_image_close(job->target);

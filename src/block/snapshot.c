@@ -53,6 +53,7 @@ int block_snapshot(struct block *block, const char *path, const char *backing_na
         .size_bytes = block_size_bytes(block),
         .backing_path = backing_name,
         .backing_format = block->image->format,
+        .is_unfinished = true, /* until prepare_snapshot() names it */
     };
     const struct block_config config = {
         .format = BLOCK_FORMAT_QCOW2, .path = path, .fd = -1, .direct = direct};

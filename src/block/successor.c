@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #define MARK_NAME "user.corbel.continued-in"
+#define UNFINISHED_NAME "user.corbel.unfinished-copy-of"
 #define FORMAT_BYTES 8u
 
 int block_file_path(const struct block_file *file, char *ret_path, size_t size)
@@ -49,9 +50,9 @@ static bool cannot_hold_marks(int error)
 }
 
 /* 1 when there was one. */
-static int remove_mark(int fd)
+static int remove_mark(int fd, const char *name)
 {
-    if (fremovexattr(fd, MARK_NAME) == 0) {
+    if (fremovexattr(fd, name) == 0) {
         return 1;
     }
     return errno == ENODATA || cannot_hold_marks(errno) ? 0 : -errno;
@@ -73,24 +74,44 @@ int successor_prepare(const struct block_file *to)
     return dir >= 0 && fsync(to->fd) == 0 && fsync(dir) == 0 ? 0 : -errno;
 }
 
+int successor_begin(const struct block_file *from, const struct block_file *to)
+{
+    char path[PATH_MAX] = "?"; /* for people */
+
+    if (to->fd < 0) {
+        return -EOPNOTSUPP;
+    }
+    if (from != NULL && from->fd >= 0) {
+        (void)!block_file_path(from, path, sizeof(path));
+    }
+    if (fsetxattr(to->fd, UNFINISHED_NAME, path, strlen(path), 0) != 0) {
+        return cannot_hold_marks(errno) ? -EOPNOTSUPP : -errno;
+    }
+    return fsync(to->fd) == 0 ? 0 : -errno;
+}
+
+int successor_end(const struct block_file *to)
+{
+    int unfinished = to->fd >= 0 ? remove_mark(to->fd, UNFINISHED_NAME) : 0;
+    int continued = to->fd >= 0 ? remove_mark(to->fd, MARK_NAME) : 0;
+
+    if (unfinished < 0 || continued < 0) {
+        return unfinished < 0 ? unfinished : continued;
+    }
+    return unfinished + continued == 0 || fsync(to->fd) == 0 ? 0 : -errno;
+}
+
 int successor_set(const struct block_file *from, const struct block_file *to,
                   enum block_format to_format)
 {
     char text[FORMAT_BYTES + PATH_MAX];
     int len = snprintf(text, sizeof(text), "%s:", block_format_name(to_format));
-    int r = -EOPNOTSUPP;
+    int r = successor_end(to); /* never two that name each other */
 
-    if (from->fd >= 0 && to->fd >= 0) { /* otherwise a server's, without a name here */
-        r = block_file_path(to, text + len, sizeof(text) - (size_t)len);
+    if (r < 0 || from->fd < 0 || to->fd < 0) { /* a server's has no name here */
+        return r < 0 ? r : -EOPNOTSUPP;
     }
-    if (r < 0) {
-        return r;
-    }
-    /* Never two that name each other. */
-    r = remove_mark(to->fd);
-    if (r > 0 && fsync(to->fd) != 0) {
-        r = -errno;
-    }
+    r = block_file_path(to, text + len, sizeof(text) - (size_t)len);
     if (r < 0) {
         return r;
     }
@@ -99,7 +120,7 @@ int successor_set(const struct block_file *from, const struct block_file *to,
     }
     if (fsync(from->fd) != 0) {
         r = -errno;
-        (void)remove_mark(from->fd);
+        (void)remove_mark(from->fd, MARK_NAME);
         return r;
     }
     return 0;
@@ -107,7 +128,7 @@ int successor_set(const struct block_file *from, const struct block_file *to,
 
 void successor_clear(const struct block_file *file)
 {
-    if (remove_mark(file->fd) > 0) {
+    if (remove_mark(file->fd, MARK_NAME) > 0) {
         (void)fsync(file->fd); /* a mark too many is told to the user, and harms nothing */
     }
 }
@@ -134,6 +155,47 @@ int successor_get(int fd, struct successor *ret_successor)
     memcpy(successor.path, colon + 1, strlen(colon + 1) + 1);
     *ret_successor = successor;
     return 1;
+}
+
+int successor_find(int fd, struct successor *ret_successor)
+{
+    struct successor next;
+
+    if (successor_get(fd, &next) == 0 ||
+        (access(next.path, F_OK) != 0 && (errno == ENOENT || errno == ENOTDIR))) {
+        return 0;
+    }
+    *ret_successor = next;
+    return 1;
+}
+
+bool successor_is_unfinished(int fd)
+{
+    return fgetxattr(fd, UNFINISHED_NAME, NULL, 0) >= 0;
+}
+
+enum successor_state successor_state(int fd, struct successor *ret_next)
+{
+    return successor_is_unfinished(fd)        ? SUCCESSOR_UNFINISHED
+           : successor_find(fd, ret_next) > 0 ? SUCCESSOR_CONTINUED
+                                              : SUCCESSOR_CURRENT;
+}
+
+enum successor_state successor_state_of(const char *path, struct successor *ret_next)
+{
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+
+    return fd >= 0 ? successor_state(fd, ret_next) : SUCCESSOR_CURRENT;
+}
+
+int successor_check_whole(const struct block_file *file, const char *path, struct err *err)
+{
+    return file->fd >= 0 && successor_is_unfinished(file->fd)
+               ? err_set(err, -ESTALE,
+                         "disk '%s' is a copy that was never finished; remove it, or mirror into "
+                         "it again",
+                         path)
+               : 0;
 }
 
 int successor_check(const struct block_file *file, const char *path, struct err *err)

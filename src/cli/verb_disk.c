@@ -3,6 +3,7 @@
 #include "block/image.h"
 #include "block/qcow2.h"
 #include "cli/cli.h"
+#include "cli/disk_state.h"
 #include "cli/size.h"
 #include "storage/disk.h"
 
@@ -55,6 +56,9 @@ static int open_word(const struct disk_options *options, const char *path, bool 
         .read_only = read_only,
     };
 
+    if (read_only) {
+        disk_warn_when_stale(path);
+    }
     return disk_open(&ref, err, ret_image);
 }
 
@@ -197,7 +201,8 @@ int verb_image_clone(const struct cli *cli, const void *values, const struct arg
     return block_image_create(&create, err);
 }
 
-static json_t *describe_info(const char *path, const struct block_image_info *info)
+static json_t *describe_info(const char *path, const struct block_image_info *info,
+                             enum successor_state state, const struct successor *next)
 {
     json_t *object = json_pack(
         "{s:s, s:s, s:I, s:I, s:I}", "file", path, "format", block_format_name(info->format),
@@ -205,6 +210,12 @@ static json_t *describe_info(const char *path, const struct block_image_info *in
         "allocated_bytes", (json_int_t)info->allocated_bytes);
     json_t *more;
 
+    (void)json_object_set_new(object, "state", json_string(disk_state_name(state)));
+    if (state == SUCCESSOR_CONTINUED) {
+        (void)json_object_set_new(object, "continued_in", json_string(next->path));
+        (void)json_object_set_new(object, "continued_format",
+                                  json_string(block_format_name(next->format)));
+    }
     if (info->format != BLOCK_FORMAT_QCOW2) {
         return object;
     }
@@ -226,16 +237,6 @@ static json_t *describe_info(const char *path, const struct block_image_info *in
     return object;
 }
 
-/* Names come from the file: control characters would reach the terminal. */
-static void print_safely(const char *label, const char *text)
-{
-    printf("%s", label);
-    for (const char *p = text; *p != '\0'; p++) {
-        (void)putchar((unsigned char)*p < ' ' || *p == 0x7f ? '?' : *p);
-    }
-    (void)putchar('\n');
-}
-
 static void print_info(const char *path, const struct block_image_info *info)
 {
     char size[SIZE_TEXT_BYTES];
@@ -252,7 +253,7 @@ static void print_info(const char *path, const struct block_image_info *info)
            info->compression == BLOCK_COMPRESSION_ZSTD ? "zstd" : "zlib");
     printf("snapshots:  %u\n", info->snapshots);
     if (info->backing_path[0] != '\0') {
-        print_safely("stands on:  ", info->backing_path);
+        disk_print_text(stdout, "stands on:  ", info->backing_path);
     }
     if (info->is_corrupt) {
         puts("damaged:    yes; corbel image check tells more");
@@ -272,6 +273,8 @@ int verb_image_info(const struct cli *cli, const void *values, const struct args
     };
     struct block_image *image = NULL;
     struct block_image_info info;
+    struct successor next;
+    enum successor_state state = successor_state_of(args->words[0], &next);
     int rc = disk_open(&ref, err, &image);
 
     (void)cli;
@@ -284,9 +287,10 @@ int verb_image_info(const struct cli *cli, const void *values, const struct args
         return err_set_errno(err, rc, "%s cannot be looked at", args->words[0]);
     }
     if (options->json) {
-        return print_json(describe_info(args->words[0], &info));
+        return print_json(describe_info(args->words[0], &info, state, &next));
     }
     print_info(args->words[0], &info);
+    disk_print_state(state, &next);
     return 0;
 }
 
@@ -295,7 +299,7 @@ static void report_finding(void *opaque, const char *text)
     const bool *is_quiet = opaque;
 
     if (!*is_quiet) {
-        print_safely("", text);
+        disk_print_text(stdout, "", text);
     }
 }
 
@@ -346,6 +350,7 @@ int verb_image_check(const struct cli *cli, const void *values, const struct arg
         }
     }
     ref.read_only = repair == BLOCK_REPAIR_NONE;
+    disk_warn_when_stale(args->words[0]);
     rc = disk_open(&ref, err, &image);
     if (rc < 0) {
         return rc;
@@ -552,7 +557,7 @@ static int list_snapshots(struct block_image *image, bool as_json, struct err *e
                                                     (json_int_t)infos[i].date_sec));
         if (!as_json) {
             printf("%-6.6s %10s  ", infos[i].id, size_format(infos[i].size_bytes, size));
-            print_safely("", infos[i].name);
+            disk_print_text(stdout, "", infos[i].name);
         }
     }
     if (rc < 0 || !as_json) {

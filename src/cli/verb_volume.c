@@ -2,6 +2,7 @@
 #include "base/io.h"
 #include "block/block_int.h"
 #include "cli/cli.h"
+#include "cli/disk_state.h"
 #include "cli/image.h"
 #include "cli/paths.h"
 #include "cli/size.h"
@@ -243,10 +244,16 @@ int verb_pool_list(const struct cli *cli, const void *values, const struct args 
 
 static json_t *describe_volume(const struct pool_volume *v)
 {
-    return json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:i}", "name", v->name, "size_bytes",
-                     (json_int_t)v->size_bytes, "allocated_bytes", (json_int_t)v->allocated_bytes,
-                     "format", "qcow2", "path", v->path, "parent", v->parent, "snapshots",
-                     (int)v->snapshots);
+    json_t *object =
+        json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:i, s:s}", "name", v->name, "size_bytes",
+                  (json_int_t)v->size_bytes, "allocated_bytes", (json_int_t)v->allocated_bytes,
+                  "format", "qcow2", "path", v->path, "parent", v->parent, "snapshots",
+                  (int)v->snapshots, "state", disk_state_name(v->state));
+
+    if (v->state == SUCCESSOR_CONTINUED) {
+        (void)json_object_set_new(object, "continued_in", json_string(v->next.path));
+    }
+    return object;
 }
 
 /* After a change: says so when the pool gets full. */
@@ -339,8 +346,12 @@ int verb_volume_list(const struct cli *cli, const void *values, const struct arg
 
         (void)json_array_append_new(rows, describe_volume(&list[i]));
         if (!options->json) {
-            printf("%-24s %10s %10s %9u  %s\n", list[i].name, size_format(list[i].size_bytes, size),
-                   size_format(list[i].allocated_bytes, own), list[i].snapshots, list[i].parent);
+            printf("%-24s %10s %10s %9u  %s%s\n", list[i].name,
+                   size_format(list[i].size_bytes, size), size_format(list[i].allocated_bytes, own),
+                   list[i].snapshots, list[i].parent,
+                   list[i].state == SUCCESSOR_UNFINISHED  ? "  (unfinished copy)"
+                   : list[i].state == SUCCESSOR_CONTINUED ? "  (stale)"
+                                                          : "");
         }
     }
     if (rc < 0 || !options->json) {
@@ -372,6 +383,7 @@ int verb_volume_show(const struct cli *cli, const void *values, const struct arg
     printf("length:     %s\nown:        %s\nsnapshots:  %u\nfile:       %s (qcow2)\n",
            size_format(volume.size_bytes, size), size_format(volume.allocated_bytes, own),
            volume.snapshots, volume.path);
+    disk_print_state(volume.state, &volume.next);
     return 0;
 }
 

@@ -58,6 +58,8 @@ int disk_open(const struct disk_ref *ref, struct err *err, struct block_image **
     config.read_only = ref->read_only;
     config.no_backing = ref->no_backing;
     config.for_repair = ref->for_repair;
+    config.may_be_unfinished = ref->any_state || ref->for_repair;
+    config.must_be_current = !ref->read_only && !config.may_be_unfinished;
     config.backing_dir = ref->backing_dir != NULL    ? ref->backing_dir
                          : nbd_is_address(ref->path) ? NULL
                                                      : dirname(copy);

@@ -20,14 +20,15 @@ struct disk_ref {
     const char *backing_dir; /* where backing images may be; NULL: the image's own directory */
     bool read_only;
     bool no_backing; /* this layer alone */
-    bool for_repair; /* also one that is marked as damaged */
+    bool for_repair; /* also one that is marked as damaged, stale or unfinished (successor.h) */
+    bool any_state;  /* also one that is stale or unfinished */
 };
 
 /* "raw" for .raw, .img and addresses of NBD servers, "qcow2" for .qcow2. -EINVAL when neither name nor format says it. */
 int disk_parse_format(const char *path, const char *format, enum block_format *ret_format,
                       struct err *err) MUST_CHECK;
 
-/* As block_image_open(); the caller closes it with block_image_close(). */
+/* As block_image_open(), and for writing only what is current; the caller closes it with block_image_close(). */
 int disk_open(const struct disk_ref *ref, struct err *err, struct block_image **ret_image)
     MUST_CHECK;
 

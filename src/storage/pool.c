@@ -396,6 +396,7 @@ static void describe_volume(struct pool *pool, const char *name, const json_t *v
     ret->size_bytes = get_number(volume, "size");
     ret->snapshots = (unsigned)json_object_size(json_object_get(volume, "snapshots"));
     pool->ops->path(pool->store, head, ret->path);
+    ret->state = pool->ops->state(pool->store, head, &ret->next);
     if (pool->ops->stat(pool->store, head, &ret->allocated_bytes) < 0) {
         ret->allocated_bytes = 0;
     }
@@ -535,11 +536,39 @@ static int find_idle(struct pool *pool, const char *name, json_t **ret_volume, s
     return rc;
 }
 
+/* And whose contents are those of a disk. */
+static int find_current(struct pool *pool, const char *name, json_t **ret_volume, struct err *err)
+{
+    struct successor next;
+    json_t *volume = NULL;
+    int rc = find_idle(pool, name, &volume, err);
+
+    if (rc < 0) {
+        return rc;
+    }
+    switch (pool->ops->state(pool->store, get_number(volume, "head"), &next)) {
+    case SUCCESSOR_UNFINISHED:
+        return err_set(err, -ESTALE,
+                       "the volume \"%.60s\" holds a part of a copy that was interrupted; mirror "
+                       "into it again, or delete it",
+                       name);
+    case SUCCESSOR_CONTINUED:
+        return err_set(err, -ESTALE,
+                       "the volume \"%.60s\" is stale: its disk went on in '%s'; use that, or "
+                       "remove it to go back",
+                       name, next.path);
+    case SUCCESSOR_CURRENT:
+        break;
+    }
+    *ret_volume = volume;
+    return 0;
+}
+
 int pool_resize_volume(struct pool *pool, const char *name, uint64_t size_bytes, bool may_shrink,
                        struct err *err)
 {
     json_t *volume = NULL;
-    int rc = find_idle(pool, name, &volume, err);
+    int rc = find_current(pool, name, &volume, err);
 
     if (rc == 0) {
         rc =
@@ -579,7 +608,7 @@ int pool_clone_volume(struct pool *pool, const char *name, const char *snapshot,
         base = get_number(from, "layer");
         size = get_number(from, "size");
     } else {
-        rc = find_idle(pool, name, &volume, err);
+        rc = find_current(pool, name, &volume, err);
         if (rc < 0) {
             return rc;
         }
@@ -609,7 +638,7 @@ int pool_create_snapshot(struct pool *pool, const char *name, const char *snapsh
     json_t *volume = NULL;
     json_t *snapshots;
     json_t *entry;
-    int rc = find_idle(pool, name, &volume, err);
+    int rc = find_current(pool, name, &volume, err);
 
     if (rc < 0) {
         return rc;

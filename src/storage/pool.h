@@ -17,6 +17,7 @@
 #define CORBEL_STORAGE_POOL_H
 
 #include "base/error.h"
+#include "block/successor.h"
 
 #include <limits.h>
 #include <stdbool.h>
@@ -52,6 +53,10 @@ struct pool_volume {
     char path[PATH_MAX];          /* of the head, for those who open it */
     char parent[POOL_NAME_BYTES]; /* the snapshot it was made from or reverted to last; may be "" */
     unsigned snapshots;
+    /* Unfinished while a machine's disk is mirrored into it, and after that was interrupted;
+     * continued after a machine's disk went on from it to `next`. */
+    enum successor_state state;
+    struct successor next;
 };
 
 struct pool_snapshot {
@@ -85,7 +90,8 @@ int pool_create_volume(struct pool *pool, const char *name, uint64_t size_bytes,
 int pool_create_copy(struct pool *pool, const char *name, uint64_t size_bytes,
                      struct block_image *from, struct err *err) MUST_CHECK;
 
-/* The rest is -EBUSY while a machine has the volume open. */
+/* The rest is -EBUSY while a machine has the volume open. What would build on its contents is
+ * -ESTALE when these are unfinished or stale; it can be deleted, or reverted to a snapshot. */
 int pool_resize_volume(struct pool *pool, const char *name, uint64_t size_bytes, bool may_shrink,
                        struct err *err) MUST_CHECK;
 /* snapshot NULL: as the volume is now. */

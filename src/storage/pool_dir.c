@@ -164,11 +164,11 @@ static int dir_remove(struct pool_store *store, uint64_t layer, struct err *err)
 }
 
 /* This layer alone, for writing. */
-static int open_alone(struct pool_store *store, uint64_t layer, bool read_only, struct err *err,
+static int open_alone(struct pool_store *store, uint64_t layer, bool any_state, struct err *err,
                       struct block_image **ret_image)
 {
     char path[PATH_MAX];
-    const struct disk_ref ref = {.path = path, .read_only = read_only, .no_backing = true};
+    const struct disk_ref ref = {.path = path, .any_state = any_state, .no_backing = true};
 
     dir_path(store, layer, path);
     return disk_open(&ref, err, ret_image);
@@ -236,10 +236,19 @@ static int dir_fill(struct pool_store *store, uint64_t layer, struct block_image
 static int dir_check_idle(struct pool_store *store, uint64_t layer, struct err *err)
 {
     struct block_image *image = NULL;
-    int rc = open_alone(store, layer, false, err, &image);
+    int rc = open_alone(store, layer, true, err, &image);
 
     block_image_close(image);
     return rc;
+}
+
+static enum successor_state dir_state(struct pool_store *store, uint64_t layer,
+                                      struct successor *ret_next)
+{
+    char path[PATH_MAX];
+
+    dir_path(store, layer, path);
+    return successor_state_of(path, ret_next);
 }
 
 static int dir_stat(struct pool_store *store, uint64_t layer, uint64_t *ret_allocated_bytes)
@@ -307,6 +316,7 @@ const struct pool_ops pool_dir_ops = {
     .resize = dir_resize,
     .merge = dir_merge,
     .check_idle = dir_check_idle,
+    .state = dir_state,
     .stat = dir_stat,
     .each = dir_each,
     .space = dir_space,

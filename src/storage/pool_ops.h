@@ -9,6 +9,7 @@
 
 #include <stddef.h>
 
+struct block_image;
 struct pool_store;
 
 struct pool_ops {
@@ -34,8 +35,11 @@ struct pool_ops {
     /* Copies what `layer` holds into `into`, on which it stands, and puts that in its place. May be
      * repeated after it was interrupted; until it is done both read as before. */
     int (*merge)(struct pool_store *store, uint64_t layer, uint64_t into, struct err *err);
-    /* -EBUSY while someone has it open for writing. */
+    /* -EBUSY while someone has it open for writing; whatever its marks say. */
     int (*check_idle)(struct pool_store *store, uint64_t layer, struct err *err);
+    /* The marks of a layer that a machine had as its disk. */
+    enum successor_state (*state)(struct pool_store *store, uint64_t layer,
+                                  struct successor *ret_next);
 
     int (*stat)(struct pool_store *store, uint64_t layer, uint64_t *ret_allocated_bytes);
     /* Calls fn for every layer that is there, known to the record or not. */

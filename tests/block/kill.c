@@ -63,6 +63,7 @@ static struct {
     enum block_format low_format; /* of the one below, where there is one */
     char first[512];
     struct block *block; /* the child's */
+    unsigned half_copies;
 } t;
 
 /* What is waited for has no descriptor: it is looked at again and again, others may run meanwhile. */
@@ -514,6 +515,43 @@ static void expect_no_corruption(struct block_image *image)
     }
 }
 
+/* A copy that the disk did not go on in is told to be none, or it is whole. */
+static void judge_copy(const struct successor *disk)
+{
+    struct block_config config = {
+        .path = scratch_path("mirror"), .fd = -1, .read_only = true, .format = BLOCK_FORMAT_RAW};
+    int fd = open(config.path, O_RDONLY | O_CLOEXEC);
+    struct block_image *image = NULL;
+    struct err err = {0};
+    uint8_t magic[4];
+    bool is_unfinished;
+    uint8_t *content;
+
+    if (fd < 0 || strcmp(disk->path, config.path) == 0 ||
+        pread(fd, magic, sizeof(magic), 0) != (ssize_t)sizeof(magic)) {
+        (void)close(fd); /* gone, in use, or made just now and empty */
+        return;
+    }
+    if (memcmp(magic, "QFI\xfb", sizeof(magic)) == 0) {
+        config.format = BLOCK_FORMAT_QCOW2;
+    }
+    is_unfinished = successor_is_unfinished(fd);
+    (void)close(fd);
+    if (is_unfinished) {
+        if (open_when_free(&config, &err, &image) != -ESTALE) {
+            fail("half a copy can be opened");
+        }
+        t.half_copies++;
+        return;
+    }
+    must(open_when_free(&config, &err, &image), "open the copy", &err);
+    content = malloc(image->size_bytes);
+    must(block_image_pread(image, content, image->size_bytes, 0), "read the copy", NULL);
+    compare_content(content, image->size_bytes);
+    free(content);
+    block_image_close(image);
+}
+
 /* The number of files that the disk has left behind. */
 static unsigned judge(bool with_qemu)
 {
@@ -544,6 +582,7 @@ static unsigned judge(bool with_qemu)
         ask_qemu(&disk, content, size);
     }
     free(content);
+    judge_copy(&disk);
     return marks;
 }
 
@@ -595,9 +634,10 @@ static void run(enum operation operation, unsigned kills, unsigned long seed, un
         remove_images();
     }
     printf("ok %u - %s: %u kills, %u of them before it, %u in the middle, %u after; "
-           "the disk had another file after %u\n",
-           number, names[operation], kills, phases[BEFORE], phases[DURING], phases[AFTER],
-           switched);
+           "the disk had another file after %u, half a copy was left by %u\n",
+           number, names[operation], kills, phases[BEFORE], phases[DURING], phases[AFTER], switched,
+           t.half_copies);
+    t.half_copies = 0;
     (void)fflush(stdout);
 }
 

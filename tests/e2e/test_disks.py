@@ -352,6 +352,78 @@ def into_volume(place):
             expect(m.wait_exit() == 0, m.story())
 
 
+def refused(user, *words):
+    """Neither a disk nor a volume may be built on: why."""
+    return user.run(*words, status=1)[1]
+
+
+def half_copies(place):
+    """A mirror that kill -9 ends leaves a file, or a volume, that nobody takes for a disk."""
+    source = make_disk(place, "half.raw", 24 * MIB, os.urandom(8 * MIB))
+    with User(place) as user:
+        user.run("volume", "create", "data", "24M")
+        volume = json.loads(user.run("volume", "show", "data", "--json")[0])["path"]
+        plain = os.path.join(user.home, "half.raw")
+        for target in ({"file": volume, "format": "qcow2", "existing": True}, {"file": plain}):
+            with start(place, [f"{source},id=vda"]) as m:
+                ready(m)
+                control = Control(place.home / "control")
+                control.must("disk-mirror", disk="vda", speed=1, **target)
+                m.process.kill()
+                m.wait_exit()
+        for path, form in ((volume, "qcow2"), (plain, "raw")):
+            info = json.loads(user.run("image", "info", path, "--json")[0])
+            expect(info["state"] == "unfinished", info)
+            for words in (("resize", path, "+1M"), ("convert", path, f"{user.home}/x.raw"),
+                          ("clone", path, f"{user.home}/x.qcow2")):
+                expect("never finished" in refused(user, "image", *words), words)
+            with start(place, [f"{path},format={form}"]) as m:
+                expect(m.wait_exit() != 0, "a machine starts with half a copy")
+                expect(b"never finished" in m.stderr, f"it does not say why: {m.stderr}")
+        rows = json.loads(user.run("volume", "list", "--json")[0])
+        expect([r["state"] for r in rows] == ["unfinished"], rows)
+        expect("unfinished" in user.run("volume", "list")[0], "the list for people hides it")
+        expect("unfinished" in user.run("volume", "show", "data")[0], "show hides it")
+        for words in (("snapshot", "create", "data", "s"), ("clone", "data", "b"),
+                      ("resize", "data", "+1M")):
+            expect("interrupted" in refused(user, "volume", *words), words)
+        # The next mirror empties it first.
+        with start(place, [f"{source},id=vda"]) as m:
+            ready(m)
+            control, watch = Control(place.home / "control"), Control(place.home / "control")
+            watch.must("watch")
+            control.must("disk-mirror", disk="vda", file=volume, format="qcow2", existing=True)
+            watch.wait_event(job_is("done"))
+            m.type("poweroff -f\n")
+            expect(m.wait_exit() == 0, m.story())
+        expect(json.loads(user.run("volume", "show", "data", "--json")[0])["state"] == "current",
+               "the volume is still no disk")
+        user.run("image", "compare", str(source), volume)
+        # The file before is stale by now, and the tools know it.
+        info = json.loads(user.run("image", "info", str(source), "--json")[0])
+        expect(info["state"] == "stale" and info["continued_in"] == volume and
+               info["continued_format"] == "qcow2", info)
+        expect(volume in user.run("image", "info", str(source))[0], "info for people hides it")
+        expect(volume in refused(user, "image", "resize", str(source), "+1M"), "resized")
+        _, err = user.run("image", "convert", str(source), f"{user.home}/x.raw")
+        expect(volume in err, f"a stale disk is copied without a word: {err}")
+        # A volume that a machine's disk left is stale, too.
+        with start(place, [f"{volume},id=vda,format=qcow2"]) as m:
+            ready(m)
+            control, watch = Control(place.home / "control"), Control(place.home / "control")
+            watch.must("watch")
+            control.must("disk-mirror", disk="vda", file=f"{user.home}/away.qcow2", format="qcow2")
+            watch.wait_event(job_is("done"))
+            m.type("poweroff -f\n")
+            expect(m.wait_exit() == 0, m.story())
+        row = json.loads(user.run("volume", "show", "data", "--json")[0])
+        expect(row["state"] == "stale" and row["continued_in"].endswith("away.qcow2"), row)
+        expect("away.qcow2" in refused(user, "volume", "snapshot", "create", "data", "s"), "built on")
+        expect("away.qcow2" in refused(user, "image", "snapshot", "create", volume, "s"), "built on")
+        user.run("volume", "delete", "data")
+        os.unlink(plain)
+
+
 # Prints wrote-N. when write number N is durable: N at sector 97 * (N mod 64).
 WRITER = ("i=0; while :; do i=$((i+1)); printf %08d $i | dd of=/dev/vda bs=512 "
           "seek=$((i%64*97)) conv=sync,fsync,notrunc 2>/dev/null; echo wrote-$i.; done\n")
@@ -478,6 +550,7 @@ if __name__ == "__main__":
         ("a disk comes and goes while the guest runs", hotplug),
         ("snapshot, stream and mirror under a running guest lose nothing", live_jobs),
         ("what an earlier run put on top is committed", earlier_commit),
+        ("half a copy is never taken for a disk", half_copies),
         ("a running machine's disk moves into a volume of a pool", into_volume),
         ("a killed monitor loses no flushed write, whatever it was about", killed),
         ("a full host pauses the machine, and it goes on when there is room", full_host),
