@@ -12,8 +12,9 @@
 #define PAGE_MASK ((uintptr_t)GMEM_PAGE_BYTES - 1)
 #define LINE_SHIFT 6
 #define ALL_LINES UINT64_MAX
-/* Metadata that goes with a byte of code, from measurements: about a half. */
+/* Metadata that goes with a byte of code, from measurements: about a quarter. */
 #define ARENA_SHARE(bytes) ((bytes) / 2)
+#define ARENA_START 8u
 #define UNIT_BYTES_MIN 96u /* of code, for the size of by_code */
 #define EXIT_BYTES_MIN 24u
 #define ACCESS_BYTES_MIN 48u
@@ -62,7 +63,7 @@ static int map_tables(struct translator *t, struct err *err)
     t->arena = map_private(t->arena_bytes);
     t->units = map_private(CODE_CACHE_BUCKETS * sizeof(*t->units));
     t->pages = map_private(PAGE_BUCKETS * sizeof(struct code_page *));
-    t->by_code = map_private(t->size_bytes / UNIT_BYTES_MIN * sizeof(struct unit *));
+    t->by_code = map_private(t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
     t->exits = map_private(t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
     t->heads = map_private(HEAD_BITS / 8);
     t->checked = map_private(HEAD_BITS / 8);
@@ -91,7 +92,7 @@ void code_cache_destroy(struct translator *t)
     unmap(t->arena, t->arena_bytes);
     unmap(t->units, CODE_CACHE_BUCKETS * sizeof(*t->units));
     unmap(t->pages, PAGE_BUCKETS * sizeof(struct code_page *));
-    unmap(t->by_code, t->size_bytes / UNIT_BYTES_MIN * sizeof(struct unit *));
+    unmap(t->by_code, t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
     unmap(t->exits, t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
     unmap(t->heads, HEAD_BITS / 8);
     unmap(t->checked, HEAD_BITS / 8);
@@ -129,6 +130,7 @@ int code_cache_create(struct engine_vm *vm, uint64_t size_bytes, struct err *err
         return r;
     }
     t->exit_count = 1;
+    t->arena_used = ARENA_START;
     thunk_emit_all(t);
     t->thunk_bytes = t->used_bytes;
     *ret_translator = t;
@@ -137,7 +139,7 @@ int code_cache_create(struct engine_vm *vm, uint64_t size_bytes, struct err *err
 
 bool code_cache_room(const struct translator *t)
 {
-    size_t tables = sizeof(struct unit) + UNIT_MARKS_MAX * sizeof(struct unit_insn) +
+    size_t tables = sizeof(struct unit) + UNIT_MARKS_MAX * UNIT_MARK_BYTES_MAX +
                     2 * sizeof(struct code_page) + 2 * sizeof(struct code_page_ref);
 
     return t->size_bytes - t->used_bytes >= UNIT_CODE_MAX &&
@@ -147,13 +149,17 @@ bool code_cache_room(const struct translator *t)
            t->exit_count + UNIT_EXITS_MAX <= t->size_bytes / EXIT_BYTES_MIN;
 }
 
-void *code_cache_alloc(struct translator *t, size_t bytes)
+void *code_cache_alloc_as_is(struct translator *t, size_t bytes)
 {
     void *p = t->arena + t->arena_used;
 
     t->arena_used += (bytes + 7) & ~(size_t)7;
-    memset(p, 0, bytes);
     return p;
+}
+
+void *code_cache_alloc(struct translator *t, size_t bytes)
+{
+    return memset(code_cache_alloc_as_is(t, bytes), 0, bytes);
 }
 
 static struct code_page *page_find(const struct translator *t, uintptr_t host)
@@ -229,6 +235,23 @@ static void release_written(struct translator *t)
     }
 }
 
+static uint64_t lines_of(uint64_t offset, uint64_t len)
+{
+    uint64_t first = offset >> LINE_SHIFT;
+    uint64_t last = (offset + len - 1) >> LINE_SHIFT;
+    uint64_t upto = last >= 63 ? ALL_LINES : (1ull << (last + 1)) - 1;
+
+    return upto & ~((1ull << first) - 1);
+}
+
+static uint64_t lines_of_unit(const struct unit *unit)
+{
+    uint64_t first = (uint64_t)unit->first_line << LINE_SHIFT;
+    uint64_t last = (uint64_t)(unit->last_line & ~UNIT_CROSSES) << LINE_SHIFT;
+
+    return lines_of(first, last - first + 1);
+}
+
 void code_cache_publish(struct translator *t, struct unit *unit, gpa_t gpa_, gpa_t gpa_next)
 {
     unsigned bucket = code_cache_bucket(unit->guest, unit->mode);
@@ -239,10 +262,10 @@ void code_cache_publish(struct translator *t, struct unit *unit, gpa_t gpa_, gpa
         t->heads[head_bit(unit->guest) / 64] |= 1ull << (head_bit(unit->guest) % 64);
     }
     unit->page_next = page->units;
-    page->units = unit;
-    page->lines |= unit->lines;
-    if (unit->guest_next != 0) {
-        struct code_page *second = page_get(t, unit->guest_next, gpa_next);
+    page->units = unit_ref_of(t, unit);
+    page->lines |= lines_of_unit(unit);
+    if (unit_crosses(unit)) {
+        struct code_page *second = page_get(t, unit_guest_next(unit), gpa_next);
         struct code_page_ref *ref = code_cache_alloc(t, sizeof(*ref));
 
         ref->unit = unit;
@@ -250,10 +273,10 @@ void code_cache_publish(struct translator *t, struct unit *unit, gpa_t gpa_, gpa
         second->crossing = ref;
         second->lines |= 1; /* an instruction has at most 15 bytes */
     }
-    t->by_code[t->unit_count] = unit;
+    t->by_code[t->unit_count] = unit_ref_of(t, unit);
     __atomic_store_n(&t->unit_count, t->unit_count + 1, __ATOMIC_RELEASE);
     unit->next = atomic_load_explicit(&t->units[bucket], memory_order_relaxed);
-    atomic_store_explicit(&t->units[bucket], unit, memory_order_release);
+    atomic_store_explicit(&t->units[bucket], unit_ref_of(t, unit), memory_order_release);
 }
 
 /* Patched through RW; displacements are the same in both mappings. */
@@ -268,40 +291,45 @@ static void patch(struct translator *t, uint32_t site, uint32_t target)
  */
 static bool bridge_to(struct translator *t, struct unit_exit *exit, const struct unit *target)
 {
-    if (exit->bridge_jump == 0) {
-        struct emit e = {t->rw + t->used_bytes, t->vcpu_at};
+    const struct unit *unit = unit_get(t, exit->unit);
+    struct emit e = {t->rw + t->used_bytes, t->vcpu_at};
 
+    if (exit->bridge == 0) {
         if (t->size_bytes - t->used_bytes < BRIDGE_BYTES_MAX) {
             return false;
         }
         exit->bridge = t->used_bytes;
-        for (unsigned rest = exit->spilled; rest != 0; rest &= rest - 1) {
+        for (unsigned rest = unit->body_spilled; rest != 0; rest &= rest - 1) {
             unsigned r = (unsigned)__builtin_ctz(rest);
 
             emit_gs_load(&e, r, GS_SPILL(r));
         }
-        exit->bridge_jump = code_offset(t, emit_jmp(&e));
+        (void)emit_jmp(&e);
         t->used_bytes = code_offset(t, e.p);
     }
-    patch(t, exit->bridge_jump, target->entry);
-    patch(t, exit->branch, exit->bridge);
+    e.p = t->rw + exit->bridge + EMIT_GS_BYTES * (unsigned)__builtin_popcount(unit->body_spilled);
+    patch(t, code_offset(t, emit_jmp_site(&e)), unit_entry(target));
+    patch(t, unit->code + exit->branch, exit->bridge);
     return true;
 }
 
 void code_cache_link(struct translator *t, struct unit_exit *exit, struct unit *target)
 {
-    if (exit->linked || atomic_load(&target->dead) || atomic_load(&exit->unit->dead)) {
+    const struct unit *unit = unit_get(t, exit->unit);
+
+    if ((exit->state & EXIT_LINKED) != 0 || atomic_load(&target->dead) ||
+        atomic_load(&unit->dead)) {
         return;
     }
-    if (exit->spilled == target->body_spilled) {
-        patch(t, exit->branch, target->body);
+    if (unit->body_spilled == target->body_spilled) {
+        patch(t, unit->code + exit->branch, target->body);
     } else if (!bridge_to(t, exit, target)) {
-        exit->unlinkable = true;
+        exit->state |= EXIT_UNLINKABLE;
         return;
     }
-    exit->linked = true;
+    exit->state |= EXIT_LINKED;
     exit->next_incoming = target->incoming;
-    target->incoming = exit;
+    target->incoming = (uint32_t)(exit - t->exits);
 }
 
 /* No vCPU is to find the unit again in its own small table. */
@@ -328,30 +356,33 @@ static void unit_kill(struct translator *t, struct unit *unit)
     atomic_store(&unit->dead, true);
     forget_found(t, unit);
     t->stat_invalidated++;
-    for (struct unit_exit *exit = unit->incoming; exit != NULL; exit = exit->next_incoming) {
-        patch(t, exit->branch, exit->stub);
-        exit->linked = false;
+    for (uint32_t i = unit->incoming; i != 0; i = t->exits[i].next_incoming) {
+        struct unit_exit *exit = &t->exits[i];
+        uint32_t code = unit_get(t, exit->unit)->code;
+
+        patch(t, code + exit->branch, code + exit->stub);
+        exit->state &= (uint8_t)~EXIT_LINKED;
     }
-    unit->incoming = NULL;
+    unit->incoming = 0;
 
     /* Jump caches may still lead here: the first instruction becomes a jump to the lookup. */
-    uint8_t *first = t->rw + unit->indirect;
+    uint8_t *first = t->rw + unit->code + unit->indirect;
     uint64_t bytes;
-    uint32_t rel = (uint32_t)(t->dead - (t->rx + unit->indirect + 5));
+    uint32_t rel = (uint32_t)(t->dead - (t->rx + unit_entry(unit)));
 
     memcpy(&bytes, first, sizeof(bytes));
     bytes = (bytes & 0xffffff0000000000ull) | (uint64_t)rel << 8 | 0xe9u;
     __atomic_store_n((uint64_t *)(void *)first, bytes, __ATOMIC_SEQ_CST);
 
-    _Atomic(struct unit *) *link = &t->units[code_cache_bucket(unit->guest, unit->mode)];
-    struct unit *head = atomic_load_explicit(link, memory_order_relaxed);
+    _Atomic(unit_ref) *link = &t->units[code_cache_bucket(unit->guest, unit->mode)];
+    struct unit *head = unit_get(t, atomic_load_explicit(link, memory_order_relaxed));
 
     if (head == unit) {
         atomic_store_explicit(link, unit->next, memory_order_release);
         return;
     }
-    for (; head != NULL; head = head->next) {
-        if (head->next == unit) {
+    for (; head != NULL; head = unit_get(t, head->next)) {
+        if (head->next == unit_ref_of(t, unit)) {
             __atomic_store_n(&head->next, unit->next, __ATOMIC_RELEASE);
             return;
         }
@@ -363,28 +394,21 @@ void code_cache_drop_unit(struct translator *t, struct unit *unit)
     unit_kill(t, unit);
 }
 
-static uint64_t lines_of(uint64_t offset, uint64_t len)
-{
-    uint64_t first = offset >> LINE_SHIFT;
-    uint64_t last = (offset + len - 1) >> LINE_SHIFT;
-    uint64_t upto = last >= 63 ? ALL_LINES : (1ull << (last + 1)) - 1;
-
-    return upto & ~((1ull << first) - 1);
-}
-
 static void page_invalidate(struct translator *t, struct code_page *page, uint64_t lines)
 {
-    struct unit **unit = &page->units;
+    unit_ref *link = &page->units;
     struct code_page_ref **ref = &page->crossing;
 
     page->lines = 0;
-    while (*unit != NULL) {
-        if (((*unit)->lines & lines) != 0 || atomic_load(&(*unit)->dead)) {
-            unit_kill(t, *unit);
-            *unit = (*unit)->page_next;
+    while (*link != 0) {
+        struct unit *unit = unit_get(t, *link);
+
+        if ((lines_of_unit(unit) & lines) != 0 || atomic_load(&unit->dead)) {
+            unit_kill(t, unit);
+            *link = unit->page_next;
         } else {
-            page->lines |= (*unit)->lines;
-            unit = &(*unit)->page_next;
+            page->lines |= lines_of_unit(unit);
+            link = &unit->page_next;
         }
     }
     while (*ref != NULL) {
@@ -433,9 +457,9 @@ void code_cache_reset(struct translator *t)
         t->pages[i] = NULL;
     }
     for (unsigned i = 0; i < CODE_CACHE_BUCKETS; i++) {
-        atomic_store(&t->units[i], NULL);
+        atomic_store(&t->units[i], 0);
     }
-    t->arena_used = 0;
+    t->arena_used = ARENA_START;
     memset(t->heads, 0, HEAD_BITS / 8);
     memset(t->checked, 0, HEAD_BITS / 8);
     t->unit_count = 0;

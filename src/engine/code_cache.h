@@ -35,6 +35,7 @@ struct xlate;
 
 #define UNIT_INSNS_MAX 64u
 #define UNIT_MARKS_MAX (4 * UNIT_INSNS_MAX)
+#define UNIT_MARK_BYTES_MAX 8u
 #define UNIT_EXITS_MAX 72u
 #define UNIT_ACCESSES_MAX (2 * UNIT_INSNS_MAX)
 /* Room that must be free before a unit is begun; far above what one can need. */
@@ -54,58 +55,58 @@ struct xlate;
 #define UNIT_MODE_SMAP 0x40u
 #define UNIT_MODE_FSGSBASE 0x80u
 
+/* Offset in the arena; 0: none. */
+typedef uint32_t unit_ref;
+
 enum unit_flags_home { FLAGS_HOST, FLAGS_SLOT, FLAGS_DEAD };
 
-/* Where an instruction of a unit begins, and where the guest's state is then. */
+/*
+ * A mark: where an instruction of a unit begins, or the guest's state lies
+ * elsewhere from here on. Kept as a few bytes each (code_cache_find.c).
+ */
 struct unit_insn {
     uint16_t code;    /* offset from the start of the unit's code */
-    uint16_t where;   /* UNIT_INSN_* */
+    uint16_t offset;  /* of the guest instruction in its page */
     uint16_t spilled; /* registers whose value is in a spill slot */
+    uint8_t flags;    /* enum unit_flags_home */
+    bool is_boundary; /* the first entry of its instruction */
 };
-
-/* Many are kept, so they are small: offset of the guest instruction in its page, where its flags
- * are (enum unit_flags_home), and whether this is the first entry of its instruction. */
-#define UNIT_INSN_OFFSET 0x0fffu
-#define UNIT_INSN_FLAGS_SHIFT 12
-#define UNIT_INSN_BOUNDARY 0x8000u
-
-static inline unsigned unit_insn_offset(const struct unit_insn *insn)
-{
-    return insn->where & UNIT_INSN_OFFSET;
-}
-
-static inline enum unit_flags_home unit_insn_flags(const struct unit_insn *insn)
-{
-    return (enum unit_flags_home)(insn->where >> UNIT_INSN_FLAGS_SHIFT & 3u);
-}
 
 enum unit_exit_kind {
     EXIT_CHAIN,  /* to target_offset in the same page; can be linked */
     EXIT_LOOKUP, /* to target_offset (may lie outside the page) */
     EXIT_INTERP, /* the interpreter does the instruction at target_offset */
-    EXIT_HELPER  /* helper does the instruction that ends at target_offset */
+    EXIT_HELPER  /* helper does it */
 };
 
 /* Linking costs more than a few lookups, and most code runs once or twice. */
 #define EXIT_LINK_AFTER 2u
 
+/* Made for each branch, and most are never taken: so it is small. */
 struct unit_exit {
-    struct unit *unit;
-    struct unit_exit *next_incoming; /* linked to the same unit */
-    uint32_t branch; /* rel32 that is linked: of the branch that takes this exit, or behind it */
-    uint32_t stub;   /* the code that leaves: where it leads while not linked */
-    uint32_t bridge; /* code between the branch and targets that borrow other registers */
-    uint32_t bridge_jump;  /* rel32 at its end; 0: none yet */
-    int32_t target_offset; /* from the start of the page */
-    int32_t insn_offset;   /* EXIT_HELPER: of the instruction itself */
-    uint16_t spilled;      /* at the branch */
-    uint8_t kind;
-    uint8_t mode;   /* for the target */
-    uint8_t helper; /* enum translate_helper */
-    uint8_t taken;  /* times it was taken unlinked, up to EXIT_LINK_AFTER */
-    bool linked;
-    bool unlinkable; /* its target crosses pages: what follows depends on the address space */
+    unit_ref unit;
+    uint32_t next_incoming; /* index of the next exit that is linked to the same unit; 0: none */
+    uint32_t bridge;        /* code between the branch and targets that borrow other registers;
+                               0: none yet */
+    int32_t target_offset;  /* from the start of the page; EXIT_HELPER: of the instruction itself */
+    /* Offsets from the start of the unit's code; the registers of body_spilled are borrowed there. */
+    uint16_t branch; /* rel32 that is linked: of the branch that takes this exit, or behind it */
+    uint16_t stub;   /* the code that leaves: where it leads while not linked */
+    uint8_t kind_and_helper; /* enum unit_exit_kind, enum translate_helper << EXIT_HELPER_SHIFT */
+    uint8_t mode;            /* for the target */
+    uint8_t taken;           /* times it was taken unlinked, up to EXIT_LINK_AFTER */
+    uint8_t state;           /* EXIT_LINKED, EXIT_UNLINKABLE; written with the engine lock held */
 };
+
+#define EXIT_KIND 3u
+#define EXIT_HELPER_SHIFT 2
+#define EXIT_LINKED 1u
+#define EXIT_UNLINKABLE 2u /* its target crosses pages: what follows depends on the address space */
+
+static inline enum unit_exit_kind exit_kind(const struct unit_exit *exit)
+{
+    return (enum unit_exit_kind)(exit->kind_and_helper & EXIT_KIND);
+}
 
 /* An inlined check of guest memory, for when it misses. */
 struct unit_access {
@@ -126,25 +127,27 @@ struct unit_access {
 #define GATHER_SCALE_SHIFT 2 /* 1, 2, 4, 8 as 0 to 3 */
 #define GATHER_YMM 16u
 
+/* The marks follow, and before them the host address of the second page if there is one. */
 struct unit {
-    struct unit *next;      /* hash chain */
-    struct unit *page_next; /* of the same guest page */
-    uintptr_t guest;        /* host address of the first guest byte */
-    uintptr_t guest_next;   /* host address of the second page, or 0 */
-    uint64_t lines;         /* 64-byte lines of the first page that it was made from */
-    uint32_t code;          /* offsets in the cache */
-    uint32_t code_end;
-    uint32_t indirect; /* for jump caches only: hot.target is the guest's RIP; goes on at entry */
-    uint32_t entry;    /* all registers and flags in place */
-    uint32_t body;     /* registers of body_spilled are in their slots */
+    uintptr_t guest;    /* host address of the first guest byte */
+    unit_ref next;      /* hash chain */
+    unit_ref page_next; /* of the same guest page */
+    uint32_t code;      /* offset in the cache */
+    uint32_t body;      /* offset in the cache; registers of body_spilled are in their slots */
+    uint32_t incoming;  /* index of an exit that is linked to it; 0: none */
+    uint16_t code_bytes;
+    uint16_t mark_bytes;
     uint16_t body_spilled;
+    uint8_t indirect; /* offset from code, for jump caches only: hot.target is the guest's RIP */
     uint8_t mode;
     _Atomic bool dead;
-    uint16_t trace_count; /* guest instructions */
-    uint16_t insn_count;  /* entries of insns */
-    struct unit_insn *insns;
-    struct unit_exit *incoming;
+    uint8_t trace_count; /* guest instructions */
+    uint8_t first_line;  /* 64-byte lines of the first page that it was made from */
+    uint8_t last_line;   /* or UNIT_CROSSES */
 };
+
+#define UNIT_CROSSES 0x80u
+#define UNIT_INDIRECT_BYTES 5u
 
 /* A guest page with units. */
 struct code_page {
@@ -152,7 +155,7 @@ struct code_page {
     uintptr_t host;
     gpa_t gpa;
     uint64_t lines; /* of all living units */
-    struct unit *units;
+    unit_ref units;
     struct code_page_ref *crossing; /* units whose last instruction ends here */
     uint32_t slow_writes;           /* since the last invalidation */
 };
@@ -191,9 +194,9 @@ struct translator {
     uint8_t *arena;          /* units and their tables; dropped together */
     size_t arena_bytes;
     size_t arena_used;
-    _Atomic(struct unit *) *units; /* hash */
+    _Atomic(unit_ref) *units; /* hash */
     struct code_page **pages;
-    struct unit **by_code; /* in order of code address */
+    unit_ref *by_code; /* in order of code address */
     unsigned unit_count;
     struct unit_exit *exits; /* by index, as translated code names them; 0 is none */
     unsigned exit_count;
@@ -263,11 +266,40 @@ static inline uintptr_t code_rx(const struct translator *t, uint32_t offset)
     return (uintptr_t)t->rx + offset;
 }
 
+static inline struct unit *unit_get(const struct translator *t, unit_ref ref)
+{
+    return ref == 0 ? NULL : (struct unit *)(void *)(t->arena + ref);
+}
+
+static inline unit_ref unit_ref_of(const struct translator *t, const struct unit *unit)
+{
+    return (unit_ref)((const uint8_t *)unit - t->arena);
+}
+
+static inline bool unit_crosses(const struct unit *unit)
+{
+    return (unit->last_line & UNIT_CROSSES) != 0;
+}
+
+/* Host address of the second page, or 0. */
+static inline uintptr_t unit_guest_next(const struct unit *unit)
+{
+    return unit_crosses(unit) ? *(const uintptr_t *)(const void *)(unit + 1) : 0;
+}
+
+/* All registers and flags in place. */
+static inline uint32_t unit_entry(const struct unit *unit)
+{
+    return unit->code + unit->indirect + UNIT_INDIRECT_BYTES;
+}
+
 /* True when one more unit fits. */
 bool code_cache_room(const struct translator *translator);
 
 /* From the arena, zeroed; room was checked. */
 void *code_cache_alloc(struct translator *translator, size_t bytes);
+/* The same without zeroing: what was written at arena_used stays. */
+void *code_cache_alloc_as_is(struct translator *translator, size_t bytes);
 
 /*
  * The living unit for the guest code at host address guest, or NULL. Units with

@@ -60,7 +60,7 @@ void emit_gs(struct emit *e, unsigned opcode, unsigned reg, uint32_t offset)
 
     memcpy(e->p, &head, sizeof(head));
     memcpy(e->p + 5, &disp, sizeof(disp));
-    e->p += 9;
+    e->p += EMIT_GS_BYTES;
 }
 
 void emit_gs_indexed(struct emit *e, unsigned opcode, unsigned reg, unsigned index, uint32_t offset)
@@ -124,13 +124,24 @@ void emit_lea(struct emit *e, unsigned dst, unsigned base, int32_t disp)
  * Pads so that the 4 bytes that follow `before` more bytes lie in one aligned quadword: no
  * CPU fetches half of a store to that (AMD APM 2 7.6.1; Intel's have a cache line).
  */
+static unsigned pad_bytes(const struct emit *e, unsigned before)
+{
+    unsigned at = ((uintptr_t)e->p + before) & (PATCHED_AT_ONCE - 1);
+
+    return at > PATCHED_AT_ONCE - 4 ? PATCHED_AT_ONCE - at : 0;
+}
+
 static void pad_for_patch(struct emit *e, unsigned before)
 {
     static const char *const nops[] = {"", "\x90", "\x66\x90", "\x0f\x1f\x00"};
-    unsigned at = ((uintptr_t)e->p + before) & (PATCHED_AT_ONCE - 1);
-    unsigned bytes = at > PATCHED_AT_ONCE - 4 ? PATCHED_AT_ONCE - at : 0;
+    unsigned bytes = pad_bytes(e, before);
 
     emit_bytes(e, nops[bytes], bytes);
+}
+
+uint8_t *emit_jmp_site(const struct emit *e)
+{
+    return e->p + pad_bytes(e, 1) + 1;
 }
 
 uint8_t *emit_jmp(struct emit *e)

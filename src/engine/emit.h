@@ -77,6 +77,7 @@ static inline int32_t emit_gs_disp(const struct emit *e, uint32_t offset)
 }
 
 /* op reg, gs:[offset] (64-bit). */
+#define EMIT_GS_BYTES 9u
 void emit_gs(struct emit *e, unsigned opcode, unsigned reg, uint32_t offset);
 /* op reg, gs:[index + offset] (64-bit). */
 void emit_gs_indexed(struct emit *e, unsigned opcode, unsigned reg, unsigned index,
@@ -94,6 +95,7 @@ void emit_lea(struct emit *e, unsigned dst, unsigned base, int32_t disp); /* 64-
 /* Jumps with a rel32 that is patched while others may run them: its bytes stay in one
  * aligned quadword. They return the address of the rel32, for now 0 (falls through). */
 uint8_t *emit_jmp(struct emit *e);
+uint8_t *emit_jmp_site(const struct emit *e); /* what emit_jmp() would return, or returned here */
 uint8_t *emit_jcc(struct emit *e, unsigned cond);
 uint8_t *emit_jcc_once(struct emit *e, unsigned cond); /* patched before anybody runs it */
 /* Sets the rel32 at site so that it reaches target (both in the same mapping). */

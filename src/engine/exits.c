@@ -15,24 +15,28 @@ static uint8_t *rw_thunk(const struct xlate *x, const uint8_t *rx)
     return x->t->rw + (rx - x->t->rx);
 }
 
+static uint16_t unit_offset(const struct xlate *x, const uint8_t *rw)
+{
+    return (uint16_t)(code_offset(x->t, rw) - x->unit->code);
+}
+
 struct unit_exit *exit_new(struct xlate *x, enum unit_exit_kind kind, int64_t target_offset)
 {
     /* Lookups leave no trace: their exit is only for the time of emission. */
     struct unit_exit *exit =
         kind == EXIT_LOOKUP ? &x->lookups[x->lookup_count++] : &x->t->exits[x->t->exit_count++];
 
-    *exit = (struct unit_exit){.unit = x->unit,
-                               .kind = (uint8_t)kind,
+    *exit = (struct unit_exit){.unit = unit_ref_of(x->t, x->unit),
+                               .kind_and_helper = (uint8_t)kind,
                                .mode = x->ti->mode & (uint8_t)~UNIT_MODE_SINGLE,
-                               .target_offset = (int32_t)target_offset,
-                               .insn_offset = x->ti->offset};
+                               .target_offset = (int32_t)target_offset};
     return exit;
 }
 
 struct unit_exit *exit_direct(struct xlate *x, int64_t target_offset)
 {
     bool in_page =
-        target_offset >= 0 && target_offset < (int64_t)GMEM_PAGE_BYTES && x->unit->guest_next == 0;
+        target_offset >= 0 && target_offset < (int64_t)GMEM_PAGE_BYTES && !unit_crosses(x->unit);
 
     return exit_new(x, in_page ? EXIT_CHAIN : EXIT_LOOKUP, target_offset);
 }
@@ -115,22 +119,21 @@ static void emit_exit_number(struct xlate *x, const struct unit_exit *exit)
 /* The part of an exit that leaves; registers and flags as the caller set in x. */
 static void emit_stub(struct xlate *x, struct unit_exit *exit)
 {
-    if (exit->kind == EXIT_LOOKUP) {
+    if (exit_kind(exit) == EXIT_LOOKUP) {
         emit_lookup(x, exit);
         return;
     }
-    if (exit->kind == EXIT_CHAIN) {
+    if (exit_kind(exit) == EXIT_CHAIN) {
         uint16_t body = x->unit->body_spilled;
 
         /* As this unit's own body begins, so do others and above all itself. */
         xlate_reload(x, ~(unsigned)body);
         xlate_spill(x, body);
-        exit->spilled = body;
         if (exit->branch == 0) {
-            exit->branch = code_offset(x->t, emit_jmp(&x->e));
+            exit->branch = unit_offset(x, emit_jmp(&x->e));
         }
     }
-    exit->stub = code_offset(x->t, x->e.p);
+    exit->stub = unit_offset(x, x->e.p);
     emit_exit_number(x, exit);
 }
 
@@ -138,8 +141,8 @@ void exit_branch_at(struct xlate *x, uint8_t *rel32, struct unit_exit *exit)
 {
     struct cold_exit *cold = &x->cold_exit[x->cold_exit_count++];
 
-    if (exit->kind == EXIT_CHAIN && x->spilled == x->unit->body_spilled) {
-        exit->branch = code_offset(x->t, rel32);
+    if (exit_kind(exit) == EXIT_CHAIN && x->spilled == x->unit->body_spilled) {
+        exit->branch = unit_offset(x, rel32);
     }
     *cold =
         (struct cold_exit){.exit = exit, .branch = rel32, .spilled = x->spilled, .flags = x->flags};
@@ -152,7 +155,7 @@ void exit_branch(struct xlate *x, unsigned cond, struct unit_exit *exit)
 
 void exit_end(struct xlate *x, struct unit_exit *exit)
 {
-    if (exit->kind == EXIT_CHAIN) {
+    if (exit_kind(exit) == EXIT_CHAIN) {
         xlate_flags_restore(x);
     }
     emit_stub(x, exit);

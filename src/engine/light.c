@@ -171,14 +171,14 @@ void light_undo_access(struct engine_vcpu *v)
     const struct translator *t = v->vm->translator;
     uint32_t code = t->accesses[v->hot.site].code;
     const struct unit *unit = code_cache_unit_at(t, code_rx(t, code));
-    const struct unit_insn *at = unit_insn_at(unit, code);
+    const struct unit_insn at = unit_insn_at(unit, code);
 
     for (unsigned r = 0; r < X86_GPR_COUNT; r++) {
-        if ((at->spilled & REG_BIT(r)) != 0) {
+        if ((at.spilled & REG_BIT(r)) != 0) {
             v->st.gpr[r] = v->hot.spill[r];
         }
     }
-    v->st.rip = v->hot.page + unit_insn_offset(at);
+    v->st.rip = v->hot.page + at.offset;
 }
 
 struct unit *light_find(struct engine_vcpu *v, unsigned mode)
@@ -227,7 +227,8 @@ void light_remember(struct engine_vcpu *v, const struct unit *unit)
 {
     uint64_t next = (v->st.rip & ~PAGE_MASK) + GMEM_PAGE_BYTES;
 
-    remember(v, unit->mode, unit->indirect, unit->guest_next != 0 && !mmu_fetch_is_global(v, next));
+    remember(v, unit->mode, unit->code + unit->indirect,
+             unit_crosses(unit) && !mmu_fetch_is_global(v, next));
 }
 
 /* Things that run() looks at before the next instruction. */
@@ -245,8 +246,8 @@ static void note_found(struct engine_vcpu *v, const struct unit *unit)
     uint64_t key = found_key(unit->guest, unit->mode);
     struct found_entry *found = &v->hot.found[found_set(key)];
 
-    found->entry = unit->entry;
-    found->indirect = unit->indirect;
+    found->entry = unit_entry(unit);
+    found->indirect = unit->code + unit->indirect;
     __atomic_store_n(&found->key, key, __ATOMIC_SEQ_CST);
     /* Who kills a unit marks it dead first, and looks here then. */
     if (atomic_load(&unit->dead)) {
@@ -288,10 +289,10 @@ static uint64_t dispatch(struct engine_vcpu *v)
         return 0;
     }
     light_remember(v, unit);
-    if (unit->guest_next == 0) {
+    if (!unit_crosses(unit)) {
         note_found(v, unit);
     }
-    return go_to_unit(v, unit->entry);
+    return go_to_unit(v, unit_entry(unit));
 }
 
 /* After the interpreter's code ran with the vector registers live: r is what it gave. */
@@ -432,25 +433,25 @@ uint64_t light_exit(void *vcpu)
         return 0;
     }
     exit = &v->vm->translator->exits[v->hot.exit];
-    if (exit->kind == EXIT_HELPER) {
-        v->st.rip = v->hot.page + (uint64_t)(int64_t)exit->insn_offset;
+    v->st.rip = v->hot.page + (uint64_t)(int64_t)exit->target_offset;
+    if (exit_kind(exit) == EXIT_HELPER) {
         if (v->check != NULL) {
             v->hot.leave = LEAVE_INTERP;
             return 0;
         }
-        v->hot.stat_helpers[exit->helper]++;
+        v->hot.stat_helpers[exit->kind_and_helper >> EXIT_HELPER_SHIFT]++;
         light_give_flags(v);
         return go_on(v, interp_step(v));
     }
-    v->st.rip = v->hot.page + (uint64_t)(int64_t)exit->target_offset;
-    if (exit->kind == EXIT_CHAIN && (exit->unlinkable || exit->taken < EXIT_LINK_AFTER) &&
+    if (exit_kind(exit) == EXIT_CHAIN &&
+        ((exit->state & EXIT_UNLINKABLE) != 0 || exit->taken < EXIT_LINK_AFTER) &&
         v->check == NULL) {
-        if (!exit->unlinkable) {
+        if ((exit->state & EXIT_UNLINKABLE) == 0) {
             exit->taken++; /* several vCPUs may count at once: it is not exact */
         }
         return dispatch(v);
     }
-    v->hot.leave = exit->kind == EXIT_CHAIN ? LEAVE_CHAIN : LEAVE_INTERP;
+    v->hot.leave = exit_kind(exit) == EXIT_CHAIN ? LEAVE_CHAIN : LEAVE_INTERP;
     return 0;
 }
 

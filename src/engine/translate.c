@@ -217,7 +217,7 @@ static struct unit *translate_locked(struct engine_vcpu *v, const uint8_t *host,
     code_cache_publish(t, unit, start, next == NULL ? gpa(0) : gpa_of_host(v->vm, next));
     t->stat_units++;
     t->stat_insns += t->trace->count;
-    t->stat_code_bytes += unit->code_end - unit->code;
+    t->stat_code_bytes += unit->code_bytes;
     t->stat_translate_ns += now_ns() - begin;
     return unit;
 }
@@ -250,9 +250,11 @@ static struct unit *find_or_translate(struct engine_vcpu *v, unsigned mode)
 
 static void link_exit(struct translator *t, struct unit_exit *exit, struct unit *unit)
 {
-    exit->unlinkable = unit->guest_next != 0;
-    if (!exit->unlinkable && exit->mode == unit->mode &&
-        ((exit->unit->guest ^ unit->guest) & ~PAGE_MASK) == 0) {
+    if (unit_crosses(unit)) {
+        exit->state |= EXIT_UNLINKABLE;
+    } else if (exit->mode == unit->mode &&
+               ((unit_get(t, exit->unit)->guest ^ unit->guest) & ~PAGE_MASK) == 0) {
+        exit->state &= (uint8_t)~EXIT_UNLINKABLE;
         code_cache_link(t, exit, unit);
     }
 }
@@ -296,7 +298,7 @@ static void enter(struct engine_vcpu *v, const struct unit *unit)
     v->hot.single = false;
     light_take_flags(v);
     v->hot.page = v->st.rip & ~PAGE_MASK;
-    v->hot.resume = code_rx(v->vm->translator, unit->entry);
+    v->hot.resume = code_rx(v->vm->translator, unit_entry(unit));
     v->hot.leave = LEAVE_KICK; /* should there be one */
     atomic_store_explicit(&v->evicted_writes, 0, memory_order_release);
     set_gs_base(v);

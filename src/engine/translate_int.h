@@ -211,9 +211,11 @@ void light_remember(struct engine_vcpu *v, const struct unit *unit);
 void translate_invalidate(struct engine_vm *vm, gpa_t start, uint64_t len);
 
 /* code_cache_find.c: the guest's state at a host address within a unit. */
-const struct unit_insn *unit_insn_at(const struct unit *unit, uint32_t code);
-bool unit_insn_is_boundary(const struct unit *unit, uint32_t code,
-                           const struct unit_insn **ret_insn);
+struct unit_insn unit_insn_at(const struct unit *unit, uint32_t code);
+bool unit_insn_is_boundary(const struct unit *unit, uint32_t code, struct unit_insn *ret_insn);
+/* Marks as they are kept, at most UNIT_MARK_BYTES_MAX each; returns how many bytes. */
+unsigned unit_marks_pack(const struct unit *unit, const struct unit_insn *marks, unsigned count,
+                         uint8_t *ret_bytes);
 
 /* translate_signal.c */
 int translate_signal_init(struct engine_vcpu *v) MUST_CHECK;

@@ -30,12 +30,12 @@ static void capture(struct engine_vcpu *v, ucontext_t *context, const struct uni
         v->st.gpr[r] =
             (at->spilled & REG_BIT(r)) != 0 ? v->hot.spill[r] : (uint64_t)gregs[greg_of[r]];
     }
-    if (unit_insn_flags(at) == FLAGS_HOST) {
+    if (at->flags == FLAGS_HOST) {
         uint64_t eflags = (uint64_t)gregs[REG_EFL];
 
         v->hot.flags = (eflags & 0xff) << 8 | ((eflags & X86_FLAG_OF) != 0 ? 1u : 0u);
     }
-    v->st.rip = v->hot.page + unit_insn_offset(at);
+    v->st.rip = v->hot.page + at->offset;
     v->hot.leave = why;
     v->hot.stepping = false;
     gregs[REG_RIP] = (greg_t)v->vm->translator->leave;
@@ -61,10 +61,10 @@ static void seek_boundary(struct engine_vcpu *v, ucontext_t *context)
     greg_t *gregs = context->uc_mcontext.gregs;
     uint32_t code = (uint32_t)((uintptr_t)gregs[REG_RIP] - (uintptr_t)t->rx);
     struct unit *unit = code_cache_unit_at(t, (uintptr_t)gregs[REG_RIP]);
-    const struct unit_insn *at;
+    struct unit_insn at;
 
     if (unit != NULL && unit_insn_is_boundary(unit, code, &at)) {
-        capture(v, context, at, LEAVE_KICK);
+        capture(v, context, &at, LEAVE_KICK);
         return;
     }
     v->hot.stepping = !is_way_to_c(t, code);
@@ -93,7 +93,7 @@ static struct refused_site *refused_site(struct engine_vcpu *v, uintptr_t guest)
 /* An instruction that reaches for what the mirror cannot hold is translated anew some day. */
 static void note_refused(struct engine_vcpu *v, struct unit *unit, const struct unit_insn *at)
 {
-    uintptr_t guest = (unit->guest & ~((uintptr_t)GMEM_PAGE_BYTES - 1)) + unit_insn_offset(at);
+    uintptr_t guest = (unit->guest & ~((uintptr_t)GMEM_PAGE_BYTES - 1)) + at->offset;
     struct refused_site *site = refused_site(v, guest);
 
     if (++site->count >= REFUSED_MAX) {
@@ -123,7 +123,7 @@ static bool on_fault(void *opaque, int signal, siginfo_t *info, ucontext_t *cont
     const struct translator *t = v->vm->translator;
     uintptr_t rip = (uintptr_t)context->uc_mcontext.gregs[REG_RIP];
     struct unit *unit = code_cache_unit_at(t, rip);
-    const struct unit_insn *at;
+    struct unit_insn at;
 
     (void)info;
     if (signal == SIGTRAP) {
@@ -137,10 +137,10 @@ static bool on_fault(void *opaque, int signal, siginfo_t *info, ucontext_t *cont
     }
     at = unit_insn_at(unit, (uint32_t)(rip - (uintptr_t)t->rx));
     if (signal == SIGSEGV && mem_is_direct(t, unit->mode) &&
-        on_mirror_fault(v, unit, at, context->uc_mcontext.gregs)) {
+        on_mirror_fault(v, unit, &at, context->uc_mcontext.gregs)) {
         return true;
     }
-    capture(v, context, at, LEAVE_INTERP);
+    capture(v, context, &at, LEAVE_INTERP);
     return true;
 }
 

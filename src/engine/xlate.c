@@ -326,8 +326,9 @@ static void emit_exit_to_c(struct xlate *x)
     struct unit_exit *exit;
 
     if (x->ti->role == TRACE_HELPER) {
-        exit = exit_new(x, EXIT_HELPER, (int64_t)x->ti->offset + x->ti->insn.len);
-        exit->helper = (uint8_t)translate_helper_for(&x->ti->insn, x->ti->mode);
+        exit = exit_new(x, EXIT_HELPER, x->ti->offset);
+        exit->kind_and_helper |=
+            (uint8_t)(translate_helper_for(&x->ti->insn, x->ti->mode) << EXIT_HELPER_SHIFT);
     } else {
         exit = exit_new(x, EXIT_INTERP, x->ti->offset);
     }
@@ -409,10 +410,9 @@ static void emit_entries(struct xlate *x)
     struct emit *e = &x->e;
 
     emit_align(e, INDIRECT_ALIGN);
-    x->unit->indirect = code_offset(x->t, e->p);
+    x->unit->indirect = (uint8_t)(code_offset(x->t, e->p) - x->unit->code);
     /* NOP of five bytes, which code_cache.c turns into a jump when the unit dies. */
     emit_bytes(e, "\x0f\x1f\x44\x00\x00", 5);
-    x->unit->entry = code_offset(x->t, e->p);
     xlate_spill(x, x->unit->body_spilled);
     x->unit->body = code_offset(x->t, e->p);
 }
@@ -438,7 +438,8 @@ struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr
                         uintptr_t guest_next, unsigned mode)
 {
     struct xlate *x = t->xlate;
-    struct unit *unit = code_cache_alloc(t, sizeof(*unit));
+    struct unit *unit =
+        code_cache_alloc(t, sizeof(*unit) + (guest_next != 0 ? sizeof(guest_next) : 0u));
 
     memset(x, 0, offsetof(struct xlate, marks));
     for (unsigned i = 0; i < WINDOW_COUNT; i++) {
@@ -454,8 +455,12 @@ struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr
     x->unit = unit;
     x->flags = FLAGS_HOST;
     unit->guest = guest;
-    unit->guest_next = guest_next;
-    unit->lines = trace->lines;
+    unit->first_line = (uint8_t)__builtin_ctzll(trace->lines);
+    unit->last_line = (uint8_t)(63 - __builtin_clzll(trace->lines));
+    if (guest_next != 0) {
+        unit->last_line |= UNIT_CROSSES;
+        memcpy(unit + 1, &guest_next, sizeof(guest_next));
+    }
     unit->mode = (uint8_t)mode;
     unit->code = t->used_bytes;
     unit->body_spilled = choose_body_spilled(t, trace);
@@ -463,11 +468,11 @@ struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr
     emit_trace(x);
     exit_emit_cold(x);
     mem_emit_cold(x);
-    unit->code_end = code_offset(t, x->e.p);
-    t->used_bytes = unit->code_end;
-    unit->trace_count = (uint16_t)trace->count;
-    unit->insn_count = (uint16_t)x->mark_count;
-    unit->insns = code_cache_alloc(t, x->mark_count * sizeof(*unit->insns));
-    memcpy(unit->insns, x->marks, x->mark_count * sizeof(*unit->insns));
+    t->used_bytes = code_offset(t, x->e.p);
+    unit->code_bytes = (uint16_t)(t->used_bytes - unit->code);
+    unit->trace_count = (uint8_t)trace->count;
+    unit->mark_bytes =
+        (uint16_t)unit_marks_pack(unit, x->marks, x->mark_count, t->arena + t->arena_used);
+    (void)code_cache_alloc_as_is(t, unit->mark_bytes);
     return unit;
 }

@@ -142,14 +142,15 @@ void xlate_mark(struct xlate *x)
 {
     struct unit_insn *mark = &x->marks[x->mark_count];
     const struct unit_insn *last = mark - 1;
-    bool same_insn = x->mark_count > 0 && unit_insn_offset(last) == x->ti->offset;
+    bool same_insn = x->mark_count > 0 && last->offset == x->ti->offset;
 
-    if (same_insn && last->spilled == x->spilled && unit_insn_flags(last) == x->flags) {
+    if (same_insn && last->spilled == x->spilled && last->flags == x->flags) {
         return;
     }
-    mark->code = (uint16_t)(code_offset(x->t, x->e.p) - x->unit->code);
-    mark->where = (uint16_t)(x->ti->offset | x->flags << UNIT_INSN_FLAGS_SHIFT |
-                             (same_insn ? 0u : UNIT_INSN_BOUNDARY));
-    mark->spilled = x->spilled;
+    *mark = (struct unit_insn){.code = (uint16_t)(code_offset(x->t, x->e.p) - x->unit->code),
+                               .offset = x->ti->offset,
+                               .spilled = x->spilled,
+                               .flags = x->flags,
+                               .is_boundary = !same_insn};
     x->mark_count++;
 }
