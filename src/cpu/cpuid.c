@@ -20,6 +20,10 @@ enum { EAX, EBX, ECX, EDX };
  * FXSR SSE SSE2: all of them in every x86-64 CPU. */
 #define LEAF1_EDX_ALWAYS 0x078bfbfdu
 #define LEAF1_EDX_HTT BIT(28)
+/* Leaf 1 EAX: family with its extension; family 6, model 0xff. */
+#define SIGNATURE_FAMILY 0x0ff00f00u
+#define SIGNATURE_UNNAMED 0x000f06f0u
+#define VENDOR_EBX_INTEL 0x756e6547u /* "Genu" */
 /* Leaf 1 ECX: SSE3 PCLMULQDQ SSSE3 FMA SSE4.1 SSE4.2 MOVBE POPCNT AES AVX F16C RDRAND, from the
  * host; CMPXCHG16B, PCID, x2APIC, TSC-deadline and the hypervisor bit are ours. */
 #define LEAF1_ECX_HOST                                                                      \
@@ -37,6 +41,8 @@ enum { EAX, EBX, ECX, EDX };
 /* FSGSBASE, TSC_ADJUST, SMEP, INVPCID, SMAP. */
 #define LEAF7_EBX_ALWAYS (BIT(0) | BIT(1) | BIT(7) | BIT(10) | BIT(20))
 #define LEAF7_EBX_NEEDS_AVX BIT(5)
+#define LEAF7_EBX_AVX512F BIT(16)
+#define LEAF7_ECX_GFNI BIT(8)
 #define LEAF7_ECX_ALWAYS BIT(2)              /* UMIP */
 #define LEAF7_EDX_ALWAYS (BIT(26) | BIT(29)) /* IBRS and IBPB, ARCH_CAPABILITIES */
 /* Leaf 0xd.1 EAX: XSAVEOPT, XSAVEC. */
@@ -89,12 +95,33 @@ static unsigned log2_up(unsigned count)
     return bits;
 }
 
+/*
+ * Programs choose code by the CPU's name, too (GCC's target_clones("arch=...") by family and model
+ * alone), and would fall over instructions that the name promises and the flags deny. So an Intel
+ * CPU with AVX-512 or GFNI, which each newer one has, becomes one of its family that nobody knows.
+ */
+static uint32_t signature_for(uint32_t host)
+{
+    const bool is_family_6 = (host & SIGNATURE_FAMILY) == 0x600;
+    uint32_t vendor[4];
+    uint32_t features[4];
+
+    host_cpuid(0, 0, vendor);
+    host_cpuid(7, 0, features);
+    if (vendor[EBX] != VENDOR_EBX_INTEL || !is_family_6 ||
+        ((features[EBX] & LEAF7_EBX_AVX512F) == 0 && (features[ECX] & LEAF7_ECX_GFNI) == 0)) {
+        return host;
+    }
+    return SIGNATURE_UNNAMED;
+}
+
 static void add_signature(struct cpuid_table *table, unsigned vcpu_index, unsigned vcpu_count)
 {
     const unsigned rounded = 1u << log2_up(vcpu_count);
     uint32_t regs[4];
 
     host_cpuid(1, 0, regs);
+    regs[EAX] = signature_for(regs[EAX]);
     regs[EBX] = (regs[EBX] & 0x0000ffffu) | (rounded > 255 ? 255 : rounded) << 16 |
                 (vcpu_index & 0xff) << 24;
     regs[EDX] = LEAF1_EDX_ALWAYS | (vcpu_count > 1 ? LEAF1_EDX_HTT : 0);

@@ -48,6 +48,32 @@ static void test_leaf1_hides_vmx_and_shows_osxsave_with_cr4(void **unused)
     assert_true(regs[ECX] & (1u << 27));
 }
 
+/* Programs take a CPU's name as a promise of instructions, too. */
+static void test_the_name_promises_no_hidden_instructions(void **unused)
+{
+    struct cpuid_table table;
+    uint32_t regs[4];
+    uint32_t host[4];
+    uint32_t vendor[4];
+    uint32_t features[4];
+    bool promises_more;
+
+    (void)unused;
+    cpuid_table_init(&table, 0, 1);
+    cpuid_query(&table, 1, 0, 0, 0, regs);
+    __cpuid(0, vendor[EAX], vendor[EBX], vendor[ECX], vendor[EDX]);
+    __cpuid(1, host[EAX], host[EBX], host[ECX], host[EDX]);
+    __cpuid_count(7, 0, features[EAX], features[EBX], features[ECX], features[EDX]);
+    promises_more =
+        vendor[ECX] == 0x6c65746e && ((features[EBX] >> 16 | features[ECX] >> 8) & 1) != 0;
+    assert_int_equal(regs[EAX] & 0x0ff00f00, host[EAX] & 0x0ff00f00);
+    if (promises_more && (host[EAX] & 0x0ff00f00) == 0x600) {
+        assert_int_equal(regs[EAX] & 0x000f00f0, 0x000f00f0); /* a model that does not exist */
+    } else {
+        assert_int_equal(regs[EAX], host[EAX]);
+    }
+}
+
 static void test_features_never_exceed_host(void **unused)
 {
     struct cpuid_table table;
@@ -173,6 +199,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_leaf0_vendor_is_the_hosts),
         cmocka_unit_test(test_leaf1_hides_vmx_and_shows_osxsave_with_cr4),
+        cmocka_unit_test(test_the_name_promises_no_hidden_instructions),
         cmocka_unit_test(test_features_never_exceed_host),
         cmocka_unit_test(test_topology_unknown_level_keeps_apic_id),
         cmocka_unit_test(test_xsave_size_follows_xcr0),
