@@ -11,6 +11,7 @@ import pathlib
 import re
 import subprocess
 import time
+import typing
 
 from harness import BUILD, LIMIT_S, Control, Machine, Ssh, expect, guest, run_tests, wait_greeting
 from test_boot import DEBIAN_CMDLINE, arguments
@@ -28,6 +29,11 @@ TROUBLE = re.compile(r"\b(BUG|WARNING|Oops|general protection|kernel NULL|invali
 # The monitor's promise: what it holds beside the guest's memory, with all its processes.
 OVERHEAD_KIB = 64 * 1024
 FUNCTION = f"cd {TRACING}; set -e; W=/root/kernel-work; "
+
+
+def expect_clean(log):
+    bad = [line for line in log.splitlines() if TROUBLE.search(line)]
+    expect(not bad, f"the guest's kernel complains:\n" + "\n".join(bad) + "\n" + log[-2000:])
 
 
 class Session:
@@ -68,9 +74,7 @@ class Session:
         return output
 
     def expect_no_trouble(self):
-        log = self.ssh.run("dmesg")
-        bad = [line for line in log.splitlines() if TROUBLE.search(line)]
-        expect(not bad, "the guest's kernel complains:\n" + "\n".join(bad) + "\n" + log[-2000:])
+        expect_clean(self.ssh.run("dmesg"))
 
     def while_working(self, script, work):
         """Repeats the script until the work, which checks itself, has ended; how often."""
@@ -85,19 +89,30 @@ def children(pid):
     return [one for child in text.split() for one in (int(child), *children(int(child)))]
 
 
+class Usage(typing.NamedTuple):
+    """Of the monitor and the processes it started."""
+    kib: int  # beside the guest's memory
+    descriptors: int
+    threads: int
+    mappings: int  # of anything but the guest's memory
+    guest_mappings: int
+
+
 def host_usage(pid):
-    """(KiB beside the guest's memory, descriptors) of the monitor and the processes it started."""
-    kib = descriptors = 0
+    kib = descriptors = threads = 0
+    mappings = [0, 0]
     for one in (pid, *children(pid)):
         descriptors += len(os.listdir(f"/proc/{one}/fd"))
+        threads += len(os.listdir(f"/proc/{one}/task"))
         is_guest = False
         for line in pathlib.Path(f"/proc/{one}/smaps").read_text().splitlines():
             words = line.split()
             if re.match(r"^[0-9a-f]+-[0-9a-f]+ ", line):
                 is_guest = "guest-memory" in line
+                mappings[is_guest] += 1
             elif words[0] == "Pss:" and not is_guest:
                 kib += int(words[1])
-    return kib, descriptors
+    return Usage(kib, descriptors, threads, *mappings)
 
 
 def use_modules(s):
