@@ -11,10 +11,14 @@
 #include <string.h>
 
 #define STEPS_MAX 160u
+/* A device may write what the guest is just reading: then the two differ, but not again. */
+#define RETRIES 8u
 #define WRITES_MAX 512u
 #define BYTES_MAX (256u << 10)
 /* Legacy region, header and the upper halves of YMM. */
 #define COMPARED_FPU_BYTES 832u
+
+#define VECTOR_FLAGS (INSN_X87 | INSN_MMX | INSN_SSE | INSN_AVX)
 
 #define STEP_NONE UINT32_MAX
 
@@ -28,7 +32,6 @@ struct check_point {
     uint64_t kernel_gs_base;
     uint64_t cs_ss;
     uint64_t mxcsr;
-    uint64_t fpu_hash; /* of the rest */
 };
 
 struct check_write {
@@ -46,13 +49,13 @@ struct engine_check {
     bool stopped_in_access; /* the next instruction faulted or met a device */
     unsigned steps;
     unsigned write_count;
-    uint64_t compared;
+    struct check_stats stats;
     unsigned captured; /* writes whose new bytes are taken */
     uint32_t bytes_used;
     struct check_point points[STEPS_MAX + 1];
-    uint16_t fpu_at[STEPS_MAX + 1]; /* index of the image in fpu[] */
+    const uint8_t *fpu_at[STEPS_MAX + 1]; /* the image at each point, in start or in fpu[] */
     unsigned fpu_count;
-    uint8_t fpu[STEPS_MAX + 2][COMPARED_FPU_BYTES]; /* the last one: what translated code left */
+    uint8_t fpu[STEPS_MAX][COMPARED_FPU_BYTES]; /* behind each instruction that may change it */
     uint64_t insn_rip[STEPS_MAX + 1];
     struct insn insns[STEPS_MAX];
     struct check_write writes[WRITES_MAX];
@@ -107,26 +110,33 @@ static void capture_writes(struct engine_check *c)
     }
 }
 
-/* The image of what is in use, with what is not compared as zero, as a new entry of fpu[]. */
-static uint64_t fpu_hash(struct engine_check *c, const struct vcpu_state *st)
+/* What is compared of an image: what is in use, the rest as zero. */
+static void normalize_image(struct engine_check *c, const uint8_t *xsave,
+                            uint8_t ret_image[COMPARED_FPU_BYTES])
 {
-    uint64_t hash = 0xcbf29ce484222325ull;
-
-    memcpy(c->other.xsave, st->xsave, COMPARED_FPU_BYTES);
+    memcpy(c->other.xsave, xsave, COMPARED_FPU_BYTES);
     fpu_normalize(&c->other);
     fpu_hide_pointers(&c->other);
     memset(&c->other.xsave[24], 0, 8);    /* MXCSR and its mask */
     memset(&c->other.xsave[416], 0, 160); /* unused, and the header */
-    for (unsigned i = 0; i < COMPARED_FPU_BYTES; i += 8) {
-        hash = (hash ^ load_le64(&c->other.xsave[i])) * 0x100000001b3ull;
-        hash ^= hash >> 29;
-    }
-    memcpy(c->fpu[c->fpu_count++], c->other.xsave, COMPARED_FPU_BYTES);
-    return hash;
+    memcpy(ret_image, c->other.xsave, COMPARED_FPU_BYTES);
 }
 
-static void take_point(struct engine_check *c, const struct vcpu_state *st,
-                       struct check_point *point, bool hash_fpu, uint64_t known_hash)
+/* Nearly always nothing has touched it, and it is the same as it stands. */
+static bool images_agree(struct engine_check *c, const uint8_t *want, const uint8_t *have)
+{
+    uint8_t a[COMPARED_FPU_BYTES];
+    uint8_t b[COMPARED_FPU_BYTES];
+
+    if (memcmp(want, have, COMPARED_FPU_BYTES) == 0) {
+        return true;
+    }
+    normalize_image(c, want, a);
+    normalize_image(c, have, b);
+    return memcmp(a, b, COMPARED_FPU_BYTES) == 0;
+}
+
+static void take_point(const struct vcpu_state *st, struct check_point *point)
 {
     memcpy(point->gpr, st->gpr, sizeof(point->gpr));
     point->rip = st->rip;
@@ -136,7 +146,6 @@ static void take_point(struct engine_check *c, const struct vcpu_state *st,
     point->kernel_gs_base = st->kernel_gs_base;
     point->cs_ss = (uint64_t)st->seg[X86_CS].selector << 16 | st->seg[X86_SS].selector;
     point->mxcsr = load_le32(&st->xsave[24]);
-    point->fpu_hash = hash_fpu ? fpu_hash(c, st) : known_hash;
 }
 
 /* Instructions whose second execution gives the same and that touch only registers and RAM. */
@@ -207,14 +216,17 @@ static void record(struct engine_vcpu *v, unsigned limit)
     c->write_count = 0;
     c->captured = 0;
     c->bytes_used = 0;
-    take_point(c, &v->st, &c->points[0], true, 0);
-    c->fpu_at[0] = 0;
+    take_point(&v->st, &c->points[0]);
+    c->fpu_at[0] = c->start.xsave;
     while (c->steps < limit && !c->overflow) {
         unsigned writes = c->write_count;
 
         c->insn_rip[c->steps] = v->st.rip;
-        memset(&c->insns[c->steps], 0, sizeof(c->insns[0]));
-        c->insns[c->steps].op = INSN_OP_UD;
+        c->insns[c->steps].op = INSN_OP_UD; /* should it not be fetched at all */
+        c->insns[c->steps].len = 0;
+        c->insns[c->steps].flags = 0;
+        c->insns[c->steps].flags_read = 0;
+        c->insns[c->steps].flags_written = 0;
         int r = interp_try(v, is_repeatable, &c->insns[c->steps]);
 
         if (r != 0) {
@@ -229,15 +241,27 @@ static void record(struct engine_vcpu *v, unsigned limit)
         }
         capture_writes(c);
         c->steps++;
-        take_point(c, &v->st, &c->points[c->steps],
-                   (c->insns[c->steps - 1].flags & (INSN_X87 | INSN_MMX | INSN_SSE | INSN_AVX)) !=
-                       0,
-                   c->points[c->steps - 1].fpu_hash);
-        c->fpu_at[c->steps] = (uint16_t)(c->fpu_count - 1);
+        take_point(&v->st, &c->points[c->steps]);
+        c->fpu_at[c->steps] = c->fpu_at[c->steps - 1];
+        if ((c->insns[c->steps - 1].flags & VECTOR_FLAGS) != 0) {
+            memcpy(c->fpu[c->fpu_count], v->st.xsave, COMPARED_FPU_BYTES);
+            c->fpu_at[c->steps] = c->fpu[c->fpu_count++];
+        }
     }
     c->recording = false;
 }
 
+/* By the library: what the compiler makes of an assignment of this size takes several times as
+ * long, and this happens with every unit. */
+static void copy_state(struct vcpu_state *to, const struct vcpu_state *from)
+{
+    size_t bytes = sizeof(*to);
+
+    __asm__("" : "+r"(bytes));
+    memcpy(to, from, bytes);
+}
+
+/* Back to where record() began, whoever went on from there. */
 static void undo(struct engine_vcpu *v)
 {
     struct engine_check *c = v->check;
@@ -248,7 +272,7 @@ static void undo(struct engine_vcpu *v)
         memcpy(w->host, &c->bytes[w->old], w->len);
         mmu_rmw_end(v, w->host, w->len);
     }
-    v->st = c->start;
+    copy_state(&v->st, &c->start);
     v->exit_unanswered = false;
     v->leave = false;
     interp_io_clear(v);
@@ -278,17 +302,15 @@ static bool memory_agrees(const struct engine_check *c, unsigned count,
     return true;
 }
 
-static void report_registers(const struct engine_check *c, const struct check_point *want,
-                             const struct check_point *have)
+static void report_registers(const struct check_point *want, const struct check_point *have)
 {
-    static const char *const names[] = {"rax", "rcx", "rdx",       "rbx",   "rsp",   "rbp",
-                                        "rsi", "rdi", "r8",        "r9",    "r10",   "r11",
-                                        "r12", "r13", "r14",       "r15",   "rip",   "flags",
-                                        "fs",  "gs",  "kernel gs", "cs:ss", "mxcsr", "fpu"};
+    static const char *const names[] = {"rax", "rcx", "rdx",       "rbx",   "rsp",  "rbp",
+                                        "rsi", "rdi", "r8",        "r9",    "r10",  "r11",
+                                        "r12", "r13", "r14",       "r15",   "rip",  "flags",
+                                        "fs",  "gs",  "kernel gs", "cs:ss", "mxcsr"};
     const uint64_t *w = want->gpr;
     const uint64_t *h = have->gpr;
 
-    (void)c;
     static_assert(sizeof(struct check_point) / 8 == ARRAY_LEN(names), "one name for each");
     for (unsigned i = 0; i < ARRAY_LEN(names); i++) {
         if (w[i] != h[i]) {
@@ -299,11 +321,13 @@ static void report_registers(const struct engine_check *c, const struct check_po
 }
 
 /* Vector and x87 state differ: where in the XSAVE image. */
-static void report_fpu(const struct engine_check *c, unsigned point)
+static void report_fpu(struct engine_check *c, unsigned point, const struct vcpu_state *st)
 {
-    const uint8_t *want = c->fpu[c->fpu_at[point]];
-    const uint8_t *have = c->fpu[c->fpu_count - 1];
+    uint8_t want[COMPARED_FPU_BYTES];
+    uint8_t have[COMPARED_FPU_BYTES];
 
+    normalize_image(c, c->fpu_at[point], want);
+    normalize_image(c, st->xsave, have);
     for (unsigned i = 0; i < COMPARED_FPU_BYTES; i += 8) {
         if (load_le64(want + i) != load_le64(have + i)) {
             log_error("  xsave+%-4u reference 0x%016llx, translated 0x%016llx", i,
@@ -345,7 +369,8 @@ static uint64_t dead_flags(const struct engine_check *c, unsigned i)
     return c->stopped_in_access ? X86_FLAGS_ARITH & ~live : dead;
 }
 
-static bool point_matches(const struct engine_check *c, unsigned i, const struct check_point *have)
+static bool point_matches(struct engine_check *c, unsigned i, const struct check_point *have,
+                          const uint8_t *xsave)
 {
     struct check_point want = c->points[i];
 
@@ -360,7 +385,7 @@ static bool point_matches(const struct engine_check *c, unsigned i, const struct
         (have->mxcsr & ~0x3full) == (want.mxcsr & ~0x3full) && (want.mxcsr & ~have->mxcsr) == 0) {
         want.mxcsr = have->mxcsr;
     }
-    return memcmp(&want, have, sizeof(want)) == 0;
+    return memcmp(&want, have, sizeof(want)) == 0 && images_agree(c, c->fpu_at[i], xsave);
 }
 
 /* The point at the same rip that differs in the fewest fields. */
@@ -393,8 +418,8 @@ static int report(struct engine_vcpu *v, const struct check_point *have, unsigne
     log_error("translated code differs from the reference, %u instructions from rip 0x%llx", point,
               (unsigned long long)c->start.rip);
     report_code(c, point + 1);
-    report_registers(c, &c->points[point], have);
-    report_fpu(c, point);
+    report_registers(&c->points[point], have);
+    report_fpu(c, point, &v->st);
     if (write != NULL) {
         uint64_t want = 0;
         uint64_t got = 0;
@@ -412,43 +437,36 @@ static int report(struct engine_vcpu *v, const struct check_point *have, unsigne
     return ENGINE_EXIT;
 }
 
-static int compare(struct engine_vcpu *v)
+/* Where translated code has stopped, among the points; the last that fits. Without, steps + 1 and
+ * the write that hinders it, if it is one. */
+static unsigned find_point(struct engine_vcpu *v, const struct check_point *have,
+                           const struct check_write **ret_write)
 {
     struct engine_check *c = v->check;
-    const struct check_write *write = NULL;
-    struct check_point have;
-    unsigned point = c->steps + 1;
 
-    take_point(c, &v->st, &have, true, 0);
-    for (unsigned i = 0; i <= c->steps; i++) {
-        const struct check_write *here = NULL;
+    for (unsigned i = c->steps + 1; i-- > 0;) {
+        const struct check_write *write = NULL;
 
-        if (!point_matches(c, i, &have)) {
+        if (!point_matches(c, i, have, v->st.xsave)) {
             continue;
         }
-        point = i;
-        if (memory_agrees(c, i, &here)) {
-            return 0;
+        if (memory_agrees(c, i, &write)) {
+            return i;
         }
-        write = here;
+        *ret_write = write;
     }
-    return report(v, &have, point <= c->steps ? point : nearest(c, &have), write);
+    return c->steps + 1;
 }
 
-int check_step(struct engine_vcpu *v)
+/* One try: 0 when both agree, 1 for the interpreter, ENGINE_EXIT when they do not. */
+static int try_once(struct engine_vcpu *v, unsigned limit, struct check_point *ret_have,
+                    const struct check_write **ret_write)
 {
     struct engine_check *c = v->check;
-    struct vmexit exit = *v->exit;
+    unsigned point;
 
-    unsigned limit = translate_unit_length(v);
-
-    if (limit == 0) {
-        return 1;
-    }
-    c->start = v->st;
-    record(v, limit < STEPS_MAX ? limit : STEPS_MAX);
+    record(v, limit);
     undo(v);
-    *v->exit = exit;
     if (c->overflow || c->stopped_untellable || c->steps == 0) {
         return 1;
     }
@@ -456,6 +474,42 @@ int check_step(struct engine_vcpu *v)
         memcmp(v->st.gpr, c->start.gpr, sizeof(v->st.gpr)) == 0) {
         return 1;
     }
-    c->compared++;
-    return compare(v);
+    take_point(&v->st, ret_have);
+    *ret_write = NULL;
+    point = find_point(v, ret_have, ret_write);
+    if (point > c->steps) {
+        return ENGINE_EXIT;
+    }
+    c->stats.units++;
+    c->stats.insns += point;
+    return 0;
+}
+
+int check_step(struct engine_vcpu *v)
+{
+    struct engine_check *c = v->check;
+    const struct check_write *write = NULL;
+    struct check_point have;
+    unsigned limit = translate_unit_length(v);
+    int r;
+
+    if (limit == 0) {
+        return 1;
+    }
+    copy_state(&c->start, &v->st);
+    r = try_once(v, limit < STEPS_MAX ? limit : STEPS_MAX, &have, &write);
+    for (unsigned i = 0; r == ENGINE_EXIT && i < RETRIES; i++) {
+        c->stats.retries++;
+        undo(v);
+        r = try_once(v, limit < STEPS_MAX ? limit : STEPS_MAX, &have, &write);
+    }
+    if (r == ENGINE_EXIT) {
+        return report(v, &have, nearest(c, &have), write);
+    }
+    return r;
+}
+
+void check_stats(const struct engine_check *check, struct check_stats *ret_stats)
+{
+    *ret_stats = check->stats;
 }

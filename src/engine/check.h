@@ -4,7 +4,8 @@
  * The interpreter goes first, instruction by instruction, with a log of what it
  * writes to memory; then all is undone and the unit runs on the same state.
  * Where the unit has stopped, some state that the interpreter went through must
- * be found again, with the same memory. One vCPU; on its thread.
+ * be found again, with the same memory. A difference counts when it comes again
+ * and again: devices write memory meanwhile. One vCPU; on its thread.
  */
 #ifndef CORBEL_ENGINE_CHECK_H
 #define CORBEL_ENGINE_CHECK_H
@@ -15,6 +16,12 @@
 
 struct engine_check;
 struct engine_vcpu;
+
+struct check_stats {
+    uint64_t units;   /* of translated code that were compared */
+    uint64_t insns;   /* in them */
+    uint64_t retries; /* after a difference that did not come again */
+};
 
 /* NULL: no memory. */
 struct engine_check *check_create(void);
@@ -29,5 +36,8 @@ void check_note_write(struct engine_check *check, uint8_t *host, unsigned len);
  * instruction. ENGINE_EXIT (2): the two differ, *v->exit says how.
  */
 int check_step(struct engine_vcpu *v) MUST_CHECK;
+
+/* Any thread: counters may be of different moments. */
+void check_stats(const struct engine_check *check, struct check_stats *ret_stats);
 
 #endif

@@ -23,6 +23,7 @@
 #define CPUID_ADDRESS_SIZES 0x80000008u
 #define DEFAULT_PHYSICAL_BITS 46u
 #define PAGING_ADDRESS_BITS 52u
+#define CHECK_STATS 3u /* only with lock step */
 
 struct engine_stepper {
     struct engine_vm vm;
@@ -577,6 +578,9 @@ static unsigned engine_stats(struct accel_vm *accel_vm, struct accel_stat *ret_s
         {"interrupts", 0},
         {"tlb_fills", 0},
         {"tlb_flushes", 0},
+        {"check_units", 0},
+        {"check_instructions", 0},
+        {"check_retries", 0},
     };
 
     for (unsigned i = 0; i < vm->vcpu_count; i++) {
@@ -590,11 +594,19 @@ static unsigned engine_stats(struct accel_vm *accel_vm, struct accel_stat *ret_s
             all[4].value += v->stat_tlb_fills;
             all[5].value += v->stat_tlb_flushes;
         }
+        if (v != NULL && v->check != NULL) {
+            struct check_stats compared;
+
+            check_stats(v->check, &compared);
+            all[6].value = compared.units;
+            all[7].value = compared.insns;
+            all[8].value = compared.retries;
+        }
     }
-    for (unsigned i = 0; i < ARRAY_LEN(all) && i < max; i++) {
+    count = vm->check ? ARRAY_LEN(all) : ARRAY_LEN(all) - CHECK_STATS;
+    for (unsigned i = 0; i < count && i < max; i++) {
         ret_stats[i] = all[i];
     }
-    count = ARRAY_LEN(all);
     if (vm->translator != NULL) {
         count += translate_stats(vm, max > count ? ret_stats + count : NULL,
                                  max > count ? max - count : 0);

@@ -139,6 +139,7 @@ static int attach(struct executor *executor, struct err *err)
     struct accel_vm_config config = {
         .vcpu_count = shared->vcpu_count,
         .irqchip = VM_IRQCHIP_USER,
+        .check = shared->check != 0,
         .code_cache_bytes = shared->code_cache_bytes,
         .vcpu_storage = engine_vcpu_storage,
     };

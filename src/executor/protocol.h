@@ -106,6 +106,7 @@ struct executor_shared {
     uint64_t memory_bytes;
     uint64_t code_cache_bytes;
     uint32_t vcpu_count;
+    uint32_t check;      /* lock step with the reference */
     uint32_t self_bytes; /* of these pages with those of the vCPUs */
     uint64_t tsc_hz;
 

@@ -65,8 +65,8 @@ static int vm_create(struct machine *machine, struct err *err)
     if (rc != 0) {
         return rc;
     }
-    if (config->engine_reference || config->engine_check) {
-        machine->accel = &engine_accel_ops; /* to look into the engine: all in this process */
+    if (config->engine_reference) {
+        machine->accel = &engine_accel_ops; /* to look into the engine: in this process */
     }
     machine->accel->caps(&caps);
     machine->irqchip = VM_IRQCHIP_USER;

@@ -111,6 +111,7 @@ static int shared_create(struct proxy_vm *vm, const struct accel_vm_config *conf
     vm->shared->memory_bytes = gmem_size_bytes(config->gmem);
     vm->shared->code_cache_bytes = config->code_cache_bytes;
     vm->shared->vcpu_count = vm->vcpu_count;
+    vm->shared->check = config->check ? 1 : 0;
     vm->shared->self_bytes = (uint32_t)vm->shared_bytes;
     vm->shared->tsc_hz = cpuid_tsc_hz();
     vm->service.asked = &vm->shared->service_asked;
@@ -152,10 +153,9 @@ static void proxy_vm_destroy(struct accel_vm *accel_vm)
 
 static int check_config(const struct accel_vm_config *config, struct err *err)
 {
-    if (config->irqchip != VM_IRQCHIP_USER || config->reference_only || config->check) {
+    if (config->irqchip != VM_IRQCHIP_USER || config->reference_only) {
         return err_set(err, -EINVAL,
-                       "guest code in its own process has no other interrupt chips, "
-                       "reference or lock step");
+                       "guest code in its own process has no other interrupt chips or reference");
     }
     if (config->vcpu_count < 1 || config->vcpu_count > EXECUTOR_MAX_VCPUS) {
         return err_set(err, -EINVAL, "the software engine runs at most %u vCPUs",
