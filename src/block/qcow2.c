@@ -276,6 +276,7 @@ static int qcow2_lookup(struct block_image *image, uint64_t offset, uint64_t len
 static void free_all(struct qcow2 *q)
 {
     qcow2_bitmaps_done(q);
+    qcow2_packers_done(&q->packers);
     qcow2_cache_done(&q->l2);
     qcow2_cache_done(&q->refblocks);
     qcow2_header_done(&q->header);
@@ -421,6 +422,7 @@ static struct qcow2 *make_image(struct block_file *file, const struct block_conf
     };
     q->is_device = file->is_device;
     mutex_init(&q->lock, LOCK_RANK_IMAGE);
+    qcow2_packers_init(&q->packers);
     (void)pthread_cond_init(&q->cond, NULL); /* cannot fail on Linux */
     return q;
 }

@@ -113,6 +113,13 @@ struct qcow2_bitmap {
     uint32_t extra_len;
 };
 
+/* What is kept to pack and unpack with. */
+struct qcow2_packer;
+struct qcow2_packers {
+    struct mutex lock; /* LEAF */
+    struct qcow2_packer *idle;
+};
+
 /* Mistakes on purpose, by which the tests of crashes prove that they see such. */
 enum qcow2_planted_bug { QCOW2_BUG_NONE, QCOW2_BUG_MAP_FIRST, QCOW2_BUG_REUSE_EARLY };
 
@@ -127,6 +134,7 @@ struct qcow2 {
     uint64_t refcount_max;
     bool is_device;
     enum qcow2_planted_bug planted_bug;
+    struct qcow2_packers packers;
 
     struct mutex lock; /* guards all below */
     pthread_cond_t cond;
@@ -301,6 +309,20 @@ int qcow2_may_write_locked(const struct qcow2 *q) MUST_CHECK; /* -EIO when poiso
 
 /* qcow2_compress.c */
 int qcow2_unpack(struct qcow2 *q, uint64_t entry, void *cluster) MUST_CHECK;
+
+/* qcow2_pack.c: what packs and unpacks, one cluster at a time; a packer is its taker's alone */
+void qcow2_packers_init(struct qcow2_packers *packers);
+void qcow2_packers_done(struct qcow2_packers *packers); /* all have been given back */
+struct qcow2_packer *qcow2_packer_take(struct qcow2_packers *packers); /* NULL: no memory */
+void qcow2_packer_give(struct qcow2_packers *packers, struct qcow2_packer *packer);
+/* Memory of at least so many bytes, until the packer is given back. NULL when there is none. */
+uint8_t *qcow2_packer_buf(struct qcow2_packer *packer, size_t bytes);
+/* -EIO when it is no cluster. */
+int qcow2_packer_unpack(struct qcow2_packer *packer, uint8_t compression, const void *packed,
+                        size_t len, void *cluster, uint32_t cluster_bytes) MUST_CHECK;
+/* packed has room for a cluster. -E2BIG when it would save less than a sector, or next to nothing. */
+int qcow2_packer_pack(struct qcow2_packer *packer, uint8_t compression, const void *cluster,
+                      uint32_t cluster_bytes, void *packed, size_t *ret_len) MUST_CHECK;
 
 /* qcow2_walk.c: counts every reference of the file */
 struct qcow2_refs;

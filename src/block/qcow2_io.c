@@ -91,9 +91,14 @@ static int read_backing(struct qcow2 *q, struct iovec *iov, unsigned count, uint
 static int read_packed(struct qcow2 *q, uint64_t entry, const struct iovec *iov, unsigned count,
                        uint64_t in_cluster)
 {
-    CLEANUP_FREE uint8_t *cluster = malloc(q->cluster_bytes);
-    int r = cluster ? qcow2_unpack(q, entry, cluster) : -ENOMEM;
+    CLEANUP_FREE uint8_t *cluster = NULL;
+    int r;
 
+    if (count == 1 && iov->iov_len == q->cluster_bytes) {
+        return qcow2_unpack(q, entry, iov->iov_base);
+    }
+    cluster = malloc(q->cluster_bytes);
+    r = cluster ? qcow2_unpack(q, entry, cluster) : -ENOMEM;
     for (unsigned i = 0; r == 0 && i < count; i++) {
         memcpy(iov[i].iov_base, cluster + in_cluster, iov[i].iov_len);
         in_cluster += iov[i].iov_len;
