@@ -67,9 +67,11 @@ static int map_tables(struct translator *t, struct err *err)
     t->exits = map_private(t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
     t->heads = map_private(HEAD_BITS / 8);
     t->checked = map_private(HEAD_BITS / 8);
+    t->roaming = map_private(HEAD_BITS / 8);
     t->accesses = map_private(t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
-    if (t->heads == NULL || t->checked == NULL || t->accesses == NULL || t->arena == NULL ||
-        t->units == NULL || t->pages == NULL || t->by_code == NULL || t->exits == NULL) {
+    if (t->heads == NULL || t->checked == NULL || t->roaming == NULL || t->accesses == NULL ||
+        t->arena == NULL || t->units == NULL || t->pages == NULL || t->by_code == NULL ||
+        t->exits == NULL) {
         return err_set(err, -ENOMEM, "no memory for the tables of the translation cache");
     }
     return 0;
@@ -96,6 +98,7 @@ void code_cache_destroy(struct translator *t)
     unmap(t->exits, t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
     unmap(t->heads, HEAD_BITS / 8);
     unmap(t->checked, HEAD_BITS / 8);
+    unmap(t->roaming, HEAD_BITS / 8);
     unmap(t->accesses, t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
     free(t);
 }
@@ -206,21 +209,42 @@ static unsigned head_bit(uintptr_t guest)
     return (unsigned)((uint64_t)guest * 0x9e3779b97f4a7c15ull >> 32) & (HEAD_BITS - 1);
 }
 
+static bool filter_has(const uint64_t *filter, uintptr_t guest)
+{
+    return (filter[head_bit(guest) / 64] >> (head_bit(guest) % 64) & 1) != 0;
+}
+
+static void filter_add(uint64_t *filter, uintptr_t guest)
+{
+    (void)__atomic_fetch_or(&filter[head_bit(guest) / 64], 1ull << (head_bit(guest) % 64),
+                            __ATOMIC_RELAXED);
+}
+
 bool code_cache_is_head(const struct translator *t, uintptr_t guest)
 {
-    return (t->heads[head_bit(guest) / 64] >> (head_bit(guest) % 64) & 1) != 0;
+    return filter_has(t->heads, guest);
 }
 
 bool code_cache_is_checked(const struct translator *t, uintptr_t guest)
 {
-    return (t->checked[head_bit(guest) / 64] >> (head_bit(guest) % 64) & 1) != 0;
+    return filter_has(t->checked, guest);
 }
 
 void code_cache_add_checked(struct translator *t, uintptr_t guest)
 {
-    (void)__atomic_fetch_or(&t->checked[head_bit(guest) / 64], 1ull << (head_bit(guest) % 64),
-                            __ATOMIC_RELAXED);
+    filter_add(t->checked, guest);
     t->stat_checked++;
+}
+
+bool code_cache_is_roaming(const struct translator *t, uintptr_t guest)
+{
+    return filter_has(t->roaming, guest);
+}
+
+void code_cache_add_roaming(struct translator *t, uintptr_t guest)
+{
+    filter_add(t->roaming, guest);
+    t->stat_roaming++;
 }
 
 /*
@@ -259,7 +283,7 @@ void code_cache_publish(struct translator *t, struct unit *unit, gpa_t gpa_, gpa
 
     release_written(t);
     if ((unit->mode & UNIT_MODE_SINGLE) == 0) {
-        t->heads[head_bit(unit->guest) / 64] |= 1ull << (head_bit(unit->guest) % 64);
+        filter_add(t->heads, unit->guest);
     }
     unit->page_next = page->units;
     page->units = unit_ref_of(t, unit);
@@ -462,6 +486,7 @@ void code_cache_reset(struct translator *t)
     t->arena_used = ARENA_START;
     memset(t->heads, 0, HEAD_BITS / 8);
     memset(t->checked, 0, HEAD_BITS / 8);
+    memset(t->roaming, 0, HEAD_BITS / 8);
     t->unit_count = 0;
     t->exit_count = 1;
     t->access_count = 0;

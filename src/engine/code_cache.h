@@ -121,6 +121,8 @@ struct unit_access {
 #define ACCESS_LOCKED 16u /* across a cache line the interpreter does it */
 #define ACCESS_RANGE 2u   /* for more than the instruction in hand: it cannot fault for that */
 
+/* C is always to look: the hint alone is not what failed. */
+#define ACCESS_NO_HINT (ACCESS_LOCKED | ACCESS_GATHER)
 #define ACCESS_GATHER 8u /* size is GATHER_*: elements at many addresses, by C each time */
 #define GATHER_QUADWORDS 1u
 #define GATHER_INDEX_QUADWORDS 2u
@@ -205,6 +207,7 @@ struct translator {
     uint64_t *heads;     /* filter of addresses where units begin */
     bool is_mirrored;    /* kernel code reaches memory by the mirror (mirror.h) */
     uint64_t *checked;   /* filter of instructions that use the software TLB nevertheless */
+    uint64_t *roaming;   /* filter of instructions that go from page to page */
     struct trace *trace; /* work space of translate.c */
     struct xlate *xlate;
 
@@ -240,6 +243,7 @@ struct translator {
     uint64_t stat_flushes;
     uint64_t stat_invalidated;
     uint64_t stat_checked;
+    uint64_t stat_roaming;
     uint64_t stat_translate_ns;
 };
 
@@ -319,6 +323,10 @@ bool code_cache_is_head(const struct translator *translator, uintptr_t guest);
  */
 bool code_cache_is_checked(const struct translator *translator, uintptr_t guest);
 void code_cache_add_checked(struct translator *translator, uintptr_t guest);
+
+/* The same for instructions whose hint is wrong too often: they compute where to look. */
+bool code_cache_is_roaming(const struct translator *translator, uintptr_t guest);
+void code_cache_add_roaming(struct translator *translator, uintptr_t guest);
 
 /* A page that was marked for a unit which came to nothing. Engine lock held. */
 void code_cache_unmark(struct translator *translator, const uint8_t *host, gpa_t gpa);

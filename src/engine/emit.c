@@ -79,6 +79,12 @@ void emit_gs_store(struct emit *e, unsigned reg, uint32_t offset)
     emit_gs(e, EMIT_MOV_STORE, reg, offset);
 }
 
+void emit_gs32(struct emit *e, unsigned opcode, unsigned reg, uint32_t offset)
+{
+    emit_gs_prefix(e);
+    emit_mem(e, false, opcode, reg, EMIT_NO_REG, EMIT_NO_REG, 1, emit_gs_disp(e, offset));
+}
+
 void emit_gs_store_imm32(struct emit *e, uint32_t offset, uint32_t value)
 {
     emit_gs_prefix(e);

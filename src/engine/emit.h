@@ -39,6 +39,7 @@ struct emit {
 #define EMIT_NO_REG 0xffu
 
 /* Condition codes of Jcc. */
+#define EMIT_CC_B 2u
 #define EMIT_CC_E 4u
 #define EMIT_CC_NE 5u
 #define EMIT_CC_A 7u
@@ -84,6 +85,8 @@ void emit_gs_indexed(struct emit *e, unsigned opcode, unsigned reg, unsigned ind
                      uint32_t offset);
 void emit_gs_load(struct emit *e, unsigned reg, uint32_t offset);
 void emit_gs_store(struct emit *e, unsigned reg, uint32_t offset);
+/* The same with 32 bits. */
+void emit_gs32(struct emit *e, unsigned opcode, unsigned reg, uint32_t offset);
 void emit_gs_store_imm32(struct emit *e, uint32_t offset, uint32_t value); /* 4 bytes */
 void emit_mov_imm32(struct emit *e, unsigned reg, uint32_t value);         /* 32-bit */
 /* op r32, imm8 of group 2 (shl 4, shr 5, sar 7) and op r, imm32 of group 1 (add 0, and 4, cmp 7). */

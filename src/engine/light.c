@@ -10,6 +10,26 @@
 #define LIGHT_XSAVE_HEADER 512u
 #define PAGE_MASK ((uint64_t)GMEM_PAGE_BYTES - 1)
 
+/* A hint that is wrong less often than this may be so. */
+#define HINT_RARE_CYCLES 1000u
+#define HINT_SAMPLES_MAX 2u
+
+static void vector_save(uint8_t *area)
+{
+    volatile uint64_t *header = (volatile uint64_t *)(void *)(area + LIGHT_XSAVE_HEADER);
+
+    /* XSAVE64 leaves most of the header as it was. No memset(): that may use what is to be kept. */
+    for (unsigned i = 0; i < 8; i++) {
+        header[i] = 0;
+    }
+    __asm__ volatile("xsave64 (%0)" : : "r"(area), "a"(LIGHT_XSAVE_MASK), "d"(0) : "memory");
+}
+
+static void vector_restore(const uint8_t *area)
+{
+    __asm__ volatile("xrstor64 (%0)" : : "r"(area), "a"(LIGHT_XSAVE_MASK), "d"(0) : "memory");
+}
+
 static unsigned fpu_mode(const struct vcpu_state *st)
 {
     unsigned mode = 0;
@@ -324,6 +344,9 @@ static bool fill(struct engine_vcpu *v, const struct unit_access *a, int *ret_r)
         ((a->flags & ACCESS_LOCKED) != 0 && crosses_line(va, a->size))) {
         return false;
     }
+    if (table[mmu_tlb_index(va)].tag == (va & ~PAGE_MASK) && (va & ~PAGE_MASK) != MMU_TLB_EMPTY) {
+        return true;
+    }
     *ret_r = mmu_fill(v, va, is_write ? MMU_WRITE : MMU_READ, (enum mmu_mode)a->mode, &page);
     return *ret_r == 0 && page.host != NULL && table[mmu_tlb_index(va)].tag == (va & ~PAGE_MASK);
 }
@@ -334,7 +357,7 @@ static const uint8_t *element(struct engine_vcpu *v, uint64_t va, unsigned bytes
     const struct mmu_tlb_entry *entry = &v->tlb[mode].read[mmu_tlb_index(va)];
     struct mmu_page page;
 
-    if ((va & PAGE_MASK) + bytes > GMEM_PAGE_BYTES) {
+    if ((va & PAGE_MASK) + bytes > GMEM_PAGE_BYTES || (va & ~PAGE_MASK) == MMU_TLB_EMPTY) {
         return NULL;
     }
     if (entry->tag != (va & ~PAGE_MASK) &&
@@ -384,6 +407,30 @@ static bool gather(struct engine_vcpu *v, const struct unit_access *a)
     return true;
 }
 
+/*
+ * One of many wrong hints. When they are frequent and the site is among them
+ * again, it is translated anew; this unit goes on until it ends, and is not entered again.
+ */
+static void sample_hint(struct engine_vcpu *v, const struct unit_access *a)
+{
+    uint8_t area[LIGHT_XSAVE_BYTES] ALIGNED(64);
+    uint8_t *samples = &v->hot.hint_samples[v->hot.site % HINT_SAMPLED_SITES];
+    uint64_t now = __builtin_ia32_rdtsc();
+    uint64_t took = now - v->hot.hint_clock;
+
+    v->hot.hint_clock = now;
+    v->hot.hint_budget = HINT_SAMPLE;
+    if (took > HINT_SAMPLE * HINT_RARE_CYCLES) {
+        return;
+    }
+    if (++*samples >= HINT_SAMPLES_MAX) {
+        *samples = 0;
+        vector_save(area);
+        translate_note_roaming(v, a->code);
+        vector_restore(area);
+    }
+}
+
 uint64_t light_access(void *vcpu)
 {
     struct engine_vcpu *v = vcpu;
@@ -395,7 +442,12 @@ uint64_t light_access(void *vcpu)
         v->hot.leave = gather(v, a) ? LEAVE_KICK_ACCESS : LEAVE_ACCESS;
         return v->hot.leave == LEAVE_ACCESS ? 0 : code_rx(v->vm->translator, a->code);
     }
+    if (v->hot.hint_budget > HINT_SAMPLE) {
+        sample_hint(v, a);
+    }
     if (fill(v, a, &r)) {
+        v->hot.hint[v->hot.site % ACCESS_HINTS] =
+            mmu_tlb_index(v->hot.va) * (uint32_t)sizeof(struct mmu_tlb_entry);
         v->hot.leave = LEAVE_KICK_ACCESS; /* should there be one */
         return code_rx(v->vm->translator, a->code);
     }
@@ -460,13 +512,8 @@ uint64_t light_exit(void *vcpu)
 void engine_invalidate_code(struct engine_vm *vm, gpa_t start, uint64_t len)
 {
     uint8_t area[LIGHT_XSAVE_BYTES] ALIGNED(64);
-    volatile uint64_t *header = (volatile uint64_t *)(void *)(area + LIGHT_XSAVE_HEADER);
 
-    /* XSAVE64 leaves most of the header as it was. No memset(): that may use what is to be kept. */
-    for (unsigned i = 0; i < 8; i++) {
-        header[i] = 0;
-    }
-    __asm__ volatile("xsave64 %0" : "+m"(area) : "a"(LIGHT_XSAVE_MASK), "d"(0));
+    vector_save(area);
     translate_invalidate(vm, start, len);
-    __asm__ volatile("xrstor64 %0" : : "m"(area), "a"(LIGHT_XSAVE_MASK), "d"(0));
+    vector_restore(area);
 }

@@ -4,15 +4,15 @@
  * that another way can take its place here.
  *
  * The tag check is not on the path of the address: the addend is loaded beside
- * it, and the access uses guest registers + addend.
+ * it, and the access uses guest registers + addend. Which entry to look at is a
+ * hint from the last time, so that the path is short; a thunk looks in the
+ * right one when the tag is another's. Sites that go from page to page, where
+ * hints are wrong too often, are translated anew and compute the index.
  */
 #include "engine/translate_int.h"
 
-#define TLB_ENTRY_BYTES 16u
 /* The wider, the more often a range has a page end in it, which costs a detour. */
 #define WINDOW_BYTES_MAX 96
-#define TLB_SHIFT (12u - 4u)
-#define TLB_INDEX_MASK ((MMU_TLB_SETS - 1u) * TLB_ENTRY_BYTES)
 
 static uint32_t seg_slot(unsigned seg)
 {
@@ -345,18 +345,24 @@ bool mem_is_direct(const struct translator *t, unsigned mode)
     return t->is_mirrored && (mode & UNIT_MODE_MMU) == MMU_KERNEL;
 }
 
+/* Host address of the instruction in hand. */
+static uintptr_t insn_guest(const struct xlate *x)
+{
+    return (x->unit->guest & ~((uintptr_t)GMEM_PAGE_BYTES - 1)) + x->ti->offset;
+}
+
 static bool is_direct(const struct xlate *x, const struct access *a)
 {
-    uintptr_t page = x->unit->guest & ~((uintptr_t)GMEM_PAGE_BYTES - 1);
-
     return mem_is_direct(x->t, x->ti->mode) && !a->checked &&
-           !code_cache_is_checked(x->t, page + x->ti->offset);
+           !code_cache_is_checked(x->t, insn_guest(x));
 }
 
 void mem_operand_begin(struct xlate *x, const struct host_operand *op)
 {
-    if (op->is_in_mirror) {
+    if (op->is_in_mirror || x->marks[x->mark_count - 1].spilled != x->spilled) {
         xlate_mark(x);
+    }
+    if (op->is_in_mirror) {
         emit_u8(&x->e, EMIT_SEG_GS);
     }
 }
@@ -431,12 +437,11 @@ static void emit_check(struct xlate *x, const struct ea *ea, const struct access
                   (a->is_locked ? ACCESS_LOCKED : 0u));
 
     ea_emit(x, ea, s0);
-    /* mmu_tlb_index(), times the size of an entry */
-    emit_mov(e, false, s1, s0);
-    emit_shift_imm(e, false, 5, s1, 10);
-    emit_rr(e, false, EMIT_XOR_LOAD, s1, s0);
-    emit_shift_imm(e, false, 5, s1, TLB_SHIFT);
-    emit_alu_imm(e, false, 4, s1, (int32_t)TLB_INDEX_MASK);
+    if (code_cache_is_roaming(x->t, insn_guest(x))) {
+        thunk_emit_tlb_index(e, s1, s0);
+    } else {
+        emit_gs32(e, EMIT_MOV_LOAD, s1, GS_HOT(hint) + cold->site % ACCESS_HINTS * 4);
+    }
     emit_gs_indexed(e, EMIT_XOR_LOAD, s0, s1, tlb + (uint32_t)offsetof(struct mmu_tlb_entry, tag));
     emit_alu_imm(e, true, 7, s0, (int32_t)(GMEM_PAGE_BYTES - size));
     cold->branch = emit_jcc_once(e, EMIT_CC_A);

@@ -283,8 +283,7 @@ static struct mmu_tlb_entry *tlb_entry(struct engine_vcpu *v, unsigned mode, uns
 
 static void tlb_clear(struct engine_vcpu *v, unsigned mode, unsigned is_write, unsigned set)
 {
-    __atomic_store_n(&tlb_entry(v, mode, is_write, set)->tag, mmu_tlb_empty_tag(set),
-                     __ATOMIC_RELAXED);
+    __atomic_store_n(&tlb_entry(v, mode, is_write, set)->tag, MMU_TLB_EMPTY, __ATOMIC_RELAXED);
 }
 
 static void flush_4k(struct engine_vcpu *v, uint64_t va)
@@ -466,12 +465,12 @@ static uint64_t evicted_bit(uint64_t host_page)
 }
 
 /* A unit may have checked what an entry says, and store there later. */
-static void note_evicted(struct engine_vcpu *v, const struct mmu_tlb_entry *entry, unsigned set)
+static void note_evicted(struct engine_vcpu *v, const struct mmu_tlb_entry *entry)
 {
     uint64_t tag = __atomic_load_n(&entry->tag, __ATOMIC_RELAXED);
     uint64_t bits = atomic_load_explicit(&v->evicted_writes, memory_order_relaxed);
 
-    if (tag != mmu_tlb_empty_tag(set)) {
+    if (tag != MMU_TLB_EMPTY) {
         /* Release: who finds the entry changed finds this, too. */
         atomic_store_explicit(&v->evicted_writes, bits | evicted_bit(tag + entry->addend),
                               memory_order_release);
@@ -491,7 +490,7 @@ static void tlb_enter(struct engine_vcpu *v, uint64_t va, unsigned is_write, enu
     bit_set(index->large[is_write], set, page->page_bytes > GMEM_PAGE_BYTES);
     note_large(v, va, page);
     if (is_write != 0) {
-        note_evicted(v, entry, set);
+        note_evicted(v, entry);
     }
     __atomic_store_n(&entry->addend, (uint64_t)(uintptr_t)page->host - va, __ATOMIC_RELEASE);
     __atomic_store_n(&entry->tag, page_va, __ATOMIC_RELEASE);
@@ -740,7 +739,7 @@ static bool unmap_writes(struct engine_vcpu *v, uint64_t host_page)
             struct mmu_tlb_entry *entry = &v->tlb[mode].write[set];
             uint64_t tag = __atomic_load_n(&entry->tag, __ATOMIC_RELAXED);
 
-            if (tag != mmu_tlb_empty_tag(set) &&
+            if (tag != MMU_TLB_EMPTY &&
                 tag + __atomic_load_n(&entry->addend, __ATOMIC_RELAXED) == host_page) {
                 tlb_clear(v, mode, 1, set);
                 found = true;

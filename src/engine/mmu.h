@@ -4,15 +4,15 @@
  * The software TLB is a direct-mapped table per access mode and direction. The
  * translator inlines the lookup, so its layout is part of this contract:
  *
- *   index  = mmu_tlb_index(va)
+ *   index  = mmu_tlb_index(va), or any other: the tag says whether it is right
  *   hit    = va ^ tag[index] <= 4096 - size      (unsigned; page-crossing misses)
  *   host   = va + addend[index]
  *
  * Only pages that need no thought are ever entered: RAM, permission checked for
  * that mode and direction, A (and D for writes) set, for writes no code made
  * from the page (GMEM_PAGE_CODE clear) and no dirty logging pending. Everything
- * else misses and takes the slow path. The tag of an empty entry is
- * mmu_tlb_empty_tag(index), a page of another index: no va whatever can match it there.
+ * else misses and takes the slow path. An empty entry has MMU_TLB_EMPTY as tag. Translated code
+ * that matches it faults on the host, which sees to the guest's #GP; C has to look.
  *
  * Other threads may clear entries of any vCPU (mmu_protect_code_page); the
  * owner alone fills. SDM 3A chapter 4.
@@ -46,14 +46,10 @@ static inline unsigned mmu_tlb_index(uint64_t va)
 }
 
 /*
- * A va is only ever compared with the tag of its own index, so a tag whose
- * index bits differ matches nothing. A constant would not do: the page it names
- * can be asked for, canonical or not.
+ * Not canonical, and so is every address that matches it after the addend of any
+ * page was added, since those lie between canonical addresses.
  */
-static inline uint64_t mmu_tlb_empty_tag(unsigned index)
-{
-    return (uint64_t)(index ^ 1u) << 12;
-}
+#define MMU_TLB_EMPTY (1ull << 63)
 
 /* Whose permissions apply (SDM 3A 4.6). */
 enum mmu_mode {

@@ -38,7 +38,7 @@ static void save_table(struct engine_vcpu *v, struct mmu_context *c, unsigned mo
             struct mmu_saved_entry *saved = &c->entries[c->count];
 
             saved->tag = __atomic_load_n(&entry->tag, __ATOMIC_RELAXED);
-            if (saved->tag == mmu_tlb_empty_tag(set)) {
+            if (saved->tag == MMU_TLB_EMPTY) {
                 continue;
             }
             saved->addend = entry->addend;

@@ -210,17 +210,126 @@ static void emit_dead(struct translator *t, struct emit *e)
     emit_jmp_to(e, rw_of(t, t->jump_miss));
 }
 
+#define TLB_ENTRY_SHIFT 4u
+#define TLB_TABLE_SHIFT 14u
+_Static_assert(sizeof(struct mmu_tlb_entry) == 1u << TLB_ENTRY_SHIFT, "as shifts know it");
+_Static_assert(sizeof(struct mmu_tlb_entry) * MMU_TLB_SETS == 1u << TLB_TABLE_SHIFT &&
+                   offsetof(struct mmu_tlb, write) == 1u << TLB_TABLE_SHIFT &&
+                   sizeof(struct mmu_tlb) == 2u << TLB_TABLE_SHIFT,
+               "tables by mode, and in it reads and writes, without gaps");
+_Static_assert(sizeof(struct unit_access) == 8 && ACCESS_WRITE == 1, "as emit_lookup reads it");
+
+/* mmu_tlb_index(), times the size of an entry */
+void thunk_emit_tlb_index(struct emit *e, unsigned index, unsigned address)
+{
+    emit_mov(e, false, index, address);
+    emit_shift_imm(e, false, 5, index, 10);
+    emit_rr(e, false, EMIT_XOR_LOAD, index, address);
+    emit_shift_imm(e, false, 5, index, GMEM_PAGE_SHIFT - TLB_ENTRY_SHIFT);
+    emit_alu_imm(e, false, 4, index, (int32_t)((MMU_TLB_SETS - 1) << TLB_ENTRY_SHIFT));
+}
+
+static const uint8_t lookup_regs[] = {X86_RAX, X86_RCX, X86_RDX, X86_RBX};
+
+static void emit_lookup_done(struct emit *e)
+{
+    for (unsigned i = 0; i < ARRAY_LEN(lookup_regs); i++) {
+        emit_gs_load(e, lookup_regs[i], GS_HOT(kept) + 8 * i);
+    }
+}
+
+static void emit_mov_imm64(struct emit *e, unsigned reg, uint64_t value)
+{
+    emit_u8(e, 0x48);
+    emit_u8(e, 0xb8u | reg);
+    emit_bytes(e, &value, sizeof(value));
+}
+
+/* RBX: where the table of the access in RDX begins, among all. To C when no hint is to blame. */
+static void emit_lookup_table(struct emit *e, uint8_t **ret_slow)
+{
+    emit_bytes(e, "\x0f\xb6\x5a", 3); /* movzx ebx, byte [rdx + flags] */
+    emit_u8(e, offsetof(struct unit_access, flags));
+    emit_bytes(e, "\xf6\xc3", 2); /* test bl, imm8 */
+    emit_u8(e, ACCESS_NO_HINT);
+    *ret_slow = emit_jcc(e, EMIT_CC_NE);
+    emit_alu_imm(e, false, 4, X86_RBX, ACCESS_WRITE);
+    emit_bytes(e, "\x0f\xb6\x42", 3); /* movzx eax, byte [rdx + mode] */
+    emit_u8(e, offsetof(struct unit_access, mode));
+    emit_mem(e, false, EMIT_LEA, X86_RBX, X86_RBX, X86_RAX, 2, 0);
+    emit_shift_imm(e, false, 4, X86_RBX, TLB_TABLE_SHIFT);
+}
+
+/*
+ * A hint was wrong: looks in the right entry, and notes that as the hint for the
+ * next time when it is what was wanted; else C sees to it. Flags are saved or dead.
+ */
+static const uint8_t *emit_lookup(struct translator *t, struct emit *e, const uint8_t *access)
+{
+    const uint8_t *start = here(t, e);
+    uint8_t *slow[4];
+
+    for (unsigned i = 0; i < ARRAY_LEN(lookup_regs); i++) {
+        emit_gs_store(e, lookup_regs[i], GS_HOT(kept) + 8 * i);
+    }
+    emit_gs32(e, EMIT_MOV_LOAD, X86_RCX, GS_HOT(site));
+    emit_mov_imm64(e, X86_RDX, (uint64_t)(uintptr_t)t->accesses);
+    emit_mem(e, true, EMIT_LEA, X86_RDX, X86_RDX, X86_RCX, 8, 0);
+    emit_lookup_table(e, &slow[0]);
+    emit_gs_load(e, X86_RAX, GS_HOT(va));
+    thunk_emit_tlb_index(e, X86_RCX, X86_RAX);
+    emit_rr(e, false, EMIT_ADD_LOAD, X86_RBX, X86_RCX);
+    emit_gs_indexed(
+        e, EMIT_XOR_LOAD, X86_RAX, X86_RBX,
+        (uint32_t)(offsetof(struct engine_vcpu, tlb) + offsetof(struct mmu_tlb_entry, tag)));
+    emit_bytes(e, "\x0f\xb7\x5a", 3); /* movzx ebx, word [rdx + size] */
+    emit_u8(e, offsetof(struct unit_access, size));
+    emit_rr(e, true, EMIT_ADD_LOAD, X86_RAX, X86_RBX);
+    slow[1] = emit_jcc(e, EMIT_CC_B);
+    emit_alu_imm(e, true, 7, X86_RAX, (int32_t)GMEM_PAGE_BYTES);
+    slow[2] = emit_jcc(e, EMIT_CC_A);
+    emit_gs_op(e, "\x83", 1, 5, GS_HOT(hint_budget)); /* sub dword, 1 */
+    emit_u8(e, 1);
+    slow[3] = emit_jcc(e, EMIT_CC_B);
+    emit_gs32(e, EMIT_MOV_LOAD, X86_RBX, GS_HOT(site));
+    emit_alu_imm(e, false, 4, X86_RBX, ACCESS_HINTS - 1);
+    emit_gs_prefix(e);
+    emit_mem(e, false, EMIT_MOV_STORE, X86_RCX, EMIT_NO_REG, X86_RBX, 4,
+             emit_gs_disp(e, GS_HOT(hint)));
+    emit_mem(e, false, EMIT_MOV_LOAD, X86_RAX, X86_RDX, EMIT_NO_REG, 1,
+             offsetof(struct unit_access, code));
+    emit_mov_imm64(e, X86_RBX, (uint64_t)(uintptr_t)t->rx);
+    emit_rr(e, true, EMIT_ADD_LOAD, X86_RAX, X86_RBX);
+    emit_gs_store(e, X86_RAX, GS_HOT(resume));
+    emit_lookup_done(e);
+    emit_resume_jump(e);
+
+    for (unsigned i = 0; i < ARRAY_LEN(slow); i++) {
+        emit_patch(slow[i], e->p);
+    }
+    emit_lookup_done(e);
+    emit_jmp_to(e, rw_of(t, access));
+    return start;
+}
+
 /* Misses of inlined checks: the address in one register, in another the site's number if any. */
 static void emit_accesses(struct translator *t, struct emit *e, const uint8_t *access)
 {
+    const uint8_t *lookup = emit_lookup(t, e, access);
+
     for (unsigned r = 0; r < X86_GPR_COUNT; r++) {
+        const uint8_t *by_site;
+
         t->access[r] = here(t, e);
         emit_gs_store(e, r, GS_HOT(va));
         emit_jmp_to(e, rw_of(t, access));
+        by_site = here(t, e);
+        emit_gs_store(e, r, GS_HOT(va));
+        emit_jmp_to(e, rw_of(t, lookup));
         for (unsigned site = 0; site < X86_GPR_COUNT; site++) {
             t->access_site[r][site] = here(t, e);
             emit_store32(e, site, GS_HOT(site));
-            emit_jmp_to(e, rw_of(t, t->access[r]));
+            emit_jmp_to(e, rw_of(t, by_site));
         }
     }
 }

@@ -34,6 +34,9 @@ enum translate_leave {
     LEAVE_KICK_ACCESS /* kicked; registers as with LEAVE_ACCESS */
 };
 
+/* To index: where the entry for the address lies in its table; clobbers flags. */
+void thunk_emit_tlb_index(struct emit *e, unsigned index, unsigned address);
+
 void thunk_emit_all(struct translator *translator);
 
 /* Calls the enter thunk: goes to hot.resume with st's registers, back when the guest left. */

@@ -432,6 +432,19 @@ static void note_late(struct engine_vcpu *v, uint64_t start, uint64_t end)
     atomic_store(&v->kick, 1);
 }
 
+void translate_note_roaming(struct engine_vcpu *v, uint32_t code)
+{
+    struct translator *t = v->vm->translator;
+    struct unit *unit = code_cache_unit_at(t, code_rx(t, code));
+    uintptr_t page = unit->guest & ~(uintptr_t)PAGE_MASK;
+
+    if (mutex_trylock(&v->vm->lock)) {
+        code_cache_add_roaming(t, page + unit_insn_at(unit, code).offset);
+        code_cache_drop_unit(t, unit);
+        mutex_unlock(&v->vm->lock);
+    }
+}
+
 void translate_invalidate(struct engine_vm *vm, gpa_t start, uint64_t len)
 {
     if (vm->translator == NULL) {
@@ -526,6 +539,7 @@ unsigned translate_stats(struct engine_vm *vm, struct accel_stat *ret_stats, uns
         {"translator_invalidated", t->stat_invalidated},
         {"translator_ns", t->stat_translate_ns},
         {"translator_checked_sites", t->stat_checked},
+        {"translator_roaming_sites", t->stat_roaming},
         {"jump_misses", sums.jumps},
         {"access_misses", sums.accesses},
         {"range_misses", sums.ranges},

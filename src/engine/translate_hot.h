@@ -68,6 +68,15 @@ static inline uint32_t found_set(uint64_t key)
 }
 
 /*
+ * Where sites look first: offsets in their TLB table, by the site's number. Any value
+ * will do, since the entry's tag decides, so nobody ever has to forget one. A site that
+ * is wrong often is seen by samples, one in so many misses (mem_access.c).
+ */
+#define ACCESS_HINTS 8192u
+#define HINT_SAMPLE 64u
+#define HINT_SAMPLED_SITES 256u
+
+/*
  * What the interpreter does for translated code with the vector registers live
  * (helper_table.c), by kind, for the counters; HELPER_NONE: it does not.
  */
@@ -124,6 +133,11 @@ struct translate_hot {
     uint64_t stat_accesses;              /* that missed */
     uint64_t stat_ranges;                /* that had to be checked one by one */
     struct gather_operands gather;
+    uint64_t kept[4];                         /* registers that a thunk borrows */
+    uint32_t hint_budget;                     /* misses of hints until one is looked at */
+    uint64_t hint_clock;                      /* host TSC when one was */
+    uint8_t hint_samples[HINT_SAMPLED_SITES]; /* by site */
+    uint32_t hint[ACCESS_HINTS];
     struct found_entry found[FOUND_SETS];
     /* Which entries were filled, so that a flush touches only those. */
     uint16_t jump_used[JUMP_CACHE_TABLES][JUMP_CACHE_SETS];

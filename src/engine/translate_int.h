@@ -207,6 +207,12 @@ struct unit *light_find(struct engine_vcpu *v, unsigned mode);
 /* Notes in the jump cache that st.rip is unit. */
 void light_remember(struct engine_vcpu *v, const struct unit *unit);
 
+/*
+ * The site at code offset `code`, of the unit that runs, goes from page to page: its unit is
+ * dropped to be translated anew. Not when others hold the lock.
+ */
+void translate_note_roaming(struct engine_vcpu *v, uint32_t code);
+
 /* engine_invalidate_code() where vector registers are free. */
 void translate_invalidate(struct engine_vm *vm, gpa_t start, uint64_t len);
 
