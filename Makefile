@@ -3,7 +3,7 @@ BUILD ?= build
 PREFIX ?= /usr/local
 NINJA = ninja -C $(BUILD)
 
-.PHONY: all setup run test test-storage test-kvm test-boot20 test-kernel test-diff bench install clean
+.PHONY: all setup run test test-storage test-kvm test-boot20 test-kernel test-lockstep test-diff bench install clean
 
 all: $(BUILD)/build.ninja
 	@$(NINJA)
@@ -57,6 +57,12 @@ test-boot20: all
 test-kernel: all
 	@export CORBEL_BUILD=$(abspath $(BUILD)) CORBEL_E2E_LIMIT=20000 PYTHONDONTWRITEBYTECODE=1; \
 	tests/e2e/test_kernel.py; features=$$?; tests/e2e/test_kernel_soak.py && exit $$features
+
+# Busybox and Debian, from the first instruction to the login prompt, each instruction on the
+# reference too: an hour or less.
+test-lockstep: all
+	@export CORBEL_BUILD=$(abspath $(BUILD)) CORBEL_E2E_LIMIT=20000 PYTHONDONTWRITEBYTECODE=1; \
+	tests/e2e/test_lockstep.py busybox Debian
 
 bench: all
 	@bench/run --document docs/benchmarks.md
