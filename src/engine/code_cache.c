@@ -19,7 +19,6 @@
 #define EXIT_BYTES_MIN 24u
 #define ACCESS_BYTES_MIN 48u
 /* After this many writes beside the code of a page, its code is dropped too. */
-#define HEAD_BITS (1u << 21)
 #define SLOW_WRITES_MAX 64u
 #define RELEASE_BYTES (1u << 20)
 #define BRIDGE_BYTES_MAX 256u
@@ -65,9 +64,9 @@ static int map_tables(struct translator *t, struct err *err)
     t->pages = map_private(PAGE_BUCKETS * sizeof(struct code_page *));
     t->by_code = map_private(t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
     t->exits = map_private(t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
-    t->heads = map_private(HEAD_BITS / 8);
-    t->checked = map_private(HEAD_BITS / 8);
-    t->roaming = map_private(HEAD_BITS / 8);
+    t->heads = map_private(CODE_CACHE_FILTER_BITS / 8);
+    t->checked = map_private(CODE_CACHE_FILTER_BITS / 8);
+    t->roaming = map_private(CODE_CACHE_FILTER_BITS / 8);
     t->accesses = map_private(t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
     if (t->heads == NULL || t->checked == NULL || t->roaming == NULL || t->accesses == NULL ||
         t->arena == NULL || t->units == NULL || t->pages == NULL || t->by_code == NULL ||
@@ -96,9 +95,9 @@ void code_cache_destroy(struct translator *t)
     unmap(t->pages, PAGE_BUCKETS * sizeof(struct code_page *));
     unmap(t->by_code, t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
     unmap(t->exits, t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
-    unmap(t->heads, HEAD_BITS / 8);
-    unmap(t->checked, HEAD_BITS / 8);
-    unmap(t->roaming, HEAD_BITS / 8);
+    unmap(t->heads, CODE_CACHE_FILTER_BITS / 8);
+    unmap(t->checked, CODE_CACHE_FILTER_BITS / 8);
+    unmap(t->roaming, CODE_CACHE_FILTER_BITS / 8);
     unmap(t->accesses, t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
     free(t);
 }
@@ -204,41 +203,17 @@ void code_cache_unmark(struct translator *t, const uint8_t *host, gpa_t gpa_)
     }
 }
 
-static unsigned head_bit(uintptr_t guest)
-{
-    return (unsigned)((uint64_t)guest * 0x9e3779b97f4a7c15ull >> 32) & (HEAD_BITS - 1);
-}
-
-static bool filter_has(const uint64_t *filter, uintptr_t guest)
-{
-    return (filter[head_bit(guest) / 64] >> (head_bit(guest) % 64) & 1) != 0;
-}
-
 static void filter_add(uint64_t *filter, uintptr_t guest)
 {
-    (void)__atomic_fetch_or(&filter[head_bit(guest) / 64], 1ull << (head_bit(guest) % 64),
-                            __ATOMIC_RELAXED);
-}
+    unsigned bit = code_cache_filter_bit(guest);
 
-bool code_cache_is_head(const struct translator *t, uintptr_t guest)
-{
-    return filter_has(t->heads, guest);
-}
-
-bool code_cache_is_checked(const struct translator *t, uintptr_t guest)
-{
-    return filter_has(t->checked, guest);
+    (void)__atomic_fetch_or(&filter[bit / 64], 1ull << (bit % 64), __ATOMIC_RELAXED);
 }
 
 void code_cache_add_checked(struct translator *t, uintptr_t guest)
 {
     filter_add(t->checked, guest);
     t->stat_checked++;
-}
-
-bool code_cache_is_roaming(const struct translator *t, uintptr_t guest)
-{
-    return filter_has(t->roaming, guest);
 }
 
 void code_cache_add_roaming(struct translator *t, uintptr_t guest)
@@ -484,9 +459,9 @@ void code_cache_reset(struct translator *t)
         atomic_store(&t->units[i], 0);
     }
     t->arena_used = ARENA_START;
-    memset(t->heads, 0, HEAD_BITS / 8);
-    memset(t->checked, 0, HEAD_BITS / 8);
-    memset(t->roaming, 0, HEAD_BITS / 8);
+    memset(t->heads, 0, CODE_CACHE_FILTER_BITS / 8);
+    memset(t->checked, 0, CODE_CACHE_FILTER_BITS / 8);
+    memset(t->roaming, 0, CODE_CACHE_FILTER_BITS / 8);
     t->unit_count = 0;
     t->exit_count = 1;
     t->access_count = 0;

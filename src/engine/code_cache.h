@@ -308,24 +308,53 @@ void *code_cache_alloc_as_is(struct translator *translator, size_t bytes);
 /*
  * The living unit for the guest code at host address guest, or NULL. Units with
  * a second page come only when guest_next is it (0: the next page is not known,
- * then none of them). No lock; general registers only (code_cache_find.c).
+ * then none of them). No lock, but then a new one may not be seen yet; general registers only
+ * (code_cache_find.c).
  */
 struct unit *code_cache_find(const struct translator *translator, uintptr_t guest, unsigned mode,
                              uintptr_t guest_next);
 
-/* May a unit begin at this host address? Never false when one does. */
-bool code_cache_is_head(const struct translator *translator, uintptr_t guest);
+/* Filters with a bit for each address of guest code, hashed: those of a page lie together. */
+#define CODE_CACHE_FILTER_BITS (1u << 21)
+
+static inline unsigned code_cache_filter_bit(uintptr_t guest)
+{
+    uint64_t page = (uint64_t)(guest >> GMEM_PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 32;
+
+    return (unsigned)(page << GMEM_PAGE_SHIFT | (guest & (GMEM_PAGE_BYTES - 1))) &
+           (CODE_CACHE_FILTER_BITS - 1);
+}
+
+static inline bool code_cache_in_filter(const uint64_t *filter, uintptr_t guest)
+{
+    unsigned bit = code_cache_filter_bit(guest);
+
+    return (__atomic_load_n(&filter[bit / 64], __ATOMIC_RELAXED) >> (bit % 64) & 1) != 0;
+}
+
+/* May a unit that is found by others begin at this host address? Never false when one does, for
+ * who holds the engine lock. */
+static inline bool code_cache_is_head(const struct translator *t, uintptr_t guest)
+{
+    return code_cache_in_filter(t->heads, guest);
+}
 
 /*
  * Kernel instructions that the mirror served badly, by host address of their
  * guest code: from now on they are translated with a check. Never false for one
  * that was added; others may be hit, too.
  */
-bool code_cache_is_checked(const struct translator *translator, uintptr_t guest);
+static inline bool code_cache_is_checked(const struct translator *t, uintptr_t guest)
+{
+    return code_cache_in_filter(t->checked, guest);
+}
 void code_cache_add_checked(struct translator *translator, uintptr_t guest);
 
 /* The same for instructions whose hint is wrong too often: they compute where to look. */
-bool code_cache_is_roaming(const struct translator *translator, uintptr_t guest);
+static inline bool code_cache_is_roaming(const struct translator *t, uintptr_t guest)
+{
+    return code_cache_in_filter(t->roaming, guest);
+}
 void code_cache_add_roaming(struct translator *translator, uintptr_t guest);
 
 /* A page that was marked for a unit which came to nothing. Engine lock held. */

@@ -7,9 +7,13 @@
 struct unit *code_cache_find(const struct translator *t, uintptr_t guest, unsigned mode,
                              uintptr_t guest_next)
 {
-    struct unit *unit = unit_get(
-        t, atomic_load_explicit(&t->units[code_cache_bucket(guest, mode)], memory_order_acquire));
+    struct unit *unit;
 
+    if ((mode & UNIT_MODE_SINGLE) == 0 && !code_cache_is_head(t, guest)) {
+        return NULL;
+    }
+    unit = unit_get(
+        t, atomic_load_explicit(&t->units[code_cache_bucket(guest, mode)], memory_order_acquire));
     for (; unit != NULL; unit = unit_get(t, unit->next)) {
         if (unit->guest == guest && unit->mode == mode &&
             (!unit_crosses(unit) || unit_guest_next(unit) == guest_next) &&

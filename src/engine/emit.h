@@ -61,6 +61,13 @@ static inline void emit_bytes(struct emit *e, const void *bytes, unsigned count)
     e->p += count;
 }
 
+/* The same for the first count of size bytes, a constant: all are written, for there is room. */
+static inline void emit_some(struct emit *e, const void *bytes, size_t size, unsigned count)
+{
+    memcpy(e->p, bytes, size);
+    e->p += count;
+}
+
 /* op reg, rm between registers; wide: 64-bit. */
 void emit_rr(struct emit *e, bool wide, unsigned opcode, unsigned reg, unsigned rm);
 /* op reg, [base + index * scale + disp]; base and index may be EMIT_NO_REG. */

@@ -278,19 +278,30 @@ static void find_live_flags(struct trace *trace)
     }
 }
 
+/* Eight registers to a word: sixteen bytes written singly and copied at once would be slow. */
+static uint64_t set_next_use(uint64_t next, unsigned used, unsigned i)
+{
+    for (; used != 0; used &= used - 1) {
+        unsigned shift = 8 * (unsigned)__builtin_ctz(used);
+
+        next = (next & ~(0xffull << shift)) | (uint64_t)i << shift;
+    }
+    return next;
+}
+
 static void find_next_uses(struct trace *trace)
 {
-    uint8_t next[X86_GPR_COUNT];
+    uint64_t low = UINT64_MAX; /* TRACE_NO_USE */
+    uint64_t high = UINT64_MAX;
 
-    memset(next, TRACE_NO_USE, sizeof(next));
     for (unsigned i = trace->count; i-- > 0;) {
         struct trace_insn *ti = &trace->insns[i];
         unsigned used = ti->insn.gpr_read | ti->insn.gpr_written;
 
-        memcpy(ti->next_use, next, sizeof(next));
-        for (; used != 0; used &= used - 1) {
-            next[__builtin_ctz(used)] = (uint8_t)i;
-        }
+        memcpy(ti->next_use, &low, sizeof(low));
+        memcpy(ti->next_use + sizeof(low), &high, sizeof(high));
+        low = set_next_use(low, used & 0xff, i);
+        high = set_next_use(high, used >> 8, i);
     }
 }
 
@@ -300,14 +311,14 @@ static bool is_elsewhere(const struct translator *t, const uint8_t *page, uint32
 {
     uintptr_t guest = (uintptr_t)page + offset;
 
-    return (mode & UNIT_MODE_SINGLE) == 0 && code_cache_is_head(t, guest) &&
-           code_cache_find(t, guest, mode, 0) != NULL;
+    return (mode & UNIT_MODE_SINGLE) == 0 && code_cache_find(t, guest, mode, 0) != NULL;
 }
 
 int trace_build(const struct translator *t, const uint8_t *page, uint32_t offset,
                 const uint8_t *next_page, unsigned mode, struct trace *trace)
 {
     bool more = true;
+    unsigned branches = 0;
 
     trace->count = 0;
     trace->lines = 0;
@@ -333,7 +344,8 @@ int trace_build(const struct translator *t, const uint8_t *page, uint32_t offset
         }
         trace->crosses = crosses;
         more = add_insn(trace, &offset);
-        if (crosses) {
+        branches += trace->insns[trace->count - 1].role == TRACE_BRANCH ? 1 : 0;
+        if (crosses || branches == TRACE_BRANCHES_MAX) {
             break;
         }
     }

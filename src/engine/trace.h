@@ -16,6 +16,8 @@
 #include "engine/decode.h"
 
 #define TRACE_NO_USE 0xffu
+/* Conditional branches in a trace: what is behind more of them is seldom reached. */
+#define TRACE_BRANCHES_MAX 3u
 
 /* What translating an instruction means for the trace. */
 enum trace_role {

@@ -115,12 +115,15 @@ struct xlate {
     struct cold_exit cold_exit[UNIT_EXITS_MAX];
 };
 
-/* Where the host finds the operand after an address check. */
+/*
+ * Where the host finds the operand after an address check. Whole words, so that it is returned in
+ * memory: packed into registers it would be read back right after it was written in pieces.
+ */
 struct host_operand {
-    uint8_t base;  /* EMIT_NO_REG: none, in the mirror only */
-    uint8_t index; /* EMIT_NO_REG: none */
+    uint32_t base;  /* EMIT_NO_REG: none, in the mirror only */
+    uint32_t index; /* EMIT_NO_REG: none */
     int32_t disp;
-    uint8_t scale;
+    uint32_t scale;
     bool is_in_mirror; /* relative to the host's GS base, and may fault */
 };
 

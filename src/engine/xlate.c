@@ -43,17 +43,26 @@ static void flags_for_insn(struct xlate *x)
     x->flags = FLAGS_HOST;
 }
 
-static void emit_rewritten(struct xlate *x, struct host_operand op)
+static void emit_rewritten(struct xlate *x, const struct host_operand *op)
 {
     uint8_t out[INSN_REWRITE_MAX_BYTES];
-    unsigned len = insn_rewrite(&x->ti->insn, op.base, op.index, op.scale, op.disp, out);
+    unsigned len =
+        insn_rewrite(&x->ti->insn, (uint8_t)op->base, (uint8_t)op->index, op->scale, op->disp, out);
 
     if (len == 0) {
         x->failed = true;
         return;
     }
-    mem_operand_begin(x, &op);
-    emit_bytes(&x->e, out, len);
+    mem_operand_begin(x, op);
+    emit_some(&x->e, out, sizeof(out), len);
+}
+
+/* A copy without a memory operand: all of it but the prefixes that do nothing is as it was. */
+static void emit_copy_plain(struct xlate *x)
+{
+    static const struct host_operand none = {X86_RAX, EMIT_NO_REG, 0, 1, false};
+
+    emit_rewritten(x, &none);
 }
 
 /* STD and CLD: the guest's DF lives in st.rflags, the host's is always 0. */
@@ -82,24 +91,24 @@ static bool is_locked(const struct insn *insn)
 static void emit_copy(struct xlate *x)
 {
     const struct insn *insn = &x->ti->insn;
-    struct host_operand op = {X86_RAX, EMIT_NO_REG, 0, 1, false};
 
     if (is_direction(insn)) {
         emit_direction(x);
-        return;
-    }
-    if (insn->mem_bytes != 0) {
+    } else if (insn->mem_bytes != 0) {
         struct access access = {.ea = ea_of(x->ti),
                                 .size = insn->mem_bytes,
                                 .is_write = (insn->mem_flags & INSN_MEM_WRITE) != 0,
                                 .low_only = insn_uses_high_byte(insn),
                                 .allow_written = true,
                                 .is_locked = is_locked(insn)};
+        struct host_operand op = mem_access(x, &access);
 
-        op = mem_access(x, &access);
+        flags_for_insn(x);
+        emit_rewritten(x, &op);
+    } else {
+        flags_for_insn(x);
+        emit_copy_plain(x);
     }
-    flags_for_insn(x);
-    emit_rewritten(x, op);
 }
 
 static void emit_lea_insn(struct xlate *x)
@@ -117,20 +126,21 @@ static void emit_lea_insn(struct xlate *x)
     }
 }
 
-static unsigned operand_regs(struct host_operand op)
+static unsigned operand_regs(const struct host_operand *op)
 {
-    return (op.base == EMIT_NO_REG ? 0u : REG_BIT(op.base)) |
-           (op.index == EMIT_NO_REG ? 0u : REG_BIT(op.index));
+    return (op->base == EMIT_NO_REG ? 0u : REG_BIT(op->base)) |
+           (op->index == EMIT_NO_REG ? 0u : REG_BIT(op->index));
 }
 
 /* 64 bits between reg (or an opcode's extension) and the operand. */
-static void emit_operand(struct xlate *x, unsigned opcode, unsigned reg, struct host_operand op)
+static void emit_operand(struct xlate *x, unsigned opcode, unsigned reg,
+                         const struct host_operand *op)
 {
-    mem_operand_begin(x, &op);
-    emit_mem(&x->e, true, opcode, reg, op.base, op.index, op.scale, op.disp);
+    mem_operand_begin(x, op);
+    emit_mem(&x->e, true, opcode, reg, op->base, op->index, op->scale, op->disp);
 }
 
-static void emit_store_imm(struct xlate *x, struct host_operand op, int32_t imm)
+static void emit_store_imm(struct xlate *x, const struct host_operand *op, int32_t imm)
 {
     emit_operand(x, 0xc7, 0, op);
     emit_u32(&x->e, (uint32_t)imm);
@@ -147,10 +157,10 @@ static unsigned emit_load_operand(struct xlate *x)
 {
     struct access access = {.ea = ea_of(x->ti), .size = 8};
     struct host_operand op = mem_access(x, &access);
-    unsigned value = xlate_scratch(x, operand_regs(op), false, false);
+    unsigned value = xlate_scratch(x, operand_regs(&op), false, false);
 
     xlate_mark(x);
-    emit_operand(x, EMIT_MOV_LOAD, value, op);
+    emit_operand(x, EMIT_MOV_LOAD, value, &op);
     return value;
 }
 
@@ -167,9 +177,9 @@ static void emit_push(struct xlate *x)
     }
     op = mem_access(x, &stack);
     if (insn->imm_bytes != 0) {
-        emit_store_imm(x, op, (int32_t)insn->imm);
+        emit_store_imm(x, &op, (int32_t)insn->imm);
     } else {
-        emit_operand(x, EMIT_MOV_STORE, value, op);
+        emit_operand(x, EMIT_MOV_STORE, value, &op);
     }
     emit_lea(&x->e, X86_RSP, X86_RSP, -8);
 }
@@ -183,7 +193,7 @@ static void emit_pop(struct xlate *x)
 
     stack.allow_written = true;
     op = mem_access(x, &stack);
-    emit_operand(x, EMIT_MOV_LOAD, dst, op);
+    emit_operand(x, EMIT_MOV_LOAD, dst, &op);
     if (dst != X86_RSP) {
         emit_lea(&x->e, X86_RSP, X86_RSP, 8);
     }
@@ -193,9 +203,9 @@ static void emit_leave(struct xlate *x)
 {
     struct access frame = {.ea = ea_reg(X86_RBP, 0), .size = 8};
     struct host_operand op = mem_access(x, &frame);
-    unsigned value = xlate_scratch(x, operand_regs(op), false, false);
+    unsigned value = xlate_scratch(x, operand_regs(&op), false, false);
 
-    emit_operand(x, EMIT_MOV_LOAD, value, op);
+    emit_operand(x, EMIT_MOV_LOAD, value, &op);
     emit_lea(&x->e, X86_RSP, X86_RBP, 8);
     emit_mov(&x->e, true, X86_RBP, value);
 }
@@ -206,11 +216,11 @@ static void emit_push_return(struct xlate *x)
     const struct trace_insn *ti = x->ti;
     struct access stack = stack_access(-8, true);
     struct host_operand op = mem_access(x, &stack);
-    unsigned value = xlate_scratch(x, operand_regs(op), false, false);
+    unsigned value = xlate_scratch(x, operand_regs(&op), false, false);
 
     emit_gs_load(&x->e, value, GS_HOT(page));
     emit_lea(&x->e, value, value, (int32_t)ti->offset + ti->insn.len);
-    emit_operand(x, EMIT_MOV_STORE, value, op);
+    emit_operand(x, EMIT_MOV_STORE, value, &op);
     emit_lea(&x->e, X86_RSP, X86_RSP, -8);
 }
 
@@ -230,7 +240,7 @@ static void emit_ret(struct xlate *x)
     xlate_spill(x, RETURN_REGS);
     op = mem_access(x, &stack);
     xlate_flags_release(x, x->ti->live);
-    emit_operand(x, EMIT_MOV_LOAD, X86_RCX, op);
+    emit_operand(x, EMIT_MOV_LOAD, X86_RCX, &op);
     emit_lea(&x->e, X86_RSP, X86_RSP, 8 + (int32_t)(x->ti->insn.imm & 0xffff));
     exit_indirect(x, true);
 }
