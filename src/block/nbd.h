@@ -21,6 +21,8 @@
 #include "base/error.h"
 
 #include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 struct block_file;
 
@@ -40,5 +42,28 @@ bool nbd_is_address(const char *path);
  */
 int nbd_open(const struct nbd_options *options, struct err *err, struct block_file **ret_file)
     MUST_CHECK;
+
+#define NBD_LISTED_NAME_BYTES 48u
+#define NBD_MAX_LISTED 1024u
+
+/* An export that a server lists. */
+struct nbd_listed {
+    char name[NBD_LISTED_NAME_BYTES]; /* may be "" */
+    uint64_t size_bytes;
+    bool is_read_only;
+};
+
+/*
+ * What the server of an address without an export offers; *ret_list is
+ * malloc'd, the caller's. Names that are too long or hold control characters,
+ * and what is beyond NBD_MAX_LISTED, are left out with a warning. Errors are
+ * those of nbd_open(), and -ENOTSUP for a server that keeps its list to itself.
+ */
+int nbd_list_exports(const char *server, struct err *err, struct nbd_listed **ret_list,
+                     unsigned *ret_count) MUST_CHECK;
+
+/* The address of a server's export, for opening it. -EINVAL when the server's has an export
+ * already, or is none; -ENAMETOOLONG. */
+int nbd_export_address(const char *server, const char *name, char *out, size_t size) MUST_CHECK;
 
 #endif

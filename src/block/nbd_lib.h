@@ -21,9 +21,12 @@
     X(aio_get_fd)            \
     X(aio_is_closed)         \
     X(aio_is_dead)           \
+    X(aio_is_negotiating)    \
     X(aio_is_ready)          \
     X(aio_notify_read)       \
     X(aio_notify_write)      \
+    X(aio_opt_info)          \
+    X(aio_opt_list)          \
     X(aio_pread)             \
     X(aio_pwrite)            \
     X(aio_trim)              \
@@ -41,6 +44,8 @@
     X(get_size)              \
     X(is_read_only)          \
     X(poll)                  \
+    X(set_export_name)       \
+    X(set_opt_mode)          \
     X(set_uri_allow_tls)     \
     X(set_uri_allow_transports)
 

@@ -94,7 +94,10 @@ static int raw_resize(struct block_image *image, uint64_t size_bytes, struct err
     int r = image->file->ops->truncate(image->file, size_bytes);
 
     if (r < 0) {
-        return err_set_errno(err, r, "cannot resize the image");
+        return r == -ENOTSUP
+                   ? err_set(err, r,
+                             "what a server exports has the length that the server gives it")
+                   : err_set_errno(err, r, "cannot resize the image");
     }
     __atomic_store_n(&image->size_bytes, size_bytes, __ATOMIC_RELEASE);
     return 0;

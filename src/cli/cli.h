@@ -124,6 +124,10 @@ int verb_volume_clone(const struct cli *cli, const void *values, const struct ar
                       struct err *err) MUST_CHECK;
 int verb_volume_snapshot(const struct cli *cli, const void *values, const struct args *args,
                          struct err *err) MUST_CHECK;
+int verb_volume_copy_to(const struct cli *cli, const void *values, const struct args *args,
+                        struct err *err) MUST_CHECK;
+int verb_volume_copy_from(const struct cli *cli, const void *values, const struct args *args,
+                          struct err *err) MUST_CHECK;
 int verb_volume_delete(const struct cli *cli, const void *values, const struct args *args,
                        struct err *err) MUST_CHECK;
 int verb_run(const struct cli *cli, const void *values, const struct args *args, struct err *err)
@@ -182,8 +186,8 @@ struct pool_options {
 };
 
 struct volume_options {
-    const char *pool, *snapshot, *image;
-    bool shrink, json;
+    const char *pool, *snapshot, *image, *format;
+    bool shrink, json, replace;
 };
 
 struct prune_options {

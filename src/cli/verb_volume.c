@@ -94,6 +94,25 @@ static int open_pool(const struct cli *cli, const char *name, bool for_change,
     return pool_open(&entry->config, for_change, err, ret_pool);
 }
 
+/* A directory by its whole path, which is made; or a server, which has to answer. */
+static int find_place(const char *name, const char *word, char *out, struct err *err)
+{
+    const struct pool_config config = {.name = name, .kind = pool_kind_of(word), .path = word};
+    struct pool *pool = NULL;
+    int rc;
+
+    if (strcmp(config.kind, "dir") == 0) {
+        rc = path_make_dirs(word, err);
+        return rc == 0 && realpath(word, out) == NULL
+                   ? err_set_errno(err, -errno, "%s cannot be found", word)
+                   : rc;
+    }
+    rc = path_format(out, err, "%s", word);
+    rc = rc < 0 ? rc : pool_open(&config, false, err, &pool);
+    pool_close(pool);
+    return rc;
+}
+
 int verb_pool_create(const struct cli *cli, const void *values, const struct args *args,
                      struct err *err)
 {
@@ -114,16 +133,14 @@ int verb_pool_create(const struct cli *cli, const void *values, const struct arg
         rc = err_set(err, -EINVAL, "--threshold takes a percentage");
     }
     rc = rc < 0 ? rc : path_make_dirs(cli->pools, err);
-    rc = rc < 0 ? rc : path_make_dirs(args->words[1], err);
     rc = rc < 0 ? rc : path_format(file, err, "%s/%s.json", cli->pools, name);
-    if (rc == 0 && realpath(args->words[1], path) == NULL) {
-        rc = err_set_errno(err, -errno, "%s cannot be found", args->words[1]);
-    }
+    rc = rc < 0 ? rc : find_place(name, args->words[1], path, err);
     if (rc < 0) {
         return rc;
     }
-    object = json_pack("{s:s, s:s, s:I, s:i}", "kind", "dir", "path", path, "capacity_bytes",
-                       (json_int_t)capacity, "threshold_percent", (int)options->threshold);
+    object = json_pack("{s:s, s:s, s:I, s:i}", "kind", pool_kind_of(path), "path", path,
+                       "capacity_bytes", (json_int_t)capacity, "threshold_percent",
+                       (int)options->threshold);
     text = json_dumps(object, JSON_INDENT(2));
     json_decref(object);
     fd = open(file, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
@@ -143,16 +160,21 @@ int verb_pool_create(const struct cli *cli, const void *values, const struct arg
 int verb_pool_remove(const struct cli *cli, const void *values, const struct args *args,
                      struct err *err)
 {
-    struct pool_entry entry;
+    struct pool_entry entry = {.config = {.capacity_bytes = 0}};
     struct pool *pool = NULL;
     struct pool_volume *list = NULL;
     char file[PATH_MAX];
     unsigned count = 0;
-    int rc = open_pool(cli, args->words[0], true, &entry, err, &pool);
+    int rc = path_check_name(args->words[0], err);
 
     (void)values;
-    rc = rc < 0 ? rc : pool_list(pool, &list, &count, err);
-    free(list);
+    rc = rc < 0 ? rc : load_entry(cli, args->words[0], &entry, err);
+    if (rc == 0 &&
+        strcmp(entry.kind, "nbd") != 0) { /* a server keeps its volumes, and may be gone */
+        rc = open_pool(cli, args->words[0], true, &entry, err, &pool);
+        rc = rc < 0 ? rc : pool_list(pool, &list, &count, err);
+        free(list);
+    }
     if (rc == 0 && count > 0) {
         rc = err_set(err, -EBUSY, "the pool \"%s\" holds %u volume%s; delete them first",
                      args->words[0], count, count == 1 ? "" : "s");
@@ -197,6 +219,11 @@ static int show_pool(const struct cli *cli, const char *name, json_t *rows, stru
 
     rc = rc < 0 ? rc : pool_space(pool, &space, err);
     pool_close(pool);
+    if (rc < 0 && strcmp(entry.kind, "nbd") == 0) { /* a server that is away hides no other pool */
+        (void)fprintf(stderr, "corbel: the pool \"%s\" is away: %s\n", name, err->text);
+        *err = (struct err){0};
+        return 0;
+    }
     if (rc == 0 && rows != NULL) {
         (void)json_array_append_new(rows, describe_pool(&entry, &space));
     } else if (rc == 0) {
@@ -244,11 +271,11 @@ int verb_pool_list(const struct cli *cli, const void *values, const struct args 
 
 static json_t *describe_volume(const struct pool_volume *v)
 {
-    json_t *object =
-        json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:i, s:s}", "name", v->name, "size_bytes",
-                  (json_int_t)v->size_bytes, "allocated_bytes", (json_int_t)v->allocated_bytes,
-                  "format", "qcow2", "path", v->path, "parent", v->parent, "snapshots",
-                  (int)v->snapshots, "state", disk_state_name(v->state));
+    json_t *object = json_pack(
+        "{s:s, s:I, s:I, s:s, s:s, s:s, s:i, s:s, s:b}", "name", v->name, "size_bytes",
+        (json_int_t)v->size_bytes, "allocated_bytes", (json_int_t)v->allocated_bytes, "format",
+        block_format_name(v->format), "path", v->path, "parent", v->parent, "snapshots",
+        (int)v->snapshots, "state", disk_state_name(v->state), "read_only", v->is_read_only);
 
     if (v->state == SUCCESSOR_CONTINUED) {
         (void)json_object_set_new(object, "continued_in", json_string(v->next.path));
@@ -380,9 +407,10 @@ int verb_volume_show(const struct cli *cli, const void *values, const struct arg
     if (options->json) {
         return print_json(describe_volume(&volume));
     }
-    printf("length:     %s\nown:        %s\nsnapshots:  %u\nfile:       %s (qcow2)\n",
+    printf("length:     %s\nown:        %s\nsnapshots:  %u\nfile:       %s (%s%s)\n",
            size_format(volume.size_bytes, size), size_format(volume.allocated_bytes, own),
-           volume.snapshots, volume.path);
+           volume.snapshots, volume.path, block_format_name(volume.format),
+           volume.is_read_only ? ", only to be read" : "");
     disk_print_state(volume.state, &volume.next);
     return 0;
 }
@@ -419,6 +447,64 @@ int verb_volume_clone(const struct cli *cli, const void *values, const struct ar
     rc = rc < 0 ? rc : open_pool(cli, options->pool, true, &entry, err, &pool);
     if (rc == 0) {
         rc = pool_clone_volume(pool, args->words[0], options->snapshot, args->words[1], err);
+        warn_when_full(pool, &entry);
+    }
+    pool_close(pool);
+    return rc;
+}
+
+int verb_volume_copy_to(const struct cli *cli, const void *values, const struct args *args,
+                        struct err *err)
+{
+    const struct volume_options *options = values;
+    struct disk_options convert = {.other_format = options->format, .replace = options->replace};
+    struct args words = {.count = 2};
+    struct pool_entry entry;
+    struct pool *pool = NULL;
+    struct pool_volume volume;
+    int rc = open_pool(cli, options->pool, false, &entry, err, &pool);
+
+    rc = rc < 0 ? rc : pool_find(pool, args->words[0], &volume, err);
+    if (rc == 0) {
+        convert.format = block_format_name(volume.format);
+        words.words[0] = volume.path;
+        words.words[1] = args->words[1];
+        rc = verb_image_convert(cli, &convert, &words, err);
+    }
+    pool_close(pool);
+    return rc;
+}
+
+int verb_volume_copy_from(const struct cli *cli, const void *values, const struct args *args,
+                          struct err *err)
+{
+    const struct volume_options *options = values;
+    const char *name = args->words[0];
+    const struct disk_ref ref = {
+        .path = args->words[1], .format = options->format, .read_only = true};
+    struct block_image *from = NULL;
+    struct pool_entry entry;
+    struct pool *pool = NULL;
+    struct pool_volume volume;
+    struct err absent = {0};
+    int rc = open_pool(cli, options->pool, true, &entry, err, &pool);
+
+    if (rc == 0) {
+        disk_warn_when_stale(args->words[1]);
+        rc = disk_open(&ref, err, &from);
+    }
+    if (rc == 0 && pool_find(pool, name, &volume, &absent) == 0) {
+        rc = options->replace
+                 ? pool_fill_volume(pool, name, from, err)
+                 : err_set(err, -EEXIST,
+                           "there is a volume \"%s\" already; --replace replaces what it holds",
+                           name);
+    } else if (rc == 0) {
+        rc = path_check_name(name, err);
+        rc = rc < 0 ? rc : pool_create_copy(pool, name, from->size_bytes, from, err);
+    }
+    block_image_close(from);
+    if (rc == 0) {
         warn_when_full(pool, &entry);
     }
     pool_close(pool);

@@ -191,6 +191,14 @@ static const struct option_spec volume_clone_specs[] = {
     {.name = NULL},
 };
 
+static const struct option_spec volume_copy_specs[] = {
+    POOL_SPEC,
+    {"--format", "FORMAT", "raw or qcow2: the file's (what its name says)", OPTION_TEXT,
+     VOLUME(format)},
+    {"--replace", NULL, "what is there already", OPTION_FLAG, VOLUME(replace)},
+    {.name = NULL},
+};
+
 static const struct option_spec prune_specs[] = {
     {"--days", "N", "keep what was used within N days (0)", OPTION_NUMBER,
      offsetof(struct prune_options, days)},
@@ -283,8 +291,8 @@ static const struct verb verbs[] = {
     {"image", "remove", "NAME", "delete an image", NULL, 1, 1, false, verb_image_remove},
     {"nbd", "serve", "FILE", "let NBD clients use a disk, until a signal ends it", nbd_specs, 1, 1,
      false, verb_nbd_serve},
-    {"pool", "create", "NAME DIR", "keep volumes in a directory", pool_specs, 2, 2, false,
-     verb_pool_create},
+    {"pool", "create", "NAME DIR|ADDRESS", "keep volumes in a directory, or use a server's",
+     pool_specs, 2, 2, false, verb_pool_create},
     {"pool", "list", "", "list pools and their room", list_specs, 0, 0, false, verb_pool_list},
     {"pool", "remove", "NAME", "forget an empty pool", NULL, 1, 1, false, verb_pool_remove},
     {"volume", "create", "NAME [SIZE]", "make a volume", volume_create_specs, 1, 2, false,
@@ -297,6 +305,10 @@ static const struct verb verbs[] = {
      2, false, verb_volume_clone},
     {"volume", "snapshot", "ACTION NAME [SNAPSHOT]", "create, revert, delete or list snapshots",
      volume_show_specs, 2, 3, false, verb_volume_snapshot},
+    {"volume", "copy-to", "NAME FILE", "copy a volume into a file", volume_copy_specs, 2, 2, false,
+     verb_volume_copy_to},
+    {"volume", "copy-from", "NAME FILE", "copy a disk from a file into a volume", volume_copy_specs,
+     2, 2, false, verb_volume_copy_from},
     {"volume", "delete", "NAME", "delete a volume and its snapshots", volume_specs, 1, 1, false,
      verb_volume_delete},
     {NULL, "doctor", "", "check this host, and say how to mend it", list_specs, 0, 0, false,
@@ -320,7 +332,7 @@ static void print_help(FILE *out)
 
         (void)snprintf(name, sizeof(name), "%s%s%s", verbs[i].group != NULL ? verbs[i].group : "",
                        verbs[i].group != NULL ? " " : "", verbs[i].name);
-        (void)fprintf(out, "  %-16s %s\n", name, verbs[i].summary);
+        (void)fprintf(out, "  %-17s %s\n", name, verbs[i].summary);
     }
     (void)fputs("\ncorbel VERB --help tells more about one. First steps:\n"
                 "  corbel doctor; corbel image build debian; corbel run debian\n",

@@ -1,5 +1,7 @@
 #include "storage/pool.h"
 
+#include "block/block_int.h"
+#include "block/nbd.h"
 #include "storage/pool_ops.h"
 
 #include <errno.h>
@@ -12,7 +14,12 @@
 #define DEFAULT_THRESHOLD_PERCENT 80u
 #define MAX_LAYER (1ull << 53) /* JSON numbers are exact up to here */
 
-static const struct pool_ops *const kinds[] = {&pool_dir_ops};
+static const struct pool_ops *const kinds[] = {&pool_dir_ops, &pool_nbd_ops};
+
+const char *pool_kind_of(const char *path)
+{
+    return nbd_is_address(path) ? pool_nbd_ops.kind : pool_dir_ops.kind;
+}
 
 struct pool {
     const struct pool_ops *ops;
@@ -164,10 +171,24 @@ static bool is_sound(const struct pool *pool)
     return true;
 }
 
+/* A volume that is not ours: one layer, no snapshots. */
+static int add_foreign(void *opaque, const char *name, uint64_t layer, uint64_t size_bytes,
+                       bool is_read_only)
+{
+    struct pool *pool = opaque;
+    json_t *volume =
+        json_pack("{s:I, s:I, s:s, s:b, s:{}}", "size", (json_int_t)size_bytes, "head",
+                  (json_int_t)layer, "parent", "", "read_only", is_read_only, "snapshots");
+
+    return volume != NULL && json_object_set_new(pool->volumes, name, volume) == 0
+               ? set_parent(pool, layer, 0)
+               : -ENOMEM;
+}
+
 static int load_record(struct pool *pool, struct err *err)
 {
     CLEANUP_FREE char *text = NULL;
-    int rc = pool->ops->load(pool->store, &text, err);
+    int rc = pool->ops->load != NULL ? pool->ops->load(pool->store, &text, err) : 0;
 
     if (rc < 0) {
         return rc;
@@ -182,7 +203,20 @@ static int load_record(struct pool *pool, struct err *err)
         !json_is_object(pool->volumes) || !is_sound(pool)) {
         return err_set(err, -EBADMSG, "the pool's record is damaged; nothing was changed");
     }
-    return 0;
+    rc =
+        pool->ops->each_volume != NULL ? pool->ops->each_volume(pool->store, add_foreign, pool) : 0;
+    return rc < 0 ? err_set(err, rc, "out of memory") : 0;
+}
+
+/* What only the owner of volumes can do. */
+static int check_ours(const struct pool *pool, const char *what, struct err *err)
+{
+    return pool->ops->each_volume == NULL
+               ? 0
+               : err_set(err, -ENOTSUP,
+                         "%s not possible in a pool of the kind \"%s\": the volumes "
+                         "are the server's",
+                         what, pool->ops->kind);
 }
 
 static int save_record(struct pool *pool, struct err *err)
@@ -358,8 +392,10 @@ int pool_space(struct pool *pool, struct pool_space *ret_space, struct err *err)
     if (space.free_bytes > free_bytes) {
         space.free_bytes = free_bytes;
     }
-    space.is_over_threshold = space.capacity_bytes - space.free_bytes >=
-                              space.capacity_bytes / 100 * pool->threshold_percent;
+    /* Where nothing can be added there is nothing to warn of. */
+    space.is_over_threshold =
+        pool->ops->make != NULL && space.capacity_bytes - space.free_bytes >=
+                                       space.capacity_bytes / 100 * pool->threshold_percent;
     *ret_space = space;
     return 0;
 }
@@ -394,6 +430,8 @@ static void describe_volume(struct pool *pool, const char *name, const json_t *v
     (void)snprintf(ret->name, sizeof(ret->name), "%s", name);
     (void)snprintf(ret->parent, sizeof(ret->parent), "%s", get_text(volume, "parent"));
     ret->size_bytes = get_number(volume, "size");
+    ret->format = pool->ops->format;
+    ret->is_read_only = json_is_true(json_object_get(volume, "read_only"));
     ret->snapshots = (unsigned)json_object_size(json_object_get(volume, "snapshots"));
     pool->ops->path(pool->store, head, ret->path);
     ret->state = pool->ops->state(pool->store, head, &ret->next);
@@ -469,8 +507,9 @@ int pool_list_snapshots(struct pool *pool, const char *name, struct pool_snapsho
 static int check_new_volume(struct pool *pool, const char *name, struct err *err)
 {
     struct pool_space space = {.free_bytes = 0};
-    int rc = pool_space(pool, &space, err);
+    int rc = check_ours(pool, "making a volume is", err);
 
+    rc = rc < 0 ? rc : pool_space(pool, &space, err);
     if (rc < 0) {
         return rc;
     }
@@ -523,12 +562,16 @@ int pool_create_copy(struct pool *pool, const char *name, uint64_t size_bytes,
     return rc < 0 ? rc : commit(pool, err);
 }
 
-/* A volume that no machine has open. */
-static int find_idle(struct pool *pool, const char *name, json_t **ret_volume, struct err *err)
+/* A volume of ours that no machine has open; for what the text says. */
+static int find_idle(struct pool *pool, const char *name, const char *what, json_t **ret_volume,
+                     struct err *err)
 {
     json_t *volume = find_volume(pool, name, err);
-    int rc = volume == NULL ? -ENOENT
-                            : pool->ops->check_idle(pool->store, get_number(volume, "head"), err);
+    int rc = volume == NULL ? -ENOENT : check_ours(pool, what, err);
+
+    if (rc == 0) {
+        rc = pool->ops->check_idle(pool->store, get_number(volume, "head"), err);
+    }
 
     if (rc == 0) {
         *ret_volume = volume;
@@ -537,11 +580,12 @@ static int find_idle(struct pool *pool, const char *name, json_t **ret_volume, s
 }
 
 /* And whose contents are those of a disk. */
-static int find_current(struct pool *pool, const char *name, json_t **ret_volume, struct err *err)
+static int find_current(struct pool *pool, const char *name, const char *what, json_t **ret_volume,
+                        struct err *err)
 {
     struct successor next;
     json_t *volume = NULL;
-    int rc = find_idle(pool, name, &volume, err);
+    int rc = find_idle(pool, name, what, &volume, err);
 
     if (rc < 0) {
         return rc;
@@ -568,7 +612,7 @@ int pool_resize_volume(struct pool *pool, const char *name, uint64_t size_bytes,
                        struct err *err)
 {
     json_t *volume = NULL;
-    int rc = find_current(pool, name, &volume, err);
+    int rc = find_current(pool, name, "resizing a volume is", &volume, err);
 
     if (rc == 0) {
         rc =
@@ -608,7 +652,7 @@ int pool_clone_volume(struct pool *pool, const char *name, const char *snapshot,
         base = get_number(from, "layer");
         size = get_number(from, "size");
     } else {
-        rc = find_current(pool, name, &volume, err);
+        rc = find_current(pool, name, "cloning a volume is", &volume, err);
         if (rc < 0) {
             return rc;
         }
@@ -621,10 +665,41 @@ int pool_clone_volume(struct pool *pool, const char *name, const char *snapshot,
     return rc < 0 ? rc : commit(pool, err);
 }
 
+/* In a directory: a layer beside the head, which takes its place. */
+static int replace_head(struct pool *pool, const char *name, struct block_image *from,
+                        struct err *err)
+{
+    json_t *volume = NULL;
+    uint64_t layer = 0;
+    int rc = find_idle(pool, name, "", &volume, err);
+
+    rc = rc < 0 ? rc : add_layer(pool, 0, get_number(volume, "size"), &layer, err);
+    rc = rc < 0 ? rc : pool->ops->fill(pool->store, layer, from, err);
+    rc = rc < 0 ? rc : set_number(volume, "head", layer, err);
+    return rc < 0 ? rc : commit(pool, err);
+}
+
+int pool_fill_volume(struct pool *pool, const char *name, struct block_image *from, struct err *err)
+{
+    const json_t *volume = find_volume(pool, name, err);
+
+    if (volume == NULL) {
+        return -ENOENT;
+    }
+    if (from->size_bytes > get_number(volume, "size")) {
+        return err_set(err, -EFBIG, "the disk has %llu bytes, and the volume \"%.60s\" only %llu",
+                       (unsigned long long)from->size_bytes, name,
+                       (unsigned long long)get_number(volume, "size"));
+    }
+    return pool->ops->make != NULL
+               ? replace_head(pool, name, from, err)
+               : pool->ops->fill(pool->store, get_number(volume, "head"), from, err);
+}
+
 int pool_delete_volume(struct pool *pool, const char *name, struct err *err)
 {
     json_t *volume = NULL;
-    int rc = find_idle(pool, name, &volume, err);
+    int rc = find_idle(pool, name, "deleting a volume is", &volume, err);
 
     if (rc < 0) {
         return rc;
@@ -638,7 +713,7 @@ int pool_create_snapshot(struct pool *pool, const char *name, const char *snapsh
     json_t *volume = NULL;
     json_t *snapshots;
     json_t *entry;
-    int rc = find_current(pool, name, &volume, err);
+    int rc = find_current(pool, name, "snapshots are", &volume, err);
 
     if (rc < 0) {
         return rc;
@@ -664,7 +739,7 @@ int pool_revert(struct pool *pool, const char *name, const char *snapshot, struc
     json_t *volume = NULL;
     const json_t *entry;
     uint64_t layer = 0;
-    int rc = find_idle(pool, name, &volume, err);
+    int rc = find_idle(pool, name, "snapshots are", &volume, err);
 
     if (rc < 0) {
         return rc;
@@ -690,7 +765,7 @@ int pool_delete_snapshot(struct pool *pool, const char *name, const char *snapsh
     json_t *other;
     const char *key;
     char parent[POOL_NAME_BYTES];
-    int rc = find_idle(pool, name, &volume, err);
+    int rc = find_idle(pool, name, "snapshots are", &volume, err);
 
     if (rc < 0) {
         return rc;

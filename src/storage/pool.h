@@ -8,6 +8,10 @@
  * made of is the pool's kind's (struct pool_ops); which layers there are, and
  * who stands on whom, is kept in one record per pool that is replaced whole.
  *
+ * A pool of the kind "nbd" is what an NBD server exports: its volumes are the
+ * server's, without layers, snapshots or a record. What is not to be had there
+ * is -ENOTSUP, by name.
+ *
  * Order of every change: layers are made, the record is replaced, layers that
  * the record no longer knows are removed; what a crash leaves over is removed
  * by the next change. One process at a time changes a pool (a lock in it).
@@ -29,10 +33,13 @@
 struct block_image;
 struct pool;
 
+/* What kind of pool such a path is for. */
+const char *pool_kind_of(const char *path);
+
 struct pool_config {
     const char *name;
-    const char *kind;           /* "dir" */
-    const char *path;           /* a directory; made when absent */
+    const char *kind;           /* "dir" or "nbd" */
+    const char *path;           /* a directory, made when absent; a server's address */
     uint64_t capacity_bytes;    /* 0: what the file system has */
     unsigned threshold_percent; /* warn from here on; 0: 80 */
 };
@@ -51,6 +58,8 @@ struct pool_volume {
     uint64_t size_bytes;
     uint64_t allocated_bytes;     /* of its own head */
     char path[PATH_MAX];          /* of the head, for those who open it */
+    enum block_format format;     /* what is there */
+    bool is_read_only;            /* the server of an nbd pool says so */
     char parent[POOL_NAME_BYTES]; /* the snapshot it was made from or reverted to last; may be "" */
     unsigned snapshots;
     /* Unfinished while a machine's disk is mirrored into it, and after that was interrupted;
@@ -89,6 +98,14 @@ int pool_create_volume(struct pool *pool, const char *name, uint64_t size_bytes,
 /* As it, and the volume begins as a copy of the disk, which it may be longer than. */
 int pool_create_copy(struct pool *pool, const char *name, uint64_t size_bytes,
                      struct block_image *from, struct err *err) MUST_CHECK;
+
+/*
+ * Replaces what a volume holds by a copy of the disk, which is not longer. A
+ * volume in a directory changes at once, or not at all; one of a server is
+ * overwritten, and what an interruption leaves of it is neither.
+ */
+int pool_fill_volume(struct pool *pool, const char *name, struct block_image *from, struct err *err)
+    MUST_CHECK;
 
 /* The rest is -EBUSY while a machine has the volume open. What would build on its contents is
  * -ESTALE when these are unfinished or stale; it can be deleted, or reverted to a snapshot. */

@@ -306,6 +306,7 @@ static int dir_space(struct pool_store *store, uint64_t *ret_total_bytes, uint64
 
 const struct pool_ops pool_dir_ops = {
     .kind = "dir",
+    .format = BLOCK_FORMAT_QCOW2,
     .open = dir_open,
     .close = dir_close,
     .load = dir_load,

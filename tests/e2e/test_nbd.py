@@ -3,6 +3,7 @@
 clients that misbehave. Disks on servers of others through `corbel image`."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -13,9 +14,10 @@ import socket
 import struct
 import subprocess
 
-from harness import LIMIT_S, expect, run_tests
+from harness import LIMIT_S, Control, Machine, expect, guest, run_tests
 from test_cli import User
 
+ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
 MIB = 1 << 20
 SIZE = 64 * MIB
 
@@ -217,10 +219,185 @@ def use_other_servers(place):
         expect("refused" in err, err)
 
 
+@contextlib.contextmanager
+def nbdkit(user, *words):
+    """A server that others wrote, with the given words; its address without an export."""
+    path, pid = os.path.join(user.home, "k"), os.path.join(user.home, "k.pid")
+    tool("nbdkit", "-U", path, "-P", pid, *words)
+    os.chmod(path, 0o777)
+    try:
+        yield f"nbd+unix:///?socket={path}"
+    finally:
+        kill(int(pathlib.Path(pid).read_text()))
+        os.unlink(path)
+
+
+def own(user, path):
+    if os.geteuid() == 0:
+        os.chown(path, os.stat(user.home).st_uid, -1)
+    return str(path)
+
+
+def use_a_server_as_pool(place):
+    with User(place) as user:
+        store = pathlib.Path(user.home, "store")
+        store.mkdir()
+        content = random.Random(4).randbytes(MIB) + bytes(7 * MIB)
+        (store / "one").write_bytes(content)
+        (store / "a long way").write_bytes(bytes(16 * MIB))
+        source = pathlib.Path(user.home, "source.raw")
+        source.write_bytes(bytes(MIB) + random.Random(5).randbytes(3 * MIB))
+        with nbdkit(user, "file", f"dir={store}") as server:
+            _, err = user.run("pool", "create", "far", server.replace("///", "///one"), status=2)
+            expect("without an export" in err, err)
+            user.run("pool", "create", "far", server)
+            pools = {p["name"]: p for p in json.loads(user.run("pool", "list", "--json")[0])}
+            expect(pools["far"]["kind"] == "nbd" and pools["far"]["free_bytes"] == 0 and
+                   pools["far"]["capacity_bytes"] == 24 * MIB, pools)
+            rows = {r["name"]: r for r in
+                    json.loads(user.run("volume", "list", "--pool", "far", "--json")[0])}
+            expect({n: r["size_bytes"] for n, r in rows.items()} ==
+                   {"one": 8 * MIB, "a long way": 16 * MIB}, rows)
+            expect(all(r["format"] == "raw" and not r["read_only"] for r in rows.values()), rows)
+            # The file that show names is one for every other command.
+            user.run("image", "compare", rows["one"]["path"], own(user, store / "one"),
+                     "--other-format", "raw")
+            copy = f"{user.home}/copy.qcow2"
+            user.run("volume", "copy-to", "one", copy, "--pool", "far")
+            tool("qemu-img", "compare", "-f", "raw", "-F", "qcow2", store / "one", copy)
+            user.run("volume", "copy-to", "one", copy, "--pool", "far", status=4)
+            own(user, source)
+            user.run("volume", "copy-from", "one", str(source), "--pool", "far", status=4)
+            for name, size in (("one", 8 * MIB), ("a long way", 16 * MIB)):
+                user.run("volume", "copy-from", name, str(source), "--pool", "far", "--replace")
+                expect((store / name).read_bytes() == source.read_bytes() + bytes(size - 4 * MIB),
+                       f"{name} holds something else")
+            user.run("image", "create", f"{user.home}/long.qcow2", "32M")
+            _, err = user.run("volume", "copy-from", "one", f"{user.home}/long.qcow2", "--pool",
+                              "far", "--replace", status=1)
+            expect(str(8 * MIB) in err, err)
+            # What the server does not offer is refused by name.
+            for words, what in ((("create", "new", "1M"), "making a volume"),
+                                (("copy-from", "new", str(source)), "making a volume"),
+                                (("resize", "one", "+1M"), "resizing"),
+                                (("clone", "one", "new"), "making a volume"),
+                                (("delete", "one"), "deleting"),
+                                (("snapshot", "create", "one", "s"), "snapshots are"),
+                                (("snapshot", "revert", "one", "s"), "snapshots are")):
+                _, err = user.run("volume", *words, "--pool", "far", status=1)
+                expect(what in err and "nbd" in err, f"{words}: {err}")
+            expect(json.loads(user.run("volume", "snapshot", "list", "one", "--pool", "far",
+                                       "--json")[0]) == [], "snapshots of a server's volume")
+            user.run("volume", "show", "none", "--pool", "far", status=3)
+        # A server that is away hides no other pool.
+        out, err = user.run("pool", "list")
+        expect("default" in out and "far" not in out and "away" in err, f"{out}\n{err}")
+        user.run("volume", "list", "--pool", "far", status=3)
+        with nbdkit(user, "-r", "file", f"dir={store}"):
+            row = json.loads(user.run("volume", "show", "one", "--pool", "far", "--json")[0])
+            expect(row["read_only"], row)
+            _, err = user.run("volume", "copy-from", "one", str(source), "--pool", "far",
+                              "--replace", status=1)
+            expect("read" in err, err)
+        # Our own server is one, too.
+        disk = make_disk(user)
+        with Serving(user, disk, "--name", "mine") as server:
+            user.run("pool", "create", "own", server.uri.replace("mine", ""))
+            rows = json.loads(user.run("volume", "list", "--pool", "own", "--json")[0])
+            expect([r["name"] for r in rows] == ["mine"], rows)
+            user.run("volume", "copy-from", "mine", str(source), "--pool", "own", "--replace")
+        tool("qemu-img", "compare", "-f", "raw", "-F", "qcow2", source, disk)
+        for name in ("far", "own"):
+            user.run("pool", "remove", name)
+        # The same commands in a directory, where a volume changes at once.
+        user.run("volume", "copy-from", "v", str(source))
+        user.run("volume", "snapshot", "create", "v", "before")
+        user.run("volume", "copy-from", "v", copy, status=4)
+        user.run("volume", "resize", "v", "8M")
+        user.run("volume", "copy-from", "v", copy, "--replace")
+        user.run("volume", "copy-to", "v", f"{user.home}/v.raw")
+        expect(pathlib.Path(user.home, "v.raw").read_bytes() == content, "v holds something else")
+        user.run("volume", "snapshot", "revert", "v", "before")
+        user.run("volume", "copy-to", "v", f"{user.home}/v.raw", "--replace")
+        expect(pathlib.Path(user.home, "v.raw").read_bytes() == source.read_bytes(),
+               "the snapshot has changed")
+
+
+def keep_qcow2_on_exports(place):
+    """An image inside an export, which has an end that does not move."""
+    with User(place) as user:
+        image = f"{user.home}/image.raw"
+        user.run("image", "create", f"{user.home}/inner.qcow2", "64M")
+        pathlib.Path(image).write_bytes(pathlib.Path(user.home, "inner.qcow2").read_bytes())
+        os.truncate(image, 8 * MIB)
+        own(user, image)
+        with nbdkit(user, "file", image) as address:
+            form = ("--format", "qcow2")
+            info = json.loads(user.run("image", "info", address, *form, "--json")[0])
+            expect(info["format"] == "qcow2" and info["size_bytes"] == 64 * MIB, info)
+            with Serving(user, address, *form) as disk:
+                tool("qemu-io", "-f", "raw", disk.uri, "-c", "write -P 9 30M 3M", "-c", "flush",
+                     "-c", "read -P 9 30M 3M", "-c", "read -P 0 0 1M")
+                # More than the export has room for: an error, and nothing else is harmed.
+                tool("qemu-io", "-f", "raw", disk.uri, "-c", "write -P 7 40M 16M", status=1)
+                tool("qemu-io", "-f", "raw", disk.uri, "-c", "read -P 9 30M 3M", "-c",
+                     "discard 30M 1M", "-c", "flush", "-c", "read -P 9 31M 2M")
+            user.run("image", "check", address, *form)
+            user.run("image", "snapshot", "create", address, "s", *form)
+            rows = json.loads(user.run("image", "snapshot", "list", address, *form, "--json")[0])
+            expect([r["name"] for r in rows] == ["s"], rows)
+            user.run("image", "snapshot", "delete", address, "s", *form)
+            _, err = user.run("image", "resize", address, "16M", status=1)
+            expect("server" in err, err)
+            user.run("image", "convert", address, f"{user.home}/flat.raw", *form)
+        tool("qemu-img", "check", "-f", "qcow2", image)
+        tool("qemu-img", "compare", "-f", "qcow2", "-F", "raw", image, f"{user.home}/flat.raw")
+
+
+def run_a_machine(place):
+    """A machine with a volume of a server's and with a qcow2 image on an export."""
+    with User(place) as user:
+        store = pathlib.Path(user.home, "store")
+        store.mkdir()
+        noise = random.Random(6).randbytes(4 * MIB)
+        (store / "plain").write_bytes(noise)
+        user.run("image", "create", f"{user.home}/i.qcow2", "64M")
+        (store / "inner").write_bytes(pathlib.Path(user.home, "i.qcow2").read_bytes())
+        os.truncate(store / "inner", 16 * MIB)
+        image = guest("busybox")
+        with nbdkit(user, "file", f"dir={store}") as server:
+            user.run("pool", "create", "far", server)
+            plain, inner = (json.loads(user.run("volume", "show", name, "--pool", "far",
+                                                "--json")[0])["path"] for name in ("plain", "inner"))
+            with Machine(place, ["--engine", ENGINE, "--memory", "128M", "--kernel", image.kernel,
+                                 "--initrd", image.initrd, "--cmdline", "console=ttyS0",
+                                 "--control", place.home / "control", "--disk", f"{plain},id=plain",
+                                 "--disk", f"{inner},format=qcow2,id=inner"]) as m:
+                m.wait_text("/ #", m.wait_text("corbel-busybox: ready"))
+                sums = m.run("dd if=/dev/vda bs=64k iflag=direct 2>/dev/null | sha256sum")
+                expect(hashlib.sha256(noise).hexdigest() in sums, "the volume reads wrong")
+                m.run("echo far away | dd of=/dev/vda bs=512 seek=100 conv=sync,fsync")
+                m.run("dd if=/dev/vda of=/dev/vdb bs=64k seek=200 conv=fsync")
+                with Control(place.home / "control") as control:
+                    answer = control.ask("disk-resize", disk="plain", bytes=8 * MIB)
+                    expect(not answer["ok"] and "server" in answer["error"], f"{answer}")
+                m.type("poweroff -f\n")
+                expect(m.wait_exit() == 0, m.story())
+        data = (store / "plain").read_bytes()
+        expect(data[51200:51208] == b"far away", "what was written is not on the server")
+        tool("qemu-img", "check", "-f", "qcow2", store / "inner")
+        tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", store / "inner", f"{user.home}/out")
+        expect(pathlib.Path(user.home, "out").read_bytes()[200 * 65536:][:4 * MIB] == data,
+               "the image on the export holds something else")
+
+
 TESTS = [
     ("clients of others use every command", use_every_command),
     ("a disk is copied in, and a killed server lost nothing", copy_in),
     ("clients that misbehave harm nobody", survive_clients),
+    ("a server is a pool of volumes", use_a_server_as_pool),
+    ("a qcow2 image lives on an export", keep_qcow2_on_exports),
+    ("a machine's disks are on a server", run_a_machine),
     ("disks on other people's servers are read", use_other_servers),
 ]
 
