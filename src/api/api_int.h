@@ -1,0 +1,162 @@
+#ifndef CORBEL_API_API_INT_H
+#define CORBEL_API_API_INT_H
+
+#include "api/api.h"
+#include "base/loop.h"
+#include "base/thread.h"
+
+#include <stdatomic.h>
+
+enum { API_PARAMETERS_MAX = 8, API_ID_BYTES = 64 };
+
+/* What somebody may do; each includes those before it. */
+enum role {
+    ROLE_NONE,   /* sign in, read the description of the interface */
+    ROLE_VIEWER, /* look at the objects of a project */
+    ROLE_MEMBER, /* make, change, use and delete them */
+    ROLE_ADMIN   /* all projects, users, types, images */
+};
+
+struct identity {
+    enum role role;
+    char actor[96];   /* "uid:1000", "user:ann", "key:k-..." */
+    char project[64]; /* the only one it may touch; empty: all */
+    char session[64]; /* of a user who signed in; empty: none */
+};
+
+struct api_call;
+typedef int (*api_handler)(struct api *api, struct api_call *call, json_t **ret_answer,
+                           struct fault *fault);
+
+enum api_body {
+    API_BODY_NONE,
+    API_BODY_CREATE, /* the kind's fields for creation */
+    API_BODY_CHANGE, /* ... for changes */
+    API_BODY_FIELDS, /* fields */
+    API_BODY_ACTION  /* the fields of the action that the path names */
+};
+
+/* One operation. Dispatcher, OpenAPI document and audit log know it from here only. */
+struct api_operation {
+    const char *id; /* "instance.create" */
+    const char *method;
+    const char *path; /* "/v1/instances/{id}" */
+    enum role role;
+    enum kind kind; /* of the objects that it is about; KIND_COUNT: none */
+    enum api_body body;
+    const struct field *fields;
+    unsigned field_count;
+    const char *query; /* names of the query parameters: "limit cursor"; with "*" fields too */
+    int status;        /* when it is done; 202 takes its place where an operation goes on */
+    api_handler handle;
+    const char *summary;
+};
+
+struct api_call {
+    struct http_exchange *exchange;
+    const struct http_request *request;
+    const struct api_operation *operation;
+    struct identity identity;
+    char id[API_ID_BYTES];     /* {id} of the path; empty when there is none */
+    char action[API_ID_BYTES]; /* {action} of the path */
+    char request_id[24];
+    json_t *body; /* an object, or NULL */
+    struct compute_call compute;
+    const char *set_cookie; /* for the answer; NULL: none */
+    char cookie[256];
+    bool is_streaming; /* the exchange has been given to api/streams */
+};
+
+struct api {
+    struct api_config config;
+    struct mutex mutex; /* queue, limits, streams' list */
+    pthread_cond_t is_work;
+    pthread_t *threads;
+    unsigned thread_count;
+    struct job *first, *last;
+    unsigned queued;
+    bool is_ending;
+    struct rate_limits *limits;
+    struct audit *audit;
+    struct streams *streams;
+    atomic_uint next_request;
+    atomic_uint waiting; /* calls that wait for an operation */
+};
+
+/* operations.c */
+const struct api_operation *api_operations(unsigned *ret_count);
+/* The operation for a method and path; its path's parameters go into call. *ret_is_path: another
+ * method of the path exists. */
+const struct api_operation *operation_find(const char *method, const char *path,
+                                           struct api_call *call, bool *ret_is_path);
+
+/* answer.c */
+int answer_status(enum fault_code code);
+void answer_send(struct api_call *call, int status, const json_t *answer);
+void answer_fault(struct api_call *call, int status, const struct fault *fault);
+
+/* auth.c: fills call->identity. 0, or the status of the refusal with the fault filled in. */
+int auth_identify(struct api *api, const struct http_exchange *exchange, bool is_socket,
+                  struct identity *ret_identity, struct fault *fault);
+int auth_permit(const struct identity *identity, const struct api_operation *operation,
+                struct fault *fault);
+const char *role_name(enum role role);
+/* "viewer", "member", "admin"; ROLE_NONE for anything else. */
+enum role role_find(const char *name);
+int auth_random_text(char *text, size_t bytes) MUST_CHECK; /* bytes: with the NUL */
+int auth_hash(const char *secret, char *ret_hex, size_t size) MUST_CHECK;
+#define AUTH_USER_PREFIX "/auth/user/"
+#define AUTH_KEY_PREFIX "/auth/key/"
+#define AUTH_SESSION_PREFIX "/auth/session/"
+#define AUTH_COOKIE "corbel_session"
+
+/* accounts.c: users, API keys, sessions */
+extern const struct field account_user_fields[4], account_user_changes[3], account_key_fields[4],
+    account_session_fields[2];
+int accounts_list_users(struct api *, struct api_call *, json_t **, struct fault *);
+int accounts_create_user(struct api *, struct api_call *, json_t **, struct fault *);
+int accounts_change_user(struct api *, struct api_call *, json_t **, struct fault *);
+int accounts_delete_user(struct api *, struct api_call *, json_t **, struct fault *);
+int accounts_list_keys(struct api *, struct api_call *, json_t **, struct fault *);
+int accounts_create_key(struct api *, struct api_call *, json_t **, struct fault *);
+int accounts_delete_key(struct api *, struct api_call *, json_t **, struct fault *);
+int accounts_sign_in(struct api *, struct api_call *, json_t **, struct fault *);
+int accounts_sign_out(struct api *, struct api_call *, json_t **, struct fault *);
+int accounts_who(struct api *, struct api_call *, json_t **, struct fault *);
+
+/* objects.c: the handlers of kinds, actions, operations, the host */
+int objects_list(struct api *, struct api_call *, json_t **, struct fault *);
+int objects_get(struct api *, struct api_call *, json_t **, struct fault *);
+int objects_create(struct api *, struct api_call *, json_t **, struct fault *);
+int objects_change(struct api *, struct api_call *, json_t **, struct fault *);
+int objects_delete(struct api *, struct api_call *, json_t **, struct fault *);
+int objects_act(struct api *, struct api_call *, json_t **, struct fault *);
+int objects_statistics(struct api *, struct api_call *, json_t **, struct fault *);
+int objects_wait(struct api *, struct api_call *, json_t **, struct fault *);
+int objects_cancel(struct api *, struct api_call *, json_t **, struct fault *);
+int objects_host(struct api *, struct api_call *, json_t **, struct fault *);
+int objects_describe(struct api *, struct api_call *, json_t **, struct fault *);
+int objects_version(struct api *, struct api_call *, json_t **, struct fault *);
+
+/* limits.c: whether one more call by this name is within its rate. Any thread. */
+int limits_create(unsigned calls_per_s, struct rate_limits **ret_limits) MUST_CHECK;
+void limits_destroy(struct rate_limits *limits);
+bool limits_take(struct rate_limits *limits, const char *name);
+
+/* audit.c: one line a call. Any thread. */
+int audit_open(const char *path, struct audit **ret_audit, struct err *err) MUST_CHECK;
+void audit_close(struct audit *audit);
+void audit_write(struct audit *audit, const struct api_call *call, int status, const char *code);
+
+/* streams.c: event streams and consoles, on a thread of their own */
+int streams_create(struct api *api, struct streams **ret_streams) MUST_CHECK;
+void streams_destroy(struct streams *streams);
+/* Sends the changes that a watch tells; the exchange and the watch are the streams' from then on. */
+int streams_watch(struct api *api, struct api_call *call, json_t **ret_answer, struct fault *fault);
+/* Carries bytes between a socket and a descriptor, which is the streams' from then on. */
+int streams_console(struct streams *streams, struct http_exchange *exchange, int fd);
+void streams_console_input(struct streams *streams, struct http_exchange *exchange,
+                           const void *data, size_t len);
+void streams_gone(struct streams *streams, struct http_exchange *exchange);
+
+#endif

@@ -1,0 +1,157 @@
+/* The one list of what the interface offers. docs/api.md and /v1/openapi.json follow from it. */
+#include "api/api_int.h"
+
+#include <string.h>
+
+#define LIST_QUERY "project limit cursor *"
+#define CHANGE_QUERY "project dry_run revision"
+
+/* The operations on one kind of object; `word` is the kind's name, `words` its plural. */
+#define READ(KIND, word, words, role)                                                            \
+    {word ".list", "GET", "/v1/" words, role, KIND,         API_BODY_NONE,                       \
+     NULL,         0,     LIST_QUERY,   200,  objects_list, "Lists " words ", page by page."},   \
+    {                                                                                            \
+        word ".get", "GET", "/v1/" words "/{id}", role, KIND, API_BODY_NONE, NULL, 0, "project", \
+            200, objects_get, "One " word " by id or name."                                      \
+    }
+#define CREATE(KIND, word, words, role)                                             \
+    {                                                                               \
+        word ".create", "POST", "/v1/" words, role, KIND, API_BODY_CREATE, NULL, 0, \
+            "project dry_run", 201, objects_create, "Makes a new " word "."         \
+    }
+#define CHANGE(KIND, word, words, role)                                                      \
+    {                                                                                        \
+        word ".change", "PATCH", "/v1/" words "/{id}", role, KIND, API_BODY_CHANGE, NULL, 0, \
+            CHANGE_QUERY, 200, objects_change,                                               \
+            "Changes fields; null takes one back to its preset."                             \
+    }
+#define DELETE(KIND, word, words, role)                                                     \
+    {                                                                                       \
+        word ".delete", "DELETE", "/v1/" words "/{id}", role, KIND, API_BODY_NONE, NULL, 0, \
+            "project dry_run", 200, objects_delete, "Deletes a " word "."                   \
+    }
+#define OTHER(id, method, path, role, query, status, handle, summary)                              \
+    {                                                                                              \
+        id, method, path, role, KIND_COUNT, API_BODY_NONE, NULL, 0, query, status, handle, summary \
+    }
+
+static const struct api_operation operations[] = {
+    READ(KIND_INSTANCE, "instance", "instances", ROLE_VIEWER),
+    CREATE(KIND_INSTANCE, "instance", "instances", ROLE_MEMBER),
+    CHANGE(KIND_INSTANCE, "instance", "instances", ROLE_MEMBER),
+    DELETE(KIND_INSTANCE, "instance", "instances", ROLE_MEMBER),
+    {"instance.act", "POST", "/v1/instances/{id}/{action}", ROLE_MEMBER, KIND_INSTANCE,
+     API_BODY_ACTION, NULL, 0, "project dry_run", 200, objects_act,
+     "Starts, stops, restarts ... an instance."},
+    {"instance.statistics", "GET", "/v1/instances/{id}/statistics", ROLE_VIEWER, KIND_INSTANCE,
+     API_BODY_NONE, NULL, 0, "project", 200, objects_statistics,
+     "What a running instance's monitor counts."},
+    READ(KIND_TYPE, "type", "types", ROLE_VIEWER),
+    CREATE(KIND_TYPE, "type", "types", ROLE_ADMIN),
+    DELETE(KIND_TYPE, "type", "types", ROLE_ADMIN),
+    READ(KIND_IMAGE, "image", "images", ROLE_VIEWER),
+    READ(KIND_VOLUME, "volume", "volumes", ROLE_VIEWER),
+    CREATE(KIND_VOLUME, "volume", "volumes", ROLE_MEMBER),
+    CHANGE(KIND_VOLUME, "volume", "volumes", ROLE_MEMBER),
+    DELETE(KIND_VOLUME, "volume", "volumes", ROLE_MEMBER),
+    READ(KIND_KEY, "key", "keys", ROLE_VIEWER),
+    CREATE(KIND_KEY, "key", "keys", ROLE_MEMBER),
+    DELETE(KIND_KEY, "key", "keys", ROLE_MEMBER),
+    READ(KIND_PROJECT, "project", "projects", ROLE_VIEWER),
+    CREATE(KIND_PROJECT, "project", "projects", ROLE_ADMIN),
+    CHANGE(KIND_PROJECT, "project", "projects", ROLE_ADMIN),
+    DELETE(KIND_PROJECT, "project", "projects", ROLE_ADMIN),
+    READ(KIND_EVENT, "event", "events", ROLE_VIEWER),
+    READ(KIND_OPERATION, "operation", "operations", ROLE_VIEWER),
+    OTHER("operation.wait", "GET", "/v1/operations/{id}/wait", ROLE_VIEWER, "project timeout_ms",
+          200, objects_wait, "Answers when the operation has ended, or the time (30 s at most)."),
+    OTHER("operation.cancel", "POST", "/v1/operations/{id}/cancel", ROLE_MEMBER, "project", 200,
+          objects_cancel, "Asks an operation to end where it can."),
+    OTHER("watch", "GET", "/v1/watch", ROLE_VIEWER, "project since", 200, streams_watch,
+          "Changes of objects as server-sent events, from a revision on."),
+    OTHER("host.get", "GET", "/v1/host", ROLE_VIEWER, "", 200, objects_host,
+          "What the host has, and what is given away."),
+    OTHER("user.list", "GET", "/v1/users", ROLE_ADMIN, "", 200, accounts_list_users,
+          "Lists users."),
+    {"user.create", "POST", "/v1/users", ROLE_ADMIN, KIND_COUNT, API_BODY_FIELDS,
+     account_user_fields, 4, "", 201, accounts_create_user, "Makes a user who can sign in."},
+    {"user.change", "PATCH", "/v1/users/{id}", ROLE_ADMIN, KIND_COUNT, API_BODY_FIELDS,
+     account_user_changes, 3, "", 200, accounts_change_user,
+     "Changes a user's password, role or project."},
+    OTHER("user.delete", "DELETE", "/v1/users/{id}", ROLE_ADMIN, "", 200, accounts_delete_user,
+          "Deletes a user with all sessions and keys."),
+    OTHER("token.list", "GET", "/v1/tokens", ROLE_VIEWER, "", 200, accounts_list_keys,
+          "Lists the caller's API tokens, an administrator's all."),
+    {"token.create", "POST", "/v1/tokens", ROLE_VIEWER, KIND_COUNT, API_BODY_FIELDS,
+     account_key_fields, 4, "", 201, accounts_create_key,
+     "Makes an API token; only this answer shows it."},
+    OTHER("token.delete", "DELETE", "/v1/tokens/{id}", ROLE_VIEWER, "", 200, accounts_delete_key,
+          "Revokes an API token."),
+    {"session.create", "POST", "/v1/session", ROLE_NONE, KIND_COUNT, API_BODY_FIELDS,
+     account_session_fields, 2, "", 201, accounts_sign_in,
+     "Signs in by name and password; sets a cookie."},
+    OTHER("session.get", "GET", "/v1/session", ROLE_VIEWER, "", 200, accounts_who,
+          "Who the caller is and may do."),
+    OTHER("session.delete", "DELETE", "/v1/session", ROLE_VIEWER, "", 200, accounts_sign_out,
+          "Signs out."),
+    OTHER("openapi", "GET", "/v1/openapi.json", ROLE_NONE, "", 200, objects_describe,
+          "This description."),
+    OTHER("version", "GET", "/v1/version", ROLE_NONE, "", 200, objects_version,
+          "The server's version."),
+};
+
+const struct api_operation *api_operations(unsigned *ret_count)
+{
+    *ret_count = sizeof(operations) / sizeof(operations[0]);
+    return operations;
+}
+
+/* Takes one piece of a path up to the next '/'; false when it is empty or too long. */
+static bool take_piece(const char **path, char *ret_piece)
+{
+    size_t len = strcspn(*path, "/");
+    if (len == 0 || len >= API_ID_BYTES) {
+        return false;
+    }
+    memcpy(ret_piece, *path, len);
+    ret_piece[len] = 0;
+    *path += len;
+    return true;
+}
+
+static bool matches(const char *pattern, const char *path, struct api_call *call)
+{
+    while (*pattern != 0) {
+        if (*pattern != '{') {
+            if (*pattern++ != *path++) {
+                return false;
+            }
+            continue;
+        }
+        bool is_id = pattern[1] == 'i';
+        if (!take_piece(&path, is_id ? call->id : call->action)) {
+            return false;
+        }
+        pattern = strchr(pattern, '}') + 1;
+    }
+    return *path == 0;
+}
+
+const struct api_operation *operation_find(const char *method, const char *path,
+                                           struct api_call *call, bool *ret_is_path)
+{
+    *ret_is_path = false;
+    if (strcmp(method, "HEAD") == 0) {
+        method = "GET";
+    }
+    for (size_t i = 0; i < sizeof(operations) / sizeof(operations[0]); i++) {
+        call->id[0] = call->action[0] = 0;
+        if (matches(operations[i].path, path, call)) {
+            *ret_is_path = true;
+            if (strcmp(operations[i].method, method) == 0) {
+                return &operations[i];
+            }
+        }
+    }
+    return NULL;
+}
