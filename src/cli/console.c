@@ -2,7 +2,7 @@
 
 #include "base/io.h"
 #include "base/loop.h"
-#include "cli/unix_socket.h"
+#include "rpc/unix_socket.h"
 
 #include <errno.h>
 #include <poll.h>

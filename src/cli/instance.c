@@ -2,8 +2,9 @@
 
 #include "base/io.h"
 #include "base/loop.h"
-#include "cli/copy.h"
+#include "base/process.h"
 #include "cli/paths.h"
+#include "storage/copy.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -14,59 +15,20 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/pidfd.h>
 #include <sys/stat.h>
 
 #define RUN_JSON_MAX_BYTES 4096
 #define NS_PER_S 1000000000ull
 #define NS_PER_MS 1000000ull
-#define STAT_FIELD_START 22 /* proc(5): starttime is the 22nd field */
-
-uint64_t instance_process_start(pid_t pid)
-{
-    char path[64];
-    char text[1024];
-    char *p;
-    ssize_t n;
-    CLEANUP_CLOSE int fd = -1;
-
-    (void)snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        return 0;
-    }
-    n = io_read_full(fd, text, sizeof(text) - 1);
-    if (n <= 0) {
-        return 0;
-    }
-    text[n] = '\0';
-    /* The name, field 2, may hold anything; fields are counted from the ")" that ends it. */
-    p = strrchr(text, ')');
-    for (int field = 2; p != NULL && field < STAT_FIELD_START; field++) {
-        p = strchr(p + 1, ' ');
-        /* A process that ended but was not waited for yet is no running machine. */
-        if (p != NULL && field == 2 && p[1] == 'Z') {
-            return 0;
-        }
-    }
-    return p != NULL ? strtoull(p + 1, NULL, 10) : 0;
-}
 
 bool instance_is_alive(const struct instance *instance)
 {
-    return instance->pid > 0 && instance->start_ticks != 0 &&
-           instance_process_start(instance->pid) == instance->start_ticks;
+    return process_is_alive(instance->pid, instance->start_ticks);
 }
 
 int instance_open_process(const struct instance *instance)
 {
-    CLEANUP_CLOSE int fd = instance->pid > 0 ? pidfd_open(instance->pid, 0) : -1;
-
-    if (instance->pid > 0 && fd < 0) {
-        return -errno;
-    }
-    /* Looked at only now: the number may have been given to another process before. */
-    return instance_is_alive(instance) ? steal_fd(&fd) : -ESRCH;
+    return process_open(instance->pid, instance->start_ticks);
 }
 
 bool instance_wait_end(const struct instance *instance, unsigned seconds)

@@ -75,7 +75,4 @@ int instance_open_process(const struct instance *instance) MUST_CHECK;
 /* Waits for the end of the process: whether it came within the time. */
 bool instance_wait_end(const struct instance *instance, unsigned seconds);
 
-/* Start time of a process in clock ticks since boot, 0 when there is none such. */
-uint64_t instance_process_start(pid_t pid);
-
 #endif

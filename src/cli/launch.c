@@ -1,14 +1,12 @@
 #include "cli/launch.h"
+#include "rpc/control_client.h"
+#include "rpc/monitor.h"
 
-#include "base/io.h"
 #include "cli/console.h"
-#include "cli/control_client.h"
 #include "cli/paths.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -16,7 +14,6 @@
 #include <unistd.h>
 
 #define SSH_GUEST_PORT 22
-#define START_MAX_MS 120000 /* a monitor that does not listen by then never will */
 
 /* The monitor's command line; `text` holds what is formatted for it. */
 struct command {
@@ -25,7 +22,6 @@ struct command {
     char text[8][PATH_MAX + 64];
     size_t texts;
     char cpus[16];
-    char ready_fd[16];
 };
 
 static int add_word(struct command *c, const char *word)
@@ -112,83 +108,19 @@ static int make_command(struct command *c, const struct cli *cli, const struct r
     rc = rc < 0 ? rc : add_net(c, options, instance);
     rc = rc < 0 ? rc : add_file(c, "--serial", "socket:", instance->runtime, "console.sock");
     rc = rc < 0 ? rc : add_file(c, "--control", "", instance->runtime, "control.sock");
-    rc = rc < 0 ? rc : add_pair(c, "--ready-fd", c->ready_fd);
+    rc = rc < 0 ? rc : add_pair(c, "--ready-fd", MONITOR_READY_FD_TEXT);
     for (unsigned i = 0; rc == 0 && i < options->vmm_args.count; i++) {
         rc = add_word(c, options->vmm_args.items[i]);
     }
     return rc;
 }
 
-NORETURN static void exec_monitor(const struct command *command, int log_fd, int ready_fd)
-{
-    int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
-
-    if (setsid() < 0 || null < 0 || dup2(null, STDIN_FILENO) < 0 ||
-        dup2(log_fd, STDOUT_FILENO) < 0 || dup2(log_fd, STDERR_FILENO) < 0 ||
-        fcntl(ready_fd, F_SETFD, 0) < 0) {
-        _exit(126);
-    }
-    execv(command->argv[0], (char *const *)(uintptr_t)command->argv);
-    _exit(127);
-}
-
-/* The monitor's last line of log becomes the error. */
-static int report_failure(const struct instance *instance, int status, struct err *err)
-{
-    char path[PATH_MAX];
-    CLEANUP_FREE void *data = NULL;
-    size_t len = 0;
-    char *line;
-
-    if (path_format(path, err, "%s/vmm.log", instance->runtime) < 0 ||
-        io_read_file(path, 1u << 20, &data, &len) < 0) {
-        len = 0;
-    }
-    while (len > 0 && ((char *)data)[len - 1] == '\n') {
-        len--;
-    }
-    if (len == 0) {
-        return err_set(err, -EIO, "the monitor of \"%s\" ended at once with status %d",
-                       instance->name, status);
-    }
-    line = memrchr(data, '\n', len);
-    line = line != NULL ? line + 1 : data;
-    return err_set(err, -EIO, "%.*s", (int)((char *)data + len - line), line);
-}
-
-static int decode_status(int status)
-{
-    return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-}
-
-/* Until the monitor says that its sockets listen; without a word it has failed. */
-static int await_ready(const struct instance *instance, int ready_fd, struct err *err)
-{
-    struct pollfd pfd = {.fd = ready_fd, .events = POLLIN};
-    char line[8];
-    int status = 0;
-    int rc;
-
-    do {
-        rc = poll(&pfd, 1, START_MAX_MS);
-    } while (rc < 0 && errno == EINTR);
-    if (rc > 0 && io_read_full(ready_fd, line, sizeof(line)) > 0) {
-        return 0;
-    }
-    if (rc <= 0) {
-        (void)kill(instance->pid, SIGKILL);
-    }
-    (void)waitpid(instance->pid, &status, 0);
-    return rc > 0
-               ? report_failure(instance, decode_status(status), err)
-               : err_set(err, -ETIMEDOUT, "the monitor of \"%s\" does not start", instance->name);
-}
-
 /* The port that the monitor chose for the first forward, which is that of ssh. */
 static int learn_ssh_port(struct instance *instance, struct err *err)
 {
     json_t *answer = NULL;
-    int rc = control_ask(instance, "{\"command\":\"status\"}\n", &answer, err);
+    int rc = control_ask(instance->runtime, instance->name, "{\"command\":\"status\"}\n", 0,
+                         &answer, err);
     const json_t *forward;
 
     if (rc < 0) {
@@ -202,55 +134,30 @@ static int learn_ssh_port(struct instance *instance, struct err *err)
                : err_set(err, -EIO, "the monitor of \"%s\" names no port for ssh", instance->name);
 }
 
-static int start_monitor(const struct command *command, struct instance *instance, int ready_fd,
-                         struct err *err)
-{
-    char path[PATH_MAX];
-    CLEANUP_CLOSE int log_fd = -1;
-    int rc = path_format(path, err, "%s/vmm.log", instance->runtime);
-
-    if (rc < 0) {
-        return rc;
-    }
-    log_fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (log_fd < 0) {
-        return err_set_errno(err, -errno, "%s cannot be written", path);
-    }
-    instance->pid = fork();
-    if (instance->pid == 0) {
-        exec_monitor(command, log_fd, ready_fd);
-    }
-    if (instance->pid < 0) {
-        return err_set_errno(err, -errno, "the monitor cannot be started");
-    }
-    instance->start_ticks = instance_process_start(instance->pid);
-    return 0;
-}
-
 /* Starts the monitor and waits until it listens. */
 static int start_and_wait(const struct cli *cli, const struct run_options *options,
                           struct instance *instance, struct err *err)
 {
     struct command command = {.count = 0};
-    CLEANUP_CLOSE int read_fd = -1;
-    CLEANUP_CLOSE int write_fd = -1;
-    int fds[2];
-    int rc;
+    char log[PATH_MAX];
+    struct monitor_start start = {
+        .name = instance->name, .argv = command.argv, .log = log, .lock_fd = -1};
+    struct monitor monitor;
+    int rc = path_format(log, err, "%s/vmm.log", instance->runtime);
 
-    if (pipe2(fds, O_CLOEXEC) != 0) {
-        return err_set_errno(err, -errno, "the monitor cannot be started");
-    }
-    read_fd = fds[0];
-    write_fd = fds[1];
     (void)snprintf(command.cpus, sizeof(command.cpus), "%u", instance->cpus);
-    (void)snprintf(command.ready_fd, sizeof(command.ready_fd), "%d", write_fd);
-    if (make_command(&command, cli, options, instance) < 0) {
-        return err_set(err, -E2BIG, "the monitor's command line is too long");
+    if (rc == 0 && make_command(&command, cli, options, instance) < 0) {
+        rc = err_set(err, -E2BIG, "the monitor's command line is too long");
     }
-    rc = start_monitor(&command, instance, write_fd, err);
-    /* Now the monitor alone has it: its end is the pipe's end. */
-    (void)close(steal_fd(&write_fd));
-    return rc < 0 ? rc : await_ready(instance, read_fd, err);
+    if (rc == 0) {
+        rc = monitor_start(&start, &monitor, err);
+    }
+    if (rc == 0) {
+        instance->pid = monitor.pid;
+        instance->start_ticks = monitor.start_ticks;
+        rc = monitor_await_ready(&monitor, &start, err);
+    }
+    return rc;
 }
 
 int launch_monitor(const struct cli *cli, const struct run_options *options,
@@ -296,12 +203,5 @@ int launch_monitor(const struct cli *cli, const struct run_options *options,
 
 int launch_wait(const struct instance *instance)
 {
-    int status = 0;
-
-    while (waitpid(instance->pid, &status, 0) < 0) {
-        if (errno != EINTR) {
-            return 1;
-        }
-    }
-    return decode_status(status);
+    return monitor_wait(instance->pid);
 }

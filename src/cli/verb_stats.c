@@ -1,7 +1,7 @@
 /* corbel stats: what the monitor counts (docs/control.md). */
 #include "cli/cli.h"
-#include "cli/control_client.h"
 #include "cli/instance.h"
+#include "rpc/control_client.h"
 
 #include <errno.h>
 #include <jansson.h>
@@ -28,7 +28,8 @@ int verb_stats(const struct cli *cli, const void *values, const struct args *arg
     int rc = instance_find_args(cli, args, &instance, err);
 
     if (rc == 0) {
-        rc = control_ask(&instance, "{\"command\":\"statistics\"}\n", &answer, err);
+        rc = control_ask(instance.runtime, instance.name, "{\"command\":\"statistics\"}\n", 0,
+                         &answer, err);
     }
     if (rc < 0) {
         return rc;

@@ -1,7 +1,7 @@
 /* corbel stop: the power button, and the plug when asked. */
 #include "cli/cli.h"
-#include "cli/control_client.h"
 #include "cli/instance.h"
+#include "rpc/control_client.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -15,7 +15,7 @@
 static int send_request(const struct instance *instance, const char *line, struct err *err)
 {
     json_t *answer = NULL;
-    int rc = control_ask(instance, line, &answer, err);
+    int rc = control_ask(instance->runtime, instance->name, line, 0, &answer, err);
 
     if (rc == 0) {
         json_decref(answer);

@@ -1,4 +1,4 @@
-#include "cli/unix_socket.h"
+#include "rpc/unix_socket.h"
 
 #include <errno.h>
 #include <stdio.h>

@@ -1,7 +1,7 @@
-#include "cli/copy.h"
+#include "storage/copy.h"
 
 #include "base/io.h"
-#include "cli/paths.h"
+#include "base/path.h"
 
 #include <errno.h>
 #include <fcntl.h>

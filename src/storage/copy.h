@@ -2,8 +2,8 @@
  * Files from an image's directory into an instance's. Each returns 0 or a
  * negative errno with the sentence in err, and leaves no half copy.
  */
-#ifndef CORBEL_CLI_COPY_H
-#define CORBEL_CLI_COPY_H
+#ifndef CORBEL_STORAGE_COPY_H
+#define CORBEL_STORAGE_COPY_H
 
 #include "base/error.h"
 

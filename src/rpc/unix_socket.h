@@ -1,6 +1,6 @@
 /* Connections to the unix sockets in an instance's runtime directory. */
-#ifndef CORBEL_CLI_UNIX_SOCKET_H
-#define CORBEL_CLI_UNIX_SOCKET_H
+#ifndef CORBEL_RPC_UNIX_SOCKET_H
+#define CORBEL_RPC_UNIX_SOCKET_H
 
 #include "base/error.h"
 

@@ -1,0 +1,23 @@
+/*
+ * Processes of others, known by number and start time together: a number alone
+ * may meanwhile be somebody else's. Any thread.
+ */
+#ifndef CORBEL_BASE_PROCESS_H
+#define CORBEL_BASE_PROCESS_H
+
+#include "base/compiler.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* Start time of a process in clock ticks since boot, 0 when there is none such or it has ended. */
+uint64_t process_start_ticks(pid_t pid);
+
+/* True while that process lives. */
+bool process_is_alive(pid_t pid, uint64_t start_ticks);
+
+/* A descriptor that becomes readable when the process ends; -ESRCH when it has ended already. */
+int process_open(pid_t pid, uint64_t start_ticks) MUST_CHECK;
+
+#endif

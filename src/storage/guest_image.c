@@ -1,0 +1,92 @@
+#include "storage/guest_image.h"
+
+#include "base/io.h"
+#include "base/path.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+
+#define IMAGE_JSON_MAX_BYTES (64u << 10)
+
+/* Copies a string member; absent leaves out empty, another type or a long text is an error. */
+static int copy_text(const json_t *object, const char *key, char *out, size_t out_size)
+{
+    const json_t *member = json_object_get(object, key);
+
+    out[0] = '\0';
+    if (member == NULL) {
+        return 0;
+    }
+    if (!json_is_string(member) || json_string_length(member) >= out_size) {
+        return -EINVAL;
+    }
+    memcpy(out, json_string_value(member), json_string_length(member) + 1);
+    return 0;
+}
+
+static int fill_image(const json_t *object, struct image *image)
+{
+    json_int_t memory = json_integer_value(json_object_get(object, "memory_mib"));
+    int rc = json_is_object(object) ? 0 : -EINVAL;
+
+    if (rc == 0) {
+        rc = copy_text(object, "kind", image->kind, sizeof(image->kind));
+    }
+    if (rc == 0) {
+        rc = copy_text(object, "kernel", image->kernel, sizeof(image->kernel));
+    }
+    if (rc == 0) {
+        rc = copy_text(object, "cmdline", image->cmdline, sizeof(image->cmdline));
+    }
+    if (rc == 0) {
+        rc = copy_text(object, "ready", image->ready, sizeof(image->ready));
+    }
+    if (rc == 0) {
+        rc = copy_text(object, "user", image->user, sizeof(image->user));
+    }
+    if (rc == 0 && (memory < 16 || memory > 1 << 20)) {
+        rc = -EINVAL;
+    }
+    image->memory_mib = (unsigned)memory;
+    image->has_power_button = json_is_true(json_object_get(object, "power_button"));
+    return rc;
+}
+
+int image_load(const char *dir, struct image *ret_image, struct err *err)
+{
+    struct image image;
+    char path[PATH_MAX];
+    CLEANUP_FREE void *data = NULL;
+    size_t len;
+    json_t *object;
+    int rc = path_format(path, err, "%s/image.json", dir);
+
+    if (rc == 0) {
+        rc = path_format(image.dir, err, "%s", dir);
+    }
+    if (rc < 0) {
+        return rc;
+    }
+    rc = io_read_file(path, IMAGE_JSON_MAX_BYTES, &data, &len);
+    if (rc < 0) {
+        return err_set_errno(err, rc, "%s cannot be read", path);
+    }
+    object = json_loadb(data, len, 0, NULL);
+    rc = fill_image(object, &image);
+    json_decref(object);
+    if (rc == 0) {
+        rc = path_format(path, err, "%s/disk.raw", dir);
+        image.has_disk = rc == 0 && path_exists(path);
+    }
+    if (rc == 0) {
+        rc = path_format(path, err, "%s/vmlinuz", dir);
+        image.has_kernel = rc == 0 && path_exists(path);
+    }
+    if (rc < 0) {
+        return err_set(err, -EINVAL, "%s/image.json is damaged; build the image again", dir);
+    }
+    *ret_image = image;
+    return 0;
+}
