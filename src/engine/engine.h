@@ -35,7 +35,7 @@ int engine_stepper_run(struct engine_stepper *stepper, struct vcpu_state *state,
 
 /*
  * For accel_vm_config.vcpu_storage: the calling thread's own struct engine_vcpu,
- * some 400 KiB in each thread of a program that names this function.
+ * some 3 MiB in each thread of a program that names this function.
  */
 void *engine_vcpu_storage(void);
 

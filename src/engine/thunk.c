@@ -145,7 +145,7 @@ static void emit_dispatch(struct translator *t, struct emit *e, unsigned mode)
     emit_gs_store(e, X86_RDX, GS_SPILL(X86_RDX));
     emit_rr(e, false, 0x69, X86_RDX, X86_RCX); /* imul edx, ecx, imm32 */
     emit_u32(e, JUMP_CACHE_HASH);
-    emit_shift_imm(e, false, 5, X86_RDX, 16);
+    emit_shift_imm(e, false, 5, X86_RDX, JUMP_CACHE_SHIFT);
     emit_alu_imm(e, false, 4, X86_RDX, (int32_t)((JUMP_CACHE_SETS - 1) << 4));
     if (mode == MMU_USER) {
         emit_gs(e, EMIT_ADD_LOAD, X86_RDX, GS_HOT(jump_context));

@@ -15,16 +15,17 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define JUMP_CACHE_SETS 4096u
+#define JUMP_CACHE_SETS 16384u
 /* Two for the kernel (enum mmu_mode without user), and one for each context's user mode. */
 #define JUMP_CACHE_TABLES (2u + MMU_CONTEXTS)
 #define JUMP_PAGE_BITS 32768u
 #define JUMP_CACHE_HASH 0x9e3779b1u
+#define JUMP_CACHE_SHIFT 14u /* the product's best bits are the upper ones */
 
 /* Byte offset of an entry in its cache: translated code computes the same. */
 static inline uint32_t jump_cache_offset(uint64_t rip)
 {
-    return ((uint32_t)rip * JUMP_CACHE_HASH >> 16) & ((JUMP_CACHE_SETS - 1) << 4);
+    return ((uint32_t)rip * JUMP_CACHE_HASH >> JUMP_CACHE_SHIFT) & ((JUMP_CACHE_SETS - 1) << 4);
 }
 
 /* Table of an MMU mode; for MMU_USER the first of them. */
