@@ -116,7 +116,7 @@ static bool is_zero(const char *data, size_t len)
 }
 
 /* Writes the runs of grains that are not zero. */
-static int write_sparse(int out, const char *data, size_t len, uint64_t offset)
+int import_write_sparse(int out, const char *data, size_t len, uint64_t offset)
 {
     size_t start = 0;
 
@@ -145,7 +145,7 @@ static int write_sparse(int out, const char *data, size_t len, uint64_t offset)
     return 0;
 }
 
-int import_copy_sparse(const struct import_part *in, int out, struct err *err)
+int import_copy_part(const struct import_part *in, int out, uint64_t offset)
 {
     char *buf = malloc(COPY_BYTES);
     uint64_t done = 0;
@@ -166,11 +166,18 @@ int import_copy_sparse(const struct import_part *in, int out, struct err *err)
         n = io_pread_full(in->fd, buf, want, in->offset + done);
         rc = n < 0 ? (int)n : (size_t)n != want ? -EIO : 0;
         if (rc == 0) {
-            rc = write_sparse(out, buf, want, done);
+            rc = import_write_sparse(out, buf, want, offset + done);
         }
         done += want;
     }
     free(buf);
+    return rc;
+}
+
+int import_copy_sparse(const struct import_part *in, int out, struct err *err)
+{
+    int rc = import_copy_part(in, out, 0);
+
     if (rc == 0 && ftruncate(out, (off_t)in->len) != 0) {
         rc = -errno;
     }
@@ -247,6 +254,10 @@ static int convert(const struct import_request *request, struct import_part *par
     }
     if (format == IMPORT_QCOW2) {
         return import_qcow2(part, request->max_bytes, out, err);
+    }
+    if (format == IMPORT_VMDK && request->format == IMPORT_VMDK &&
+        request->compression == COMPRESSION_NONE && import_is_vmdk_text(part)) {
+        return import_vmdk_parts(part, request->path, request->max_bytes, out, err);
     }
     if (format != IMPORT_RAW) {
         return import_foreign(part, format, request->max_bytes, out, err);

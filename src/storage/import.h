@@ -4,7 +4,8 @@
  * The format is always told, never guessed: what a stranger wrote into a file
  * does not choose who reads it. Whatever must be parsed is parsed in a jail
  * (jail.h); what comes out is a fresh raw file. An image that names other
- * files (backing images, extents, data files) is refused.
+ * files (backing images, data files) is refused; the parts of a VMDK disk are
+ * taken when they lie beside it and are called as it is.
  */
 #ifndef CORBEL_STORAGE_IMPORT_H
 #define CORBEL_STORAGE_IMPORT_H

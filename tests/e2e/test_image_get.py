@@ -340,6 +340,79 @@ def import_all_formats(place):
         expect(not [n for n in os.listdir(user.home) if "making" in n], "an export left something")
 
 
+def convert(raw, path, *words):
+    subprocess.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", *words, raw, path], check=True)
+    for part in pathlib.Path(path).parent.glob("*.v*"):
+        part.chmod(0o644)
+    return path
+
+
+def import_all_subformats(place):
+    """Every form that qemu-img writes; the disk is longer than the 2 GiB of a part."""
+    with User(place) as user:
+        raw = give(user, "long.raw", DISK)
+        os.truncate(raw, (4 << 30) + 12345 * 512)
+        with open(raw, "r+b") as file:
+            for at in ((2 << 30) - 70000, (4 << 30) - 5 * 512, (4 << 30) + 12344 * 512):
+                file.seek(at)
+                file.write(DISK[1000:1512] * 9 if at < 4 << 30 else b"the last sector")
+        os.truncate(raw, (4 << 30) + 12345 * 512)
+        for number, (suffix, words) in enumerate((
+                ("vmdk", ("vmdk", "-o", "subformat=monolithicSparse")),
+                ("vmdk", ("vmdk", "-o", "subformat=streamOptimized")),
+                ("vmdk", ("vmdk", "-o", "subformat=monolithicFlat")),
+                ("vmdk", ("vmdk", "-o", "subformat=twoGbMaxExtentSparse")),
+                ("vmdk", ("vmdk", "-o", "subformat=twoGbMaxExtentFlat")),
+                ("vhd", ("vpc", "-o", "subformat=dynamic,force_size=on")),
+                ("vhd", ("vpc", "-o", "subformat=fixed,force_size=on")),
+                ("vhdx", ("vhdx", "-o", "subformat=dynamic")),
+                ("vhdx", ("vhdx", "-o", "subformat=fixed")),
+                ("vdi", ("vdi",)), ("vdi", ("vdi", "-o", "static=on")))):
+            made = convert(raw, f"{user.home}/f{number}.{suffix}", *words)
+            user.run("image", "import", made, "--name", "x")
+            subprocess.run(["qemu-img", "compare", "-q", "-f", "raw", "-F", "raw", raw,
+                            image_disk(user, "x")], check=True)
+            user.run("image", "remove", "x")
+            for part in pathlib.Path(user.home).glob(f"f{number}*"):
+                part.unlink()
+
+
+def refuse_parts(place):
+    """The text of a VMDK disk may name its own parts alone."""
+    with User(place) as user:
+        raw = give(user, "disk.raw", DISK)
+        made = convert(raw, f"{user.home}/p.vmdk", "vmdk", "-o", "subformat=twoGbMaxExtentSparse")
+        good = pathlib.Path(made).read_bytes().rstrip(b"\0").decode()
+        name = '"p-s001.vmdk"'
+        give(user, "q-s001.vmdk", b"somebody else's")
+        os.mkdir(f"{user.home}/d")
+        for wrong in ("/etc/passwd", "../p-s001.vmdk", "q-s001.vmdk", "d/p-s001.vmdk", "p.vmdk",
+                      "p-s001.raw", "p-x/../../p-s.vmdk"):
+            refuse(user, give(user, "p.vmdk", good.replace(name, f'"{wrong}"').encode()), "other files")
+        os.symlink("/etc/passwd", f"{user.home}/p-link.vmdk")
+        refuse(user, give(user, "p.vmdk", good.replace(name, '"p-link.vmdk"').encode()), "read")
+        refuse(user, give(user, "p.vmdk", good.replace(name, '"p-gone.vmdk"').encode()), "p-gone",
+               status=3)
+        for old, new, text in (("parentCID=ffffffff", "parentCID=12345678", "stands on"),
+                               ("SPARSE", "SESPARSE", "kind"), ("SPARSE", "FLAT", "cut off"),
+                               ("RW ", "RW 99999999999", "--max-size"), ("RW ", "RW -", "damaged"),
+                               ("RW ", "RO ", "no parts"), ("RW ", "NOACCESS ", "not be read")):
+            refuse(user, give(user, "p.vmdk", good.replace(old, new).encode()), text)
+        give(user, "p.vmdk", good.encode())
+        part = pathlib.Path(user.home, "p-s001.vmdk")
+        whole = part.read_bytes()
+        for at, value in ((0, b"XXXX"), (20, struct.pack("<Q", 3)), (44, struct.pack("<I", 9)),
+                          (56, struct.pack("<Q", 1 << 60)), (8, struct.pack("<I", 1 << 16)),
+                          (12, struct.pack("<Q", 1 << 50))):
+            give(user, part.name, whole[:at] + value + whole[at + len(value):])
+            refuse(user, made, "VMDK" if at != 56 else "p-s001")
+        give(user, part.name, whole[:len(whole) // 2])
+        refuse(user, made, "p-s001")
+        give(user, part.name, whole)
+        user.run("image", "import", made, "--name", "good")
+        expect(image_disk(user, "good").read_bytes()[:len(DISK)] == DISK, "imported wrongly")
+
+
 def refuse(user, path, text, *more, status=1):
     """The import fails with a sentence that holds the text, and leaves nothing."""
     os.chmod(path, 0o644)
@@ -424,6 +497,8 @@ TESTS = [
     ("two fetches of one file are one", fetch_once_for_two),
     ("a full disk is an error, and no loss", run_out_of_room),
     ("disks of every format come in, and go out", import_all_formats),
+    ("disks of every subformat come in", import_all_subformats),
+    ("a disk in parts has its own parts and no others", refuse_parts),
     ("images that name other files, lie or are cut off are refused", refuse_hostile_images),
     ("disks longer than allowed are refused, however well packed", refuse_bombs),
     ("archives with tricks in them are refused", refuse_hostile_archives),
