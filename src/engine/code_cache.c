@@ -19,6 +19,7 @@
 #define EXIT_BYTES_MIN 24u
 #define ACCESS_BYTES_MIN 48u
 /* After this many writes beside the code of a page, its code is dropped too. */
+#define HOT_MAX (CODE_CACHE_FILTER_BITS / 16)
 #define SLOW_WRITES_MAX 64u
 #define RELEASE_BYTES (1u << 20)
 #define BRIDGE_BYTES_MAX 256u
@@ -67,10 +68,11 @@ static int map_tables(struct translator *t, struct err *err)
     t->heads = map_private(CODE_CACHE_FILTER_BITS / 8);
     t->checked = map_private(CODE_CACHE_FILTER_BITS / 8);
     t->roaming = map_private(CODE_CACHE_FILTER_BITS / 8);
+    t->hot = map_private(CODE_CACHE_FILTER_BITS / 8);
     t->accesses = map_private(t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
-    if (t->heads == NULL || t->checked == NULL || t->roaming == NULL || t->accesses == NULL ||
-        t->arena == NULL || t->units == NULL || t->pages == NULL || t->by_code == NULL ||
-        t->exits == NULL) {
+    if (t->heads == NULL || t->checked == NULL || t->roaming == NULL || t->hot == NULL ||
+        t->accesses == NULL || t->arena == NULL || t->units == NULL || t->pages == NULL ||
+        t->by_code == NULL || t->exits == NULL) {
         return err_set(err, -ENOMEM, "no memory for the tables of the translation cache");
     }
     return 0;
@@ -98,6 +100,7 @@ void code_cache_destroy(struct translator *t)
     unmap(t->heads, CODE_CACHE_FILTER_BITS / 8);
     unmap(t->checked, CODE_CACHE_FILTER_BITS / 8);
     unmap(t->roaming, CODE_CACHE_FILTER_BITS / 8);
+    unmap(t->hot, CODE_CACHE_FILTER_BITS / 8);
     unmap(t->accesses, t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
     free(t);
 }
@@ -222,6 +225,16 @@ void code_cache_add_roaming(struct translator *t, uintptr_t guest)
     t->stat_roaming++;
 }
 
+void code_cache_add_hot(struct translator *t, uintptr_t guest)
+{
+    if (++t->hot_count > HOT_MAX) {
+        memset(t->hot, 0, CODE_CACHE_FILTER_BITS / 8);
+        t->hot_count = 1;
+    }
+    filter_add(t->hot, guest);
+    t->stat_hot++;
+}
+
 /*
  * Code is hardly written again: its pages in the RW mapping are given up, MiB by
  * MiB (they stay in the memfd, and come back where a branch is linked).
@@ -246,7 +259,7 @@ static uint64_t lines_of(uint64_t offset, uint64_t len)
 static uint64_t lines_of_unit(const struct unit *unit)
 {
     uint64_t first = (uint64_t)unit->first_line << LINE_SHIFT;
-    uint64_t last = (uint64_t)(unit->last_line & ~UNIT_CROSSES) << LINE_SHIFT;
+    uint64_t last = (uint64_t)(unit->last_line & UNIT_LINE) << LINE_SHIFT;
 
     return lines_of(first, last - first + 1);
 }

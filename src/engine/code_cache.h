@@ -108,6 +108,22 @@ static inline enum unit_exit_kind exit_kind(const struct unit_exit *exit)
     return (enum unit_exit_kind)(exit->kind_and_helper & EXIT_KIND);
 }
 
+/*
+ * A check of guest memory that a thunk does (thunk.c), in units of which it is
+ * not known that they run often. Two bytes behind the jump to it describe the
+ * access: its size; ACCESS_WRITE, _ORDERED, _RANGE and the register for the
+ * addend. It goes on behind them.
+ */
+#define COMPACT_DATA_BYTES 2u
+#define COMPACT_REG_SHIFT 4
+#define COMPACT_SITE UINT32_MAX /* in hot.site: hot.check_return is behind the data */
+/* Thunks are made when a unit first needs them, for two registers, read or write, and a size. */
+#define COMPACT_SLOTS 512u
+#define COMPACT_SLOT_BYTES 128u
+#define COMPACT_SIZES 11u
+/* Each time after so many such checks the unit is noted; the second time it runs often. */
+#define COMPACT_CHECKS_PER_SAMPLE 1021
+
 /* An inlined check of guest memory, for when it misses. */
 struct unit_access {
     uint32_t code; /* offset of the check, to try again */
@@ -145,10 +161,12 @@ struct unit {
     _Atomic bool dead;
     uint8_t trace_count; /* guest instructions */
     uint8_t first_line;  /* 64-byte lines of the first page that it was made from */
-    uint8_t last_line;   /* or UNIT_CROSSES */
+    uint8_t last_line;   /* with UNIT_CROSSES, UNIT_SAMPLED */
 };
 
 #define UNIT_CROSSES 0x80u
+#define UNIT_SAMPLED 0x40u /* written with the engine lock held */
+#define UNIT_LINE 0x3fu
 #define UNIT_INDIRECT_BYTES 5u
 
 /* A guest page with units. */
@@ -204,10 +222,12 @@ struct translator {
     unsigned exit_count;
     struct unit_access *accesses;
     unsigned access_count;
-    uint64_t *heads;     /* filter of addresses where units begin */
-    bool is_mirrored;    /* kernel code reaches memory by the mirror (mirror.h) */
-    uint64_t *checked;   /* filter of instructions that use the software TLB nevertheless */
-    uint64_t *roaming;   /* filter of instructions that go from page to page */
+    uint64_t *heads;   /* filter of addresses where units begin */
+    bool is_mirrored;  /* kernel code reaches memory by the mirror (mirror.h) */
+    uint64_t *checked; /* filter of instructions that use the software TLB nevertheless */
+    uint64_t *roaming; /* filter of instructions that go from page to page */
+    uint64_t *hot;     /* filter of addresses where units begin that run often */
+    unsigned hot_count;
     struct trace *trace; /* work space of translate.c */
     struct xlate *xlate;
 
@@ -219,6 +239,11 @@ struct translator {
     const uint8_t *exit_slot;  /* ... in their slot, or dead */
     /* A miss by that index: its address in the first register, the site's number in the second. */
     const uint8_t *access_site[16][16];
+    /* Checks by thunk: the slot of each, from 1; 0: not made. By registers for address and addend,
+     * whether it is a write, and the size. */
+    uint16_t compact_slot[16][16][2][COMPACT_SIZES];
+    unsigned compact_count;
+    uint32_t compact_slots;   /* offset of the first */
     const uint8_t *jump_miss; /* an indirect branch that is not in the jump cache */
     const uint8_t *dead;      /* where the indirect entry of a dead unit leads */
     struct thunk_dispatch dispatch[THUNK_DISPATCH_COPIES][3]; /* by MMU mode */
@@ -244,6 +269,7 @@ struct translator {
     uint64_t stat_invalidated;
     uint64_t stat_checked;
     uint64_t stat_roaming;
+    uint64_t stat_hot;
     uint64_t stat_translate_ns;
 };
 
@@ -356,6 +382,13 @@ static inline bool code_cache_is_roaming(const struct translator *t, uintptr_t g
     return code_cache_in_filter(t->roaming, guest);
 }
 void code_cache_add_roaming(struct translator *translator, uintptr_t guest);
+
+/* Units that run often, by the host address of their guest code: they are worth more room. */
+static inline bool code_cache_is_hot(const struct translator *t, uintptr_t guest)
+{
+    return code_cache_in_filter(t->hot, guest);
+}
+void code_cache_add_hot(struct translator *translator, uintptr_t guest);
 
 /* A page that was marked for a unit which came to nothing. Engine lock held. */
 void code_cache_unmark(struct translator *translator, const uint8_t *host, gpa_t gpa);

@@ -126,6 +126,14 @@ void emit_lea(struct emit *e, unsigned dst, unsigned base, int32_t disp)
     emit_mem(e, true, EMIT_LEA, dst, base, EMIT_NO_REG, 1, disp);
 }
 
+void emit_lea_rip(struct emit *e, unsigned reg)
+{
+    emit_rex(e, true, reg, 0, 0);
+    emit_u8(e, EMIT_LEA);
+    emit_u8(e, (reg & 7u) << 3 | 5u);
+    emit_u32(e, 0);
+}
+
 /*
  * Pads so that the 4 bytes that follow `before` more bytes lie in one aligned quadword: no
  * CPU fetches half of a store to that (AMD APM 2 7.6.1; Intel's have a cache line).

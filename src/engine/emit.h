@@ -43,6 +43,7 @@ struct emit {
 #define EMIT_CC_E 4u
 #define EMIT_CC_NE 5u
 #define EMIT_CC_A 7u
+#define EMIT_CC_S 8u
 
 static inline void emit_u8(struct emit *e, unsigned byte)
 {
@@ -101,6 +102,9 @@ void emit_shift_imm(struct emit *e, bool wide, unsigned op, unsigned reg, unsign
 void emit_alu_imm(struct emit *e, bool wide, unsigned op, unsigned reg, int32_t imm);
 void emit_mov(struct emit *e, bool wide, unsigned dst, unsigned src);
 void emit_lea(struct emit *e, unsigned dst, unsigned base, int32_t disp); /* 64-bit */
+
+/* lea reg, [rip + rel32]; the rel32 is the last of it, for emit_patch(). */
+void emit_lea_rip(struct emit *e, unsigned reg);
 
 /* Jumps with a rel32 that is patched while others may run them: its bytes stay in one
  * aligned quadword. They return the address of the rel32, for now 0 (falls through). */

@@ -186,10 +186,26 @@ void light_take_flags(struct engine_vcpu *v)
     v->st.rflags &= ~(uint64_t)(X86_FLAGS_ARITH | X86_FLAG_RF);
 }
 
+/* The access of hot.site. */
+static struct unit_access missed_access(const struct engine_vcpu *v)
+{
+    const struct translator *t = v->vm->translator;
+    uint32_t code;
+
+    if (v->hot.site != COMPACT_SITE) {
+        return t->accesses[v->hot.site];
+    }
+    code = (uint32_t)(v->hot.check_return - (uintptr_t)t->rx) - COMPACT_DATA_BYTES;
+    return (struct unit_access){.code = code,
+                                .size = t->rx[code],
+                                .mode = MMU_USER,
+                                .flags = t->rx[code + 1] & ((1u << COMPACT_REG_SHIFT) - 1)};
+}
+
 void light_undo_access(struct engine_vcpu *v)
 {
     const struct translator *t = v->vm->translator;
-    uint32_t code = t->accesses[v->hot.site].code;
+    uint32_t code = missed_access(v).code;
     const struct unit *unit = code_cache_unit_at(t, code_rx(t, code));
     const struct unit_insn at = unit_insn_at(unit, code);
 
@@ -431,28 +447,58 @@ static void sample_hint(struct engine_vcpu *v, const struct unit_access *a)
     }
 }
 
+/* The last of so many checks by thunk. */
+static void sample_check(struct engine_vcpu *v)
+{
+    uint8_t area[LIGHT_XSAVE_BYTES] ALIGNED(64);
+
+    v->hot.check_budget = COMPACT_CHECKS_PER_SAMPLE;
+    vector_save(area);
+    translate_sample(v);
+    vector_restore(area);
+}
+
+/* Where the code goes on when the TLB holds the access now. */
+static uint64_t go_on_with_access(struct engine_vcpu *v, const struct unit_access *a)
+{
+    const struct translator *t = v->vm->translator;
+
+    v->hot.leave = LEAVE_KICK_ACCESS; /* should there be one */
+    if (v->hot.site == COMPACT_SITE) {
+        bool is_write = (a->flags & ACCESS_WRITE) != 0;
+        const struct mmu_tlb *tlb = &v->tlb[a->mode];
+        const struct mmu_tlb_entry *table = is_write ? tlb->write : tlb->read;
+
+        v->st.gpr[t->rx[a->code + 1] >> COMPACT_REG_SHIFT] = table[mmu_tlb_index(v->hot.va)].addend;
+        return v->hot.check_return;
+    }
+    v->hot.hint[v->hot.site % ACCESS_HINTS] =
+        mmu_tlb_index(v->hot.va) * (uint32_t)sizeof(struct mmu_tlb_entry);
+    return code_rx(t, a->code);
+}
+
 uint64_t light_access(void *vcpu)
 {
     struct engine_vcpu *v = vcpu;
-    const struct unit_access *a = &v->vm->translator->accesses[v->hot.site];
+    struct unit_access a = missed_access(v);
     int r;
 
     v->hot.stat_accesses++;
-    if ((a->flags & ACCESS_GATHER) != 0) {
-        v->hot.leave = gather(v, a) ? LEAVE_KICK_ACCESS : LEAVE_ACCESS;
-        return v->hot.leave == LEAVE_ACCESS ? 0 : code_rx(v->vm->translator, a->code);
+    if (v->hot.check_budget < 0) {
+        sample_check(v);
     }
-    if (v->hot.hint_budget > HINT_SAMPLE) {
-        sample_hint(v, a);
+    if ((a.flags & ACCESS_GATHER) != 0) {
+        v->hot.leave = gather(v, &a) ? LEAVE_KICK_ACCESS : LEAVE_ACCESS;
+        return v->hot.leave == LEAVE_ACCESS ? 0 : code_rx(v->vm->translator, a.code);
     }
-    if (fill(v, a, &r)) {
-        v->hot.hint[v->hot.site % ACCESS_HINTS] =
-            mmu_tlb_index(v->hot.va) * (uint32_t)sizeof(struct mmu_tlb_entry);
-        v->hot.leave = LEAVE_KICK_ACCESS; /* should there be one */
-        return code_rx(v->vm->translator, a->code);
+    if (v->hot.site != COMPACT_SITE && v->hot.hint_budget > HINT_SAMPLE) {
+        sample_hint(v, &a);
+    }
+    if (fill(v, &a, &r)) {
+        return go_on_with_access(v, &a);
     }
     v->hot.leave = LEAVE_ACCESS;
-    if ((a->flags & ACCESS_RANGE) != 0) {
+    if ((a.flags & ACCESS_RANGE) != 0) {
         /* Perhaps only a later access is in the way: on in a unit that looks at each. */
         light_undo_access(v);
         v->hot.stat_ranges++;
@@ -461,7 +507,7 @@ uint64_t light_access(void *vcpu)
         return v->check != NULL ? 0 : dispatch(v);
     }
     if (r != 0 && LIGHT_INTERP && v->check == NULL && v->fault.vector == X86_VEC_PF &&
-        (a->flags & ACCESS_ORDERED) == 0) {
+        (a.flags & ACCESS_ORDERED) == 0) {
         struct engine_fault fault = v->fault;
 
         v->hot.stat_faults++;
@@ -507,8 +553,7 @@ uint64_t light_exit(void *vcpu)
     return 0;
 }
 
-/* Stores of the interpreter end here, and it may run with the guest's vector
- * registers live: they are kept around the work, which knows no such limit. */
+/* Stores of the interpreter end here, and it may run with the guest's vector registers live. */
 void engine_invalidate_code(struct engine_vm *vm, gpa_t start, uint64_t len)
 {
     uint8_t area[LIGHT_XSAVE_BYTES] ALIGNED(64);

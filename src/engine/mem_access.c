@@ -84,7 +84,7 @@ void ea_emit(struct xlate *x, const struct ea *ea, unsigned dst)
     }
 }
 
-static uint32_t tlb_offset(unsigned mode, bool is_write)
+uint32_t mem_tlb_offset(unsigned mode, bool is_write)
 {
     return (
         uint32_t)(offsetof(struct engine_vcpu, tlb) +
@@ -415,26 +415,69 @@ static struct host_operand direct_operand(struct xlate *x, const struct access *
     return op;
 }
 
+static unsigned access_flags(const struct xlate *x, const struct access *a, unsigned size)
+{
+    return (a->is_write ? ACCESS_WRITE : 0u) | (size != a->size ? ACCESS_RANGE : 0u) |
+           (is_ordered(&x->ti->insn) ? ACCESS_ORDERED : 0u) | (a->is_locked ? ACCESS_LOCKED : 0u);
+}
+
+/* A third of the room of emit_check(), and several times as long; false: it cannot be. */
+static bool emit_check_compact(struct xlate *x, const struct ea *ea, const struct access *a,
+                               unsigned size, unsigned s0, unsigned s1)
+{
+    struct emit *e = &x->e;
+    const uint8_t *thunk;
+    uint8_t *on;
+
+    if (!x->is_compact || a->is_locked || (x->ti->mode & UNIT_MODE_MMU) != MMU_USER) {
+        return false;
+    }
+    thunk = thunk_compact(x->t, s0, s1, a->is_write, size != a->size, size, &size);
+    if (thunk == NULL) {
+        return false;
+    }
+    ea_emit(x, ea, s0);
+    if (thunk_has_low_code(x->t)) {
+        emit_mov_imm32(e, s1, 0);
+    } else {
+        emit_lea_rip(e, s1);
+    }
+    on = e->p;
+    emit_jmp_to(e, thunk);
+    emit_u8(e, size);
+    emit_u8(e, access_flags(x, a, size) | s1 << COMPACT_REG_SHIFT);
+    if (thunk_has_low_code(x->t)) {
+        uint32_t low = (uint32_t)code_rx(x->t, code_offset(x->t, e->p));
+
+        memcpy(on - sizeof(low), &low, sizeof(low));
+    } else {
+        emit_patch(on - sizeof(uint32_t), e->p);
+    }
+    return true;
+}
+
 /* Emits the check of size bytes at ea; the addend is in s1 afterwards. */
 static void emit_check(struct xlate *x, const struct ea *ea, const struct access *a, unsigned size,
                        unsigned s0, unsigned s1)
 {
     struct emit *e = &x->e;
-    uint32_t tlb = tlb_offset(x->ti->mode, a->is_write);
-    struct cold_access *cold = &x->cold_access[x->cold_access_count++];
-    struct unit_access *site = &x->t->accesses[x->t->access_count];
+    uint32_t tlb = mem_tlb_offset(x->ti->mode, a->is_write);
+    struct cold_access *cold;
+    struct unit_access *site;
 
+    if (emit_check_compact(x, ea, a, size, s0, s1)) {
+        return;
+    }
+    cold = &x->cold_access[x->cold_access_count++];
     cold->ea = *ea;
     cold->scratch = (uint8_t)s0;
     cold->scratch2 = (uint8_t)s1;
     cold->site = x->t->access_count++;
+    site = &x->t->accesses[cold->site];
     site->code = code_offset(x->t, e->p);
     site->size = (uint16_t)size;
     site->mode = x->ti->mode & UNIT_MODE_MMU;
-    site->flags =
-        (uint8_t)((a->is_write ? ACCESS_WRITE : 0u) | (size != a->size ? ACCESS_RANGE : 0u) |
-                  (is_ordered(&x->ti->insn) ? ACCESS_ORDERED : 0u) |
-                  (a->is_locked ? ACCESS_LOCKED : 0u));
+    site->flags = (uint8_t)access_flags(x, a, size);
 
     ea_emit(x, ea, s0);
     if (code_cache_is_roaming(x->t, insn_guest(x))) {

@@ -334,6 +334,74 @@ static void emit_accesses(struct translator *t, struct emit *e, const uint8_t *a
     }
 }
 
+static const uint8_t compact_sizes[COMPACT_SIZES] = {1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96};
+
+static unsigned compact_size_index(unsigned size, bool is_range)
+{
+    unsigned i = 0;
+
+    while (i < COMPACT_SIZES && (is_range ? compact_sizes[i] < size : compact_sizes[i] != size)) {
+        i++;
+    }
+    return i;
+}
+
+/* See mmu.h for the index. Where it goes on lies in memory meanwhile. */
+static void emit_compact(struct translator *t, struct emit *e, unsigned va, unsigned addend,
+                         bool is_write, unsigned size)
+{
+    uint32_t tlb = mem_tlb_offset(MMU_USER, is_write);
+    uint32_t tag = tlb + (uint32_t)offsetof(struct mmu_tlb_entry, tag);
+    uint8_t *sample;
+    uint8_t *miss;
+
+    emit_gs_store(e, addend, GS_HOT(check_return));
+    emit_gs_op(e, "\x83", 1, 5, GS_HOT(check_budget)); /* sub dword, imm8 */
+    emit_u8(e, 1);
+    sample = emit_jcc_once(e, EMIT_CC_S);
+    thunk_emit_tlb_index(e, addend, va);
+    emit_gs_indexed(e, EMIT_XOR_LOAD, va, addend, tag);
+    emit_alu_imm(e, true, 7, va, (int32_t)(GMEM_PAGE_BYTES - size));
+    miss = emit_jcc_once(e, EMIT_CC_A);
+    emit_gs_indexed(e, EMIT_MOV_LOAD, addend, addend,
+                    tlb + (uint32_t)offsetof(struct mmu_tlb_entry, addend));
+    emit_gs_op(e, "\xff", 1, 4, GS_HOT(check_return));
+    emit_patch(miss, e->p);
+    emit_gs_indexed(e, EMIT_XOR_LOAD, va, addend, tag);
+    emit_patch(sample, e->p);
+    emit_gs_store_imm32(e, GS_HOT(site), COMPACT_SITE);
+    emit_jmp_to(e, rw_of(t, t->access[va]));
+}
+
+const uint8_t *thunk_compact(struct translator *t, unsigned address, unsigned addend, bool is_write,
+                             bool is_range, unsigned size, unsigned *ret_size)
+{
+    unsigned index = compact_size_index(size, is_range);
+    uint16_t *slot;
+
+    if (index == COMPACT_SIZES) {
+        return NULL;
+    }
+    *ret_size = compact_sizes[index];
+    slot = &t->compact_slot[address][addend][is_write ? 1 : 0][index];
+    if (*slot == 0) {
+        struct emit e = {t->rw + t->compact_slots + t->compact_count * COMPACT_SLOT_BYTES,
+                         t->vcpu_at};
+
+        if (t->compact_count == COMPACT_SLOTS) {
+            return NULL;
+        }
+        emit_compact(t, &e, address, addend, is_write, *ret_size);
+        *slot = (uint16_t)++t->compact_count;
+    }
+    return t->rw + t->compact_slots + (*slot - 1u) * COMPACT_SLOT_BYTES;
+}
+
+bool thunk_has_low_code(const struct translator *t)
+{
+    return (uintptr_t)t->rx + t->size_bytes <= UINT32_MAX;
+}
+
 static void emit_give_back(struct emit *e, unsigned low, unsigned high)
 {
     emit_gs_load(e, low, GS_SPILL(low));
@@ -436,7 +504,8 @@ void thunk_emit_all(struct translator *t)
     emit_exits_borrowed(t, &e);
     emit_accesses(t, &e, access);
     emit_align(&e, 64);
-    t->used_bytes = code_offset(t, e.p);
+    t->compact_slots = code_offset(t, e.p);
+    t->used_bytes = t->compact_slots + COMPACT_SLOTS * COMPACT_SLOT_BYTES;
 }
 
 void thunk_enter(struct engine_vcpu *v)

@@ -39,6 +39,17 @@ void thunk_emit_tlb_index(struct emit *e, unsigned index, unsigned address);
 
 void thunk_emit_all(struct translator *translator);
 
+/*
+ * The thunk (RW) that checks the address in one register, clobbering it and the
+ * flags, and puts the addend into the other, which held where it goes on: the RX
+ * address, of which thunk_has_low_code() says that it has 32 bits. NULL: no
+ * thunk is made for this size, or any more. is_range: a few bytes more are asked for
+ * when that size has none; ret_size is what is asked for.
+ */
+const uint8_t *thunk_compact(struct translator *translator, unsigned address, unsigned addend,
+                             bool is_write, bool is_range, unsigned size, unsigned *ret_size);
+bool thunk_has_low_code(const struct translator *translator);
+
 /* Calls the enter thunk: goes to hot.resume with st's registers, back when the guest left. */
 void thunk_enter(struct engine_vcpu *v);
 

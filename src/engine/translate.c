@@ -429,6 +429,26 @@ enum translate_result translate_run_one(struct engine_vcpu *v)
                                                                         : TRANSLATE_KICKED;
 }
 
+void translate_sample(struct engine_vcpu *v)
+{
+    struct translator *t = v->vm->translator;
+    struct unit *unit;
+
+    /* Who holds the lock may wait for this vCPU; then it is the next one that is noted. */
+    if (!mutex_trylock(&v->vm->lock)) {
+        return;
+    }
+    unit = code_cache_unit_at(t, (uintptr_t)v->hot.check_return - 1);
+    if (unit != NULL && !atomic_load(&unit->dead)) {
+        if ((unit->last_line & UNIT_SAMPLED) != 0) {
+            code_cache_add_hot(t, unit->guest);
+            code_cache_drop_unit(t, unit);
+        }
+        unit->last_line |= UNIT_SAMPLED;
+    }
+    mutex_unlock(&v->vm->lock);
+}
+
 /* Too much is dropped between two ranges far apart, which one instruction seldom has. */
 static void note_late(struct engine_vcpu *v, uint64_t start, uint64_t end)
 {
@@ -547,6 +567,7 @@ unsigned translate_stats(struct engine_vm *vm, struct accel_stat *ret_stats, uns
         {"translator_ns", t->stat_translate_ns},
         {"translator_checked_sites", t->stat_checked},
         {"translator_roaming_sites", t->stat_roaming},
+        {"translator_hot_units", t->stat_hot},
         {"jump_misses", sums.jumps},
         {"access_misses", sums.accesses},
         {"range_misses", sums.ranges},

@@ -109,16 +109,18 @@ struct translate_hot {
     uint64_t flags;
     uint64_t page; /* guest-virtual page of the running unit */
     uint64_t host_rsp;
-    uint64_t va;        /* of the access that missed */
-    uint64_t target;    /* of an indirect branch */
-    uint64_t scratch;   /* for a moment within one sequence */
-    uint64_t resume;    /* where translated code goes on */
-    void *self;         /* the struct engine_vcpu, for calls into C */
-    uint32_t site;      /* SITE_*: which access missed */
-    uint32_t site_size; /* its bytes */
-    int32_t offset;     /* target of a direct branch, from the start of the page */
-    uint32_t exit;      /* index of the struct unit_exit that was taken */
-    uint32_t leave;     /* enum translate_leave */
+    uint64_t va;           /* of the access that missed */
+    uint64_t target;       /* of an indirect branch */
+    uint64_t scratch;      /* for a moment within one sequence */
+    uint64_t resume;       /* where translated code goes on */
+    void *self;            /* the struct engine_vcpu, for calls into C */
+    uint64_t check_return; /* where a check by thunk goes on */
+    int32_t check_budget;  /* checks by thunk until the next sample; below 0: it is due */
+    uint32_t site;         /* SITE_*: which access missed */
+    uint32_t site_size;    /* its bytes */
+    int32_t offset;        /* target of a direct branch, from the start of the page */
+    uint32_t exit;         /* index of the struct unit_exit that was taken */
+    uint32_t leave;        /* enum translate_leave */
     uint32_t host_mxcsr;
     uint64_t (*fn_access)(void *vcpu);
     uint64_t (*fn_exit)(void *vcpu);

@@ -102,6 +102,7 @@ struct xlate {
     uint16_t spilled; /* registers whose guest value is in a slot */
     uint8_t flags;    /* enum unit_flags_home */
     bool failed;      /* something could not be encoded: the unit ends here */
+    bool is_compact;  /* memory is checked by thunks */
     bool rsp_moved;   /* the instruction's change of RSP is known to the windows */
     struct window windows[WINDOW_COUNT];
     struct held_slot held[HELD_SLOTS];
@@ -152,6 +153,8 @@ struct host_operand mem_access(struct xlate *x, const struct access *access);
 void mem_operand_begin(struct xlate *x, const struct host_operand *op);
 /* Units of this mode reach memory by the mirror. */
 bool mem_is_direct(const struct translator *t, unsigned mode);
+/* Where the vCPU has the software TLB for that. */
+uint32_t mem_tlb_offset(unsigned mode, bool is_write);
 /* RSP is now delta higher than when the windows were noted. */
 void mem_rsp_moved(struct xlate *x, int64_t delta);
 /* Before an instruction: forgets windows whose register it needs. */
@@ -218,6 +221,9 @@ void translate_note_roaming(struct engine_vcpu *v, uint32_t code);
 
 /* engine_invalidate_code() where vector registers are free. */
 void translate_invalidate(struct engine_vm *vm, gpa_t start, uint64_t len);
+
+/* A check by thunk was the last of so many: its unit may be one that runs often. */
+void translate_sample(struct engine_vcpu *v);
 
 /* code_cache_find.c: the guest's state at a host address within a unit. */
 struct unit_insn unit_insn_at(const struct unit *unit, uint32_t code);

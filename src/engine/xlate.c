@@ -464,6 +464,7 @@ struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr
     x->ti = &trace->insns[0];
     x->unit = unit;
     x->flags = FLAGS_HOST;
+    x->is_compact = (mode & UNIT_MODE_MMU) == MMU_USER && !code_cache_is_hot(t, guest);
     unit->guest = guest;
     unit->first_line = (uint8_t)__builtin_ctzll(trace->lines);
     unit->last_line = (uint8_t)(63 - __builtin_clzll(trace->lines));
