@@ -225,6 +225,11 @@ static void *work(void *opaque)
 static void on_request(void *opaque, struct http_exchange *exchange)
 {
     struct api *api = opaque;
+    if (api->config.other != NULL &&
+        strncmp(http_exchange_request(exchange)->path, "/v1/", 4) != 0) {
+        api->config.other(exchange);
+        return;
+    }
     struct job *job = calloc(1, sizeof(*job));
     bool is_taken = false;
     mutex_lock(&api->mutex);

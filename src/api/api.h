@@ -22,6 +22,8 @@ struct api_config {
     const char *audit_path; /* one JSON line a call; NULL: none */
     unsigned workers;       /* 0: 8 */
     unsigned calls_per_s;   /* of one token or address, with as much again as burst; 0: 100 */
+    /* Takes requests outside /v1/, on the HTTP server's thread; NULL: they get 404. */
+    void (*other)(struct http_exchange *exchange);
     uid_t owner; /* whose calls by the unix socket are an administrator's, beside root's */
 };
 

@@ -1,0 +1,29 @@
+// What can be done to instances, and when.
+
+import { post, remove } from "./api.js";
+import { attempt, show } from "./ui.jsx";
+
+export const ACTIONS = [
+  { name: "start", title: "Start", from: ["stopped", "failed", "crashed"] },
+  { name: "stop", title: "Stop", from: ["running", "paused", "starting"] },
+  { name: "restart", title: "Restart", from: ["running"] },
+  { name: "pause", title: "Pause", from: ["running"] },
+  { name: "resume", title: "Resume", from: ["paused"] },
+];
+
+export const canDo = (action, instance) => action.from.includes(instance.state);
+
+export async function actOn(action, instances) {
+  const fit = instances.filter((instance) => canDo(action, instance));
+  const done = await Promise.all(fit.map((instance) =>
+    attempt(() => post(`/v1/instances/${instance.id}/${action.name}`))));
+  const count = done.filter(Boolean).length;
+  if (count > 0) show(`${action.title}: ${count} instance${count > 1 ? "s" : ""}`);
+}
+
+export async function deleteAll(plural, objects) {
+  const done = await Promise.all(objects.map((object) =>
+    attempt(() => remove(`/v1/${plural}/${object.id}`))));
+  const count = done.filter(Boolean).length;
+  if (count > 0) show(`${count} deleted`);
+}

@@ -1,0 +1,36 @@
+// A line over time.
+
+import { useEffect, useRef } from "preact/hooks";
+import uPlot from "uplot";
+import "uplot/dist/uPlot.min.css";
+
+export function Chart({ title, unit, times, series }) {
+  const place = useRef();
+  const plot = useRef();
+  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  useEffect(() => {
+    const lines = ["--accent", "--good", "--warn"];
+    const options = {
+      title, width: Math.max(240, place.current.clientWidth), height: 180, legend: { show: series.length > 1 },
+      cursor: { drag: { x: false, y: false } },
+      axes: [
+        { stroke: color("--muted"), grid: { stroke: color("--line") } },
+        { stroke: color("--muted"), grid: { stroke: color("--line") }, size: 60, values: (_, ticks) => ticks.map((tick) => `${tick}${unit}`) },
+      ],
+      scales: { y: { range: (_, low, high) => [Math.min(0, low), Math.max(high * 1.1, 1)] } },
+      series: [{}, ...series.map((line, i) => ({ label: line.label, stroke: color(lines[i]), width: 2, points: { show: false } }))],
+    };
+    plot.current = new uPlot(options, [times, ...series.map((line) => line.values)], place.current);
+    const resized = new ResizeObserver(() =>
+      plot.current.setSize({ width: Math.max(240, place.current.clientWidth), height: 180 }));
+    resized.observe(place.current);
+    return () => { resized.disconnect(); plot.current.destroy(); };
+  }, []);
+  useEffect(() => { plot.current?.setData([times, ...series.map((line) => line.values)]); });
+  const last = series[0]?.values.at(-1);
+  return (
+    <figure class="chart" aria-label={`${title}: ${last === undefined || last === null ? "no value yet" : `${last.toFixed(1)}${unit}`}`}>
+      <div ref={place} />
+    </figure>
+  );
+}

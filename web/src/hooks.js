@@ -1,0 +1,36 @@
+import { useEffect, useReducer, useState } from "preact/hooks";
+import { live } from "./live.js";
+
+export function useLive() {
+  const [, redraw] = useReducer((count) => count + 1, 0);
+  useEffect(() => live.subscribe(redraw), []);
+  return live;
+}
+
+export function useRoute() {
+  const read = () => decodeURIComponent(location.hash.slice(2)).split("/");
+  const [route, setRoute] = useState(read);
+  useEffect(() => {
+    const changed = () => setRoute(read());
+    addEventListener("hashchange", changed);
+    return () => removeEventListener("hashchange", changed);
+  }, []);
+  return route;
+}
+
+// What a function answers, asked again every so many seconds while the page is seen.
+export function usePolled(ask, seconds, inputs) {
+  const [value, setValue] = useState(null);
+  useEffect(() => {
+    let isOver = false;
+    const poll = async () => {
+      if (document.visibilityState === "hidden") return;
+      const answer = await ask().catch(() => null);
+      if (!isOver) setValue(answer);
+    };
+    poll();
+    const timer = setInterval(poll, seconds * 1000);
+    return () => { isOver = true; clearInterval(timer); };
+  }, inputs);
+  return value;
+}

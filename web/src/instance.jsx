@@ -1,0 +1,125 @@
+// One instance: facts, actions, charts, console, events.
+
+import { useEffect, useRef, useState } from "preact/hooks";
+import { get, patch } from "./api.js";
+import { useLive } from "./hooks.js";
+import { ACTIONS, actOn, canDo, deleteAll } from "./actions.js";
+import { address, bodySchema } from "./pages.jsx";
+import { size, tags } from "./format.js";
+import { attempt, Badge, Confirm, Dialog, Empty, Form, Page, Table, Time } from "./ui.jsx";
+import { Chart } from "./chart.jsx";
+import { Console } from "./terminal.jsx";
+
+const KEPT = 150; // samples: five minutes at one in two seconds
+
+// Counters of the monitor, found wherever they stand in its answer.
+function counters(answer) {
+  const flat = {};
+  const walk = (value, path) => {
+    if (typeof value === "number") flat[path] = value;
+    else if (value && typeof value === "object") for (const [name, inner] of Object.entries(value)) walk(inner, path ? `${path}.${name}` : name);
+  };
+  walk(answer, "");
+  const sum = (pattern) => Object.entries(flat).filter(([name]) => pattern.test(name)).reduce((total, [, value]) => total + value, 0);
+  return {
+    cpu_ns: sum(/cpu_ns$|cpu_time_ns$/),
+    disk: sum(/(read|write|written)_bytes$/),
+    net: sum(/(rx|tx|received|sent)_bytes$/),
+    exits: sum(/exits(\.[a-z_]+)?$/),
+  };
+}
+
+function useSamples(instance) {
+  const samples = useRef([]);
+  const [, setCount] = useState(0);
+  useEffect(() => {
+    samples.current = [];
+    if (instance.state !== "running") return undefined;
+    const poll = async () => {
+      if (document.visibilityState === "hidden") return;
+      const answer = await get(`/v1/instances/${instance.id}/statistics`).catch(() => null);
+      if (answer) {
+        samples.current = [...samples.current, { at: Date.now() / 1000, ...counters(answer) }].slice(-KEPT);
+        setCount((count) => count + 1);
+      }
+    };
+    poll();
+    const timer = setInterval(poll, 2000);
+    return () => clearInterval(timer);
+  }, [instance.id, instance.state]);
+  return samples.current;
+}
+
+const rate = (samples, name, factor) => samples.slice(1).map((sample, i) =>
+  Math.max(0, ((sample[name] - samples[i][name]) / (sample.at - samples[i].at)) * factor));
+
+function Charts({ instance }) {
+  const samples = useSamples(instance);
+  if (instance.state !== "running") return <Empty>The charts begin when the instance runs.</Empty>;
+  const times = samples.slice(1).map((sample) => sample.at);
+  const chart = (title, unit, name, factor) =>
+    <Chart key={title} title={title} unit={unit} times={times} series={[{ label: title, values: rate(samples, name, factor) }]} />;
+  return (
+    <div class="charts">
+      {chart("CPU", "%", "cpu_ns", 100 / 1e9)}
+      {chart("Disk", " MB/s", "disk", 1e-6)}
+      {chart("Network", " MB/s", "net", 1e-6)}
+      {chart("Exits", " k/s", "exits", 1e-3)}
+    </div>
+  );
+}
+
+function Facts({ instance }) {
+  const facts = [
+    ["Id", <code>{instance.id}</code>], ["State", <Badge state={instance.state} />],
+    ["Reason", instance.reason], ["Type", instance.type], ["vCPUs", instance.cpus],
+    ["Memory", size(instance.memory_mib)], ["Image", instance.image], ["Address", address(instance)],
+    ["Engine", instance.engine], ["Key", instance.key], ["Tags", tags(instance)],
+    ["Created", <Time at={instance.created} />],
+  ].filter(([, value]) => value !== undefined && value !== "" && value !== null);
+  return <dl class="facts">{facts.map(([name, value]) => <div key={name}><dt>{name}</dt><dd>{value}</dd></div>)}</dl>;
+}
+
+function Edit({ instance, onClose }) {
+  const [schema, setSchema] = useState(null);
+  useEffect(() => { attempt(() => bodySchema("/v1/instances/{id}", "patch")).then(setSchema); }, []);
+  return (
+    <Dialog title={`Change ${instance.name ?? instance.id}`} onClose={onClose}>
+      {schema && <Form schema={schema} verb="Change" onCancel={onClose}
+        onSubmit={async (values) => { await patch(`/v1/instances/${instance.id}`, values); onClose(); }} />}
+    </Dialog>
+  );
+}
+
+const TABS = ["overview", "console", "events"];
+
+export function Instance({ id, tab = "overview" }) {
+  const live = useLive();
+  const [dialog, setDialog] = useState(null);
+  const instance = live.find("instance", id);
+  if (!instance) return <Page title="Instance"><Empty>There is no instance {id}. <a href="#/instances">All instances</a></Empty></Page>;
+  const events = live.all("event").filter((event) => JSON.stringify(event).includes(instance.id))
+    .sort((a, b) => (b.created ?? 0) - (a.created ?? 0));
+  return (
+    <Page title={instance.name ?? instance.id} actions={<>
+      {ACTIONS.filter((action) => canDo(action, instance)).map((action) =>
+        <button key={action.name} type="button" onClick={() => actOn(action, [instance])}>{action.title}</button>)}
+      <button type="button" onClick={() => setDialog("edit")}>Change</button>
+      <button type="button" class="danger" onClick={() => setDialog("delete")}>Delete</button></>}>
+      <nav class="tabs" aria-label="Parts of the instance">
+        {TABS.map((name) => <a key={name} href={`#/instances/${instance.id}/${name}`} aria-current={tab === name ? "page" : undefined}>
+          {name[0].toUpperCase() + name.slice(1)}</a>)}
+      </nav>
+      {tab === "overview" && <><Facts instance={instance} /><Charts instance={instance} /></>}
+      {tab === "console" && (instance.state === "running" ? <Console instance={instance} />
+        : <Empty>The console is there while the instance runs.</Empty>)}
+      {tab === "events" && <Table label="Events" rows={events} empty="Nothing has happened yet."
+        columns={[{ name: "created", title: "When", of: (e) => <Time at={e.created} /> },
+          { name: "type", title: "What", of: (e) => e.type ?? e.name }, { name: "message", title: "Message", of: (e) => e.message ?? e.text ?? "" }]} />}
+      {dialog === "edit" && <Edit instance={instance} onClose={() => setDialog(null)} />}
+      {dialog === "delete" && <Confirm title="Delete instance" verb="Delete" onClose={() => setDialog(null)}
+        text={`${instance.name ?? instance.id} is ended if it runs, and its disks go with it.`}
+        onYes={() => { deleteAll("instances", [instance]); location.hash = "#/instances"; }} />}
+    </Page>
+  );
+}

@@ -1,0 +1,290 @@
+// Dashboard, lists and forms.
+
+import { useEffect, useState } from "preact/hooks";
+import { get, post, patch, remove } from "./api.js";
+import { useLive, usePolled } from "./hooks.js";
+import { KINDS } from "./live.js";
+import { size, tags, when } from "./format.js";
+import { ACTIONS, actOn, canDo, deleteAll } from "./actions.js";
+import { attempt, Badge, Confirm, Dialog, Empty, Filter, Form, Link, matching, Page, Table, Time, title } from "./ui.jsx";
+
+let description;
+// The schema of an operation's body, as the server describes it.
+export async function bodySchema(path, method) {
+  description ??= get("/v1/openapi.json").catch((error) => { description = undefined; throw error; });
+  return (await description).paths[path][method].requestBody.content["application/json"].schema;
+}
+
+function useSchema(path, method) {
+  const [schema, setSchema] = useState(null);
+  useEffect(() => { attempt(() => bodySchema(path, method)).then(setSchema); }, [path, method]);
+  return schema;
+}
+
+function Meter({ label, used, total, text }) {
+  const percent = total > 0 ? Math.min(100, (100 * used) / total) : 0;
+  return (
+    <div class="card">
+      <h2>{label}</h2>
+      <div class="meter" role="meter" aria-label={label} aria-valuenow={used} aria-valuemin={0} aria-valuemax={total}>
+        <div style={{ width: `${percent}%` }} class={percent > 90 ? "full" : ""} />
+      </div>
+      <p>{text}</p>
+    </div>
+  );
+}
+
+export function Dashboard() {
+  const live = useLive();
+  const host = usePolled(() => get("/v1/host"), 5, []);
+  const instances = live.all("instance");
+  const count = (state) => instances.filter((instance) => instance.state === state).length;
+  const events = live.all("event").sort((a, b) => (b.created ?? 0) - (a.created ?? 0)).slice(0, 12);
+  return (
+    <Page title="Dashboard" actions={<Link to="launch" class="button primary">Launch instance</Link>}>
+      <div class="cards">
+        <div class="card"><h2>Instances</h2>
+          <p class="big">{instances.length}</p>
+          <p>{count("running")} running, {count("stopped")} stopped</p></div>
+        {host?.cpus && <Meter label="vCPUs" used={host.cpus.used} total={host.cpus.total}
+          text={`${host.cpus.used} of ${host.cpus.total} given away`} />}
+        {host?.memory_mib && <Meter label="Memory" used={host.memory_mib.used} total={host.memory_mib.total}
+          text={`${size(host.memory_mib.used)} of ${size(host.memory_mib.total)} given away`} />}
+        <div class="card"><h2>Storage</h2>
+          <p class="big">{live.all("volume").length}</p>
+          <p>volumes, {live.all("image").length} images</p></div>
+      </div>
+      <h2>What happened</h2>
+      <EventTable events={events} />
+    </Page>
+  );
+}
+
+function EventTable({ events }) {
+  return (
+    <Table label="Events" rows={events} empty="Nothing has happened yet."
+      columns={[
+        { name: "created", title: "When", of: (e) => <Time at={e.created} />, sort: (e) => e.created ?? 0 },
+        { name: "type", title: "What", of: (e) => e.type ?? e.name },
+        { name: "object", title: "Object", of: (e) => e.object ?? e.instance ?? "" },
+        { name: "message", title: "Message", of: (e) => e.message ?? e.text ?? "" },
+        { name: "actor", title: "Who" },
+      ]} />
+  );
+}
+
+export function Events() {
+  const live = useLive();
+  const [filter, setFilter] = useState("");
+  const events = live.all("event").sort((a, b) => (b.created ?? 0) - (a.created ?? 0));
+  return (
+    <Page title="Events" actions={<Filter label="Filter events" value={filter} onInput={setFilter} />}>
+      <EventTable events={matching(events, filter).slice(0, 500)} />
+    </Page>
+  );
+}
+
+export function Operations() {
+  const live = useLive();
+  const operations = live.all("operation").sort((a, b) => (b.created ?? 0) - (a.created ?? 0)).slice(0, 500);
+  return (
+    <Page title="Operations">
+      <Table label="Operations" rows={operations} empty="No operation yet."
+        columns={[
+          { name: "created", title: "When", of: (o) => <Time at={o.created} />, sort: (o) => o.created ?? 0 },
+          { name: "action", title: "What", of: (o) => o.action ?? o.verb ?? o.name ?? o.id },
+          { name: "object", title: "Object", of: (o) => o.object ?? "" },
+          { name: "state", title: "State", of: (o) => <Badge state={o.state} /> },
+          { name: "progress", title: "Progress", of: (o) => <progress max={100} value={o.progress ?? 0} aria-label={`Progress of ${o.id}`} /> },
+          { name: "error", title: "Error", of: (o) => (typeof o.error === "string" ? o.error : o.error?.message ?? "") },
+          { name: "cancel", title: "", of: (o) => (["pending", "running"].includes(o.state)
+            ? <button type="button" onClick={() => attempt(() => post(`/v1/operations/${o.id}/cancel`))}>Cancel</button> : null) },
+        ]} />
+    </Page>
+  );
+}
+
+export const address = (instance) =>
+  [instance.address, ...(instance.forwards ?? []).map((f) => `localhost:${f.host_port} → ${f.guest_port}`)]
+    .filter(Boolean).join(", ");
+
+export function Instances() {
+  const live = useLive();
+  const [filter, setFilter] = useState("");
+  const [selected, setSelected] = useState(new Set());
+  const [isDeleting, setDeleting] = useState(false);
+  const rows = matching(live.all("instance"), filter);
+  const chosen = live.all("instance").filter((instance) => selected.has(instance.id));
+  return (
+    <Page title="Instances" actions={<>
+      <Filter label="Filter instances" value={filter} onInput={setFilter} />
+      <Link to="launch" class="button primary">Launch instance</Link></>}>
+      {chosen.length > 0 && (
+        <div class="bulk" role="toolbar" aria-label="What to do with the selected instances">
+          <span>{chosen.length} selected</span>
+          {ACTIONS.filter((action) => chosen.some((instance) => canDo(action, instance))).map((action) =>
+            <button key={action.name} type="button" onClick={() => actOn(action, chosen)}>{action.title}</button>)}
+          <button type="button" class="danger" onClick={() => setDeleting(true)}>Delete</button>
+        </div>)}
+      <Table label="Instances" rows={rows} selected={selected} onSelect={setSelected}
+        empty={filter ? "No instance matches the filter." : "No instance yet. Launch the first one."}
+        columns={[
+          { name: "name", title: "Name", of: (i) => <Link to={`instances/${i.id}`}>{i.name ?? i.id}</Link>, sort: (i) => i.name ?? i.id },
+          { name: "state", title: "State", of: (i) => <Badge state={i.state} /> },
+          { name: "type", title: "Type" },
+          { name: "cpus", title: "vCPUs", sort: (i) => i.cpus ?? 0 },
+          { name: "memory_mib", title: "Memory", of: (i) => size(i.memory_mib), sort: (i) => i.memory_mib ?? 0 },
+          { name: "address", title: "Address", of: address },
+          { name: "tags", title: "Tags", of: tags },
+          { name: "created", title: "Age", of: (i) => <Time at={i.created} />, sort: (i) => i.created ?? 0 },
+        ]} />
+      {isDeleting && <Confirm title="Delete instances" verb="Delete" onClose={() => setDeleting(false)}
+        text={`${chosen.map((i) => i.name ?? i.id).join(", ")}: running ones are ended, and their disks go with them.`}
+        onYes={() => { deleteAll("instances", chosen); setSelected(new Set()); }} />}
+    </Page>
+  );
+}
+
+// The objects that a field can name.
+function choicesFor(live, schema) {
+  const choices = {};
+  for (const name of Object.keys(schema.properties)) {
+    const kind = name in KINDS ? name : null;
+    if (kind) {
+      choices[name] = live.all(kind).map((object) => ({ value: object.name ?? object.id, text: object.name ?? object.id }));
+    }
+  }
+  return choices;
+}
+
+export function Launch() {
+  const live = useLive();
+  const schema = useSchema("/v1/instances", "post");
+  if (!schema) return <Page title="Launch instance"><Empty>Loading ...</Empty></Page>;
+  const launch = async (values) => {
+    const answer = await post("/v1/instances", values);
+    location.hash = `#/instances/${answer.instance.id}`;
+  };
+  const images = live.all("image");
+  return (
+    <Page title="Launch instance">
+      {images.length === 0 && <p class="note">There is no image on this host yet. <code>corbel image build debian</code> makes one.</p>}
+      <Form schema={schema} verb="Launch" choices={choicesFor(live, schema)} onSubmit={launch}
+        initial={images.length === 1 ? { image: images[0].name ?? images[0].id } : {}}
+        onCancel={() => history.back()} />
+    </Page>
+  );
+}
+
+// A list of one kind with all its fields, a form to create and a button to delete.
+const hidden = new Set(["id", "revision", "tags", "project", "created", "name"]);
+
+function cell(value) {
+  if (value === null || value === undefined) return "";
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (typeof value === "object") return Array.isArray(value) ? value.map(cell).join(", ") : JSON.stringify(value);
+  return String(value);
+}
+
+export function Kind({ kind, heading, path, rows, canCreate, canDelete, note }) {
+  const live = useLive();
+  const [filter, setFilter] = useState("");
+  const [selected, setSelected] = useState(new Set());
+  const [isCreating, setCreating] = useState(false);
+  const [isDeleting, setDeleting] = useState(false);
+  const all = rows ?? live.all(kind);
+  const names = [...new Set(all.flatMap((object) => Object.keys(object)))].filter((name) => !hidden.has(name)).slice(0, 7);
+  const chosen = all.filter((object) => selected.has(object.id));
+  return (
+    <Page title={heading} actions={<>
+      <Filter label={`Filter ${heading.toLowerCase()}`} value={filter} onInput={setFilter} />
+      {canCreate && <button type="button" class="primary" onClick={() => setCreating(true)}>New</button>}</>}>
+      {note}
+      {chosen.length > 0 && canDelete && (
+        <div class="bulk"><span>{chosen.length} selected</span>
+          <button type="button" class="danger" onClick={() => setDeleting(true)}>Delete</button></div>)}
+      <Table label={heading} rows={matching(all, filter)} selected={selected} onSelect={canDelete ? setSelected : undefined}
+        empty={`No ${heading.toLowerCase()}.`}
+        columns={[
+          { name: "name", title: "Name", of: (o) => o.name ?? o.id },
+          ...names.map((name) => ({ name, title: title(name), of: (o) => (/^(size|memory)_mib$/.test(name) ? size(o[name]) : name === "state" ? <Badge state={o.state} /> : cell(o[name])) })),
+          { name: "created", title: "Age", of: (o) => <Time at={o.created} />, sort: (o) => o.created ?? 0 },
+        ]} />
+      {isCreating && <Create path={path} heading={heading} onClose={() => setCreating(false)} />}
+      {isDeleting && <Confirm title={`Delete ${heading.toLowerCase()}`} verb="Delete" onClose={() => setDeleting(false)}
+        text={chosen.map((o) => o.name ?? o.id).join(", ")}
+        onYes={() => { deleteAll(path, chosen); setSelected(new Set()); }} />}
+    </Page>
+  );
+}
+
+function Create({ path, heading, onClose, onDone }) {
+  const live = useLive();
+  const schema = useSchema(`/v1/${path}`, "post");
+  return (
+    <Dialog title={`New: ${heading.toLowerCase()}`} onClose={onClose}>
+      {schema && <Form schema={schema} verb="Create" choices={choicesFor(live, schema)} onCancel={onClose}
+        onSubmit={async (values) => { const answer = await post(`/v1/${path}`, values); onClose(); onDone?.(answer); }} />}
+    </Dialog>
+  );
+}
+
+// What is no object of the live copy: asked for when looked at.
+function useList(path) {
+  const [items, setItems] = useState([]);
+  const load = () => attempt(() => get(`/v1/${path}`)).then((page) => page && setItems(page.items));
+  useEffect(() => { load(); }, []);
+  return [items, load];
+}
+
+export function Users() {
+  const [users, load] = useList("users");
+  const [isCreating, setCreating] = useState(false);
+  return (
+    <Page title="Users" actions={<button type="button" class="primary" onClick={() => setCreating(true)}>New</button>}>
+      <Table label="Users" rows={users.map((user) => ({ ...user, id: user.name }))}
+        empty="No user can sign in yet."
+        columns={[
+          { name: "name", title: "Name" },
+          { name: "role", title: "Role", of: (user) => (
+            <select aria-label={`Role of ${user.name}`} value={user.role} onChange={(event) =>
+              attempt(() => patch(`/v1/users/${user.name}`, { role: event.target.value }), "Role changed").then(load)}>
+              {["viewer", "member", "admin"].map((role) => <option key={role}>{role}</option>)}
+            </select>) },
+          { name: "project", title: "Project", of: (user) => user.project ?? "all" },
+          { name: "created", title: "Since", of: (user) => when(user.created) },
+          { name: "delete", title: "", of: (user) => (
+            <button type="button" class="danger" onClick={() =>
+              attempt(() => remove(`/v1/users/${user.name}`), "User deleted").then(load)}>Delete</button>) },
+        ]} />
+      {isCreating && <Create path="users" heading="User" onClose={() => setCreating(false)} onDone={load} />}
+    </Page>
+  );
+}
+
+export function Tokens() {
+  const [tokens, load] = useList("tokens");
+  const [isCreating, setCreating] = useState(false);
+  const [made, setMade] = useState(null);
+  return (
+    <Page title="API tokens" actions={<button type="button" class="primary" onClick={() => setCreating(true)}>New</button>}>
+      <Table label="API tokens" rows={tokens} empty="No token."
+        columns={[
+          { name: "name", title: "Name" }, { name: "user", title: "User" }, { name: "role", title: "Role" },
+          { name: "project", title: "Project", of: (token) => token.project || "all" },
+          { name: "expires", title: "Expires", of: (token) => (token.expires ? when(token.expires) : "never") },
+          { name: "delete", title: "", of: (token) => (
+            <button type="button" class="danger" onClick={() =>
+              attempt(() => remove(`/v1/tokens/${token.id}`), "Token revoked").then(load)}>Revoke</button>) },
+        ]} />
+      {isCreating && <Create path="tokens" heading="Token" onClose={() => setCreating(false)}
+        onDone={(answer) => { setMade(answer.token); load(); }} />}
+      {made && (
+        <Dialog title="The new token" onClose={() => setMade(null)}>
+          <p>It is shown this once. Keep it where nobody else reads it.</p>
+          <p><code class="secret">{made}</code></p>
+          <div class="actions end"><button type="button" class="primary" onClick={() => setMade(null)}>Done</button></div>
+        </Dialog>)}
+    </Page>
+  );
+}

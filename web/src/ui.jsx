@@ -1,0 +1,248 @@
+// The parts that pages are made of.
+
+import { useEffect, useRef, useState } from "preact/hooks";
+import { signal, show } from "./toast.js";
+import { ApiError } from "./api.js";
+import { when, ago } from "./format.js";
+
+export { show };
+
+export function Badge({ state }) {
+  return <span class={`badge ${state}`}>{state}</span>;
+}
+
+export function Time({ at }) {
+  return at ? <time dateTime={new Date(at * 1000).toISOString()} title={when(at)}>{ago(at)}</time> : null;
+}
+
+export function Link({ to, children, ...rest }) {
+  return <a href={`#/${to}`} {...rest}>{children}</a>;
+}
+
+export function Page({ title, actions, children }) {
+  const heading = useRef();
+  useEffect(() => {
+    document.title = `${title} - Corbel`;
+  }, [title]);
+  return (
+    <main id="main" tabIndex={-1}>
+      <div class="page-head"><h1 ref={heading}>{title}</h1><div class="actions">{actions}</div></div>
+      {children}
+    </main>
+  );
+}
+
+export function Empty({ children }) {
+  return <p class="empty">{children}</p>;
+}
+
+// columns: [{name, title, of(object), sort(object)}]. With onSelect, rows can be chosen.
+export function Table({ label, columns, rows, selected, onSelect, empty }) {
+  const [order, setOrder] = useState({ name: null, isDown: false });
+  const column = columns.find((c) => c.name === order.name);
+  const key = column && (column.sort ?? ((row) => row[column.name] ?? ""));
+  const sorted = key ? [...rows].sort((a, b) => {
+    const [x, y] = [key(a), key(b)];
+    const less = typeof x === "number" ? x - y : String(x).localeCompare(String(y));
+    return order.isDown ? -less : less;
+  }) : rows;
+  if (rows.length === 0) return <Empty>{empty}</Empty>;
+  const allChosen = onSelect && rows.every((row) => selected.has(row.id));
+  const toggle = (id) => {
+    const next = new Set(selected);
+    if (!next.delete(id)) next.add(id);
+    onSelect(next);
+  };
+  return (
+    <div class="table-wrap">
+      <table aria-label={label}>
+        <thead>
+          <tr>
+            {onSelect && (
+              <th class="check"><input type="checkbox" aria-label="Select all" checked={allChosen}
+                onChange={() => onSelect(allChosen ? new Set() : new Set(rows.map((row) => row.id)))} /></th>)}
+            {columns.map((c) => (
+              <th key={c.name} scope="col"
+                aria-sort={order.name === c.name ? (order.isDown ? "descending" : "ascending") : undefined}>
+                <button type="button" class="sort"
+                  onClick={() => setOrder({ name: c.name, isDown: order.name === c.name && !order.isDown })}>
+                  {c.title}{order.name === c.name ? (order.isDown ? " ↓" : " ↑") : ""}
+                </button>
+              </th>))}
+          </tr>
+        </thead>
+        <tbody>
+          {sorted.map((row) => (
+            <tr key={row.id} class={selected?.has(row.id) ? "selected" : ""}>
+              {onSelect && (
+                <td class="check"><input type="checkbox" aria-label={`Select ${row.name ?? row.id}`}
+                  checked={selected.has(row.id)} onChange={() => toggle(row.id)} /></td>)}
+              {columns.map((c) => <td key={c.name} data-title={c.title}>{c.of ? c.of(row) : row[c.name]}</td>)}
+            </tr>))}
+        </tbody>
+      </table>
+    </div>
+  );
+}
+
+export function Filter({ value, onInput, label }) {
+  return (
+    <input type="search" class="filter" aria-label={label} placeholder={label} value={value}
+      onInput={(event) => onInput(event.target.value)} />
+  );
+}
+
+// Rows that hold every word of the filter in some field.
+export function matching(rows, filter) {
+  const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
+  if (words.length === 0) return rows;
+  return rows.filter((row) => {
+    const text = JSON.stringify(Object.values(row)).toLowerCase();
+    return words.every((word) => text.includes(word));
+  });
+}
+
+export function Dialog({ title, onClose, children }) {
+  const dialog = useRef();
+  useEffect(() => { dialog.current.showModal(); }, []);
+  return (
+    <dialog ref={dialog} aria-label={title} onClose={onClose}>
+      <h2>{title}</h2>
+      {children}
+    </dialog>
+  );
+}
+
+export function Confirm({ title, text, verb, onYes, onClose }) {
+  return (
+    <Dialog title={title} onClose={onClose}>
+      <p>{text}</p>
+      <div class="actions end">
+        <button type="button" onClick={onClose}>Cancel</button>
+        <button type="button" class="danger" onClick={() => { onClose(); onYes(); }}>{verb}</button>
+      </div>
+    </Dialog>
+  );
+}
+
+// One input for one field of the interface's own description.
+function Input({ name, schema, value, required, error, onInput, options }) {
+  const id = `field-${name}`;
+  const common = {
+    id, name, required,
+    "aria-invalid": error ? "true" : undefined,
+    "aria-describedby": `${id}-help`,
+  };
+  const text = (event) => onInput(event.target.value === "" ? undefined : event.target.value);
+  let input;
+  if (options || schema.enum) {
+    input = (
+      <select {...common} value={value ?? schema.default ?? ""} onChange={text}>
+        {!required && schema.default === undefined && <option value="">(none)</option>}
+        {required && value === undefined && <option value="">choose ...</option>}
+        {(options ?? schema.enum.map((choice) => ({ value: choice, text: choice }))).map((choice) =>
+          <option key={choice.value} value={choice.value}>{choice.text}</option>)}
+      </select>);
+  } else if (schema.type === "boolean") {
+    input = <input {...common} type="checkbox" checked={value ?? schema.default ?? false}
+      onChange={(event) => onInput(event.target.checked)} />;
+  } else if (schema.type === "integer" || schema.type === "number") {
+    input = <input {...common} type="number" min={schema.minimum} max={schema.maximum} value={value ?? ""}
+      placeholder={schema.default} onInput={(event) =>
+        onInput(event.target.value === "" ? undefined : Number(event.target.value))} />;
+  } else if (schema.type === "object") {
+    input = <input {...common} type="text" placeholder="name=value name=value"
+      onInput={(event) => onInput(readTags(event.target.value))} />;
+  } else if (schema.type === "array" && schema.items?.type === "object") {
+    input = <input {...common} type="text" placeholder="8080:80 2222:22"
+      onInput={(event) => onInput(readForwards(event.target.value))} />;
+  } else if (schema.type === "array") {
+    input = <input {...common} type="text" placeholder="name name"
+      onInput={(event) => onInput(readWords(event.target.value))} />;
+  } else if ((schema.maxLength ?? 0) > 1000) {
+    input = <textarea {...common} rows={4} value={value ?? ""} onInput={text} />;
+  } else {
+    input = <input {...common} type={name === "password" ? "password" : "text"} value={value ?? ""}
+      autocomplete={name === "password" ? "new-password" : "off"} onInput={text} />;
+  }
+  return (
+    <div class="field">
+      <label for={id}>{title(name)}{required ? " *" : ""}</label>
+      {input}
+      <small id={`${id}-help`} class={error ? "error" : ""}>{error ?? schema.description ?? ""}</small>
+    </div>
+  );
+}
+
+const readWords = (text) => text.split(/[\s,]+/).filter(Boolean);
+const readTags = (text) => Object.fromEntries(readWords(text).map((word) => {
+  const [name, ...value] = word.split("=");
+  return [name, value.join("=")];
+}));
+const readForwards = (text) => readWords(text).map((word) => {
+  const [host, guest] = word.split(":").map(Number);
+  return { host_port: host, guest_port: guest };
+});
+
+export const title = (name) => {
+  const words = name.replace(/_mib$/, " (MiB)").replace(/_gib$/, " (GiB)").replace(/_s$/, " (seconds)").replace(/_/g, " ");
+  return words[0].toUpperCase() + words.slice(1);
+};
+
+// A form from a schema. choices: field -> [{value, text}] where another object is named.
+export function Form({ schema, verb, initial = {}, choices = {}, onSubmit, onCancel }) {
+  const [values, setValues] = useState(initial);
+  const [fault, setFault] = useState(null);
+  const [isBusy, setBusy] = useState(false);
+  const submit = async (event) => {
+    event.preventDefault();
+    setBusy(true);
+    setFault(null);
+    try {
+      await onSubmit(values);
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      setFault(error);
+    } finally {
+      setBusy(false);
+    }
+  };
+  const names = Object.keys(schema.properties);
+  return (
+    <form onSubmit={submit}>
+      {fault && !names.includes(fault.field) && <p class="error" role="alert">{fault.message}</p>}
+      {names.map((name) => (
+        <Input key={name} name={name} schema={schema.properties[name]} value={values[name]}
+          required={schema.required?.includes(name)} options={choices[name]}
+          error={fault?.field === name ? fault.message : null}
+          onInput={(value) => setValues({ ...values, [name]: value })} />))}
+      <div class="actions end">
+        {onCancel && <button type="button" onClick={onCancel}>Cancel</button>}
+        <button type="submit" class="primary" disabled={isBusy}>{verb}</button>
+      </div>
+    </form>
+  );
+}
+
+export function Toasts() {
+  const [toasts, setToasts] = useState([]);
+  useEffect(() => signal(setToasts), []);
+  return (
+    <div class="toasts" role="status" aria-live="polite">
+      {toasts.map((toast) => <div key={toast.id} class={`toast ${toast.kind}`}>{toast.text}</div>)}
+    </div>
+  );
+}
+
+// Does something that may be refused, and says so.
+export async function attempt(doing, done) {
+  try {
+    const answer = await doing();
+    if (done) show(done);
+    return answer;
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    show(error.message, "error");
+    return null;
+  }
+}
