@@ -12,7 +12,8 @@
 
 /* A hint that is wrong less often than this may be so. */
 #define HINT_RARE_CYCLES 1000u
-#define HINT_SAMPLES_MAX 2u
+#define HINT_SAMPLES_MAX 3u
+#define HINT_FORGET_CYCLES 1000000u
 
 static void vector_save(uint8_t *area)
 {
@@ -425,12 +426,13 @@ static bool gather(struct engine_vcpu *v, const struct unit_access *a)
 
 /*
  * One of many wrong hints. When they are frequent and the site is among them
- * again, it is translated anew; this unit goes on until it ends, and is not entered again.
+ * again and again, it is translated anew; this unit goes on until it ends, and is
+ * not entered again. Those of a process that begins are frequent, but not the same.
  */
 static void sample_hint(struct engine_vcpu *v, const struct unit_access *a)
 {
     uint8_t area[LIGHT_XSAVE_BYTES] ALIGNED(64);
-    uint8_t *samples = &v->hot.hint_samples[v->hot.site % HINT_SAMPLED_SITES];
+    struct hint_sample *sample = &v->hot.hint_samples[v->hot.site % HINT_SAMPLED_SITES];
     uint64_t now = __builtin_ia32_rdtsc();
     uint64_t took = now - v->hot.hint_clock;
 
@@ -439,8 +441,13 @@ static void sample_hint(struct engine_vcpu *v, const struct unit_access *a)
     if (took > HINT_SAMPLE * HINT_RARE_CYCLES) {
         return;
     }
-    if (++*samples >= HINT_SAMPLES_MAX) {
-        *samples = 0;
+    if (sample->site != v->hot.site || now - sample->at > HINT_FORGET_CYCLES) {
+        sample->site = v->hot.site;
+        sample->count = 0;
+    }
+    sample->at = now;
+    if (++sample->count >= HINT_SAMPLES_MAX) {
+        sample->count = 0;
         vector_save(area);
         translate_note_roaming(v, a->code);
         vector_restore(area);

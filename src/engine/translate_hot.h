@@ -75,7 +75,14 @@ static inline uint32_t found_set(uint64_t key)
  */
 #define ACCESS_HINTS 8192u
 #define HINT_SAMPLE 64u
-#define HINT_SAMPLED_SITES 256u
+#define HINT_SAMPLED_SITES 64u
+
+/* A site whose hint was wrong when one was looked at. */
+struct hint_sample {
+    uint32_t site;
+    uint32_t count;
+    uint64_t at; /* host TSC */
+};
 
 /*
  * What the interpreter does for translated code with the vector registers live
@@ -139,7 +146,7 @@ struct translate_hot {
     uint64_t kept[4];                         /* registers that a thunk borrows */
     uint32_t hint_budget;                     /* misses of hints until one is looked at */
     uint64_t hint_clock;                      /* host TSC when one was */
-    uint8_t hint_samples[HINT_SAMPLED_SITES]; /* by site */
+    struct hint_sample hint_samples[HINT_SAMPLED_SITES]; /* by site */
     uint32_t hint[ACCESS_HINTS];
     struct found_entry found[FOUND_SETS];
     /* Which entries were filled, so that a flush touches only those. */
