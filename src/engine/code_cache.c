@@ -69,10 +69,11 @@ static int map_tables(struct translator *t, struct err *err)
     t->checked = map_private(CODE_CACHE_FILTER_BITS / 8);
     t->roaming = map_private(CODE_CACHE_FILTER_BITS / 8);
     t->hot = map_private(CODE_CACHE_FILTER_BITS / 8);
+    t->narrow = map_private(CODE_CACHE_FILTER_BITS / 8);
     t->accesses = map_private(t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
     if (t->heads == NULL || t->checked == NULL || t->roaming == NULL || t->hot == NULL ||
-        t->accesses == NULL || t->arena == NULL || t->units == NULL || t->pages == NULL ||
-        t->by_code == NULL || t->exits == NULL) {
+        t->narrow == NULL || t->accesses == NULL || t->arena == NULL || t->units == NULL ||
+        t->pages == NULL || t->by_code == NULL || t->exits == NULL) {
         return err_set(err, -ENOMEM, "no memory for the tables of the translation cache");
     }
     return 0;
@@ -101,6 +102,7 @@ void code_cache_destroy(struct translator *t)
     unmap(t->checked, CODE_CACHE_FILTER_BITS / 8);
     unmap(t->roaming, CODE_CACHE_FILTER_BITS / 8);
     unmap(t->hot, CODE_CACHE_FILTER_BITS / 8);
+    unmap(t->narrow, CODE_CACHE_FILTER_BITS / 8);
     unmap(t->accesses, t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
     free(t);
 }
@@ -233,6 +235,12 @@ void code_cache_add_hot(struct translator *t, uintptr_t guest)
     }
     filter_add(t->hot, guest);
     t->stat_hot++;
+}
+
+void code_cache_add_narrow(struct translator *t, uintptr_t guest)
+{
+    filter_add(t->narrow, guest);
+    t->stat_narrow++;
 }
 
 /*
@@ -475,6 +483,7 @@ void code_cache_reset(struct translator *t)
     memset(t->heads, 0, CODE_CACHE_FILTER_BITS / 8);
     memset(t->checked, 0, CODE_CACHE_FILTER_BITS / 8);
     memset(t->roaming, 0, CODE_CACHE_FILTER_BITS / 8);
+    memset(t->narrow, 0, CODE_CACHE_FILTER_BITS / 8);
     t->unit_count = 0;
     t->exit_count = 1;
     t->access_count = 0;

@@ -159,6 +159,7 @@ struct unit {
     uint8_t indirect; /* offset from code, for jump caches only: hot.target is the guest's RIP */
     uint8_t mode;
     _Atomic bool dead;
+    bool is_odd;         /* begins where something broke in: no trace ends because of it */
     uint8_t trace_count; /* guest instructions */
     uint8_t first_line;  /* 64-byte lines of the first page that it was made from */
     uint8_t last_line;   /* with UNIT_CROSSES, UNIT_SAMPLED */
@@ -226,6 +227,7 @@ struct translator {
     bool is_mirrored;  /* kernel code reaches memory by the mirror (mirror.h) */
     uint64_t *checked; /* filter of instructions that use the software TLB nevertheless */
     uint64_t *roaming; /* filter of instructions that go from page to page */
+    uint64_t *narrow;  /* filter of instructions whose windows a page end cuts in two */
     uint64_t *hot;     /* filter of addresses where units begin that run often */
     unsigned hot_count;
     struct trace *trace; /* work space of translate.c */
@@ -270,6 +272,7 @@ struct translator {
     uint64_t stat_checked;
     uint64_t stat_roaming;
     uint64_t stat_hot;
+    uint64_t stat_narrow;
     uint64_t stat_translate_ns;
 };
 
@@ -389,6 +392,13 @@ static inline bool code_cache_is_hot(const struct translator *t, uintptr_t guest
     return code_cache_in_filter(t->hot, guest);
 }
 void code_cache_add_hot(struct translator *translator, uintptr_t guest);
+
+/* The same for instructions whose windows keep failing though their own access would not. */
+static inline bool code_cache_is_narrow(const struct translator *t, uintptr_t guest)
+{
+    return code_cache_in_filter(t->narrow, guest);
+}
+void code_cache_add_narrow(struct translator *translator, uintptr_t guest);
 
 /* A page that was marked for a unit which came to nothing. Engine lock held. */
 void code_cache_unmark(struct translator *translator, const uint8_t *host, gpa_t gpa);

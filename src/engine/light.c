@@ -13,7 +13,9 @@
 /* A hint that is wrong less often than this may be so. */
 #define HINT_RARE_CYCLES 1000u
 #define HINT_SAMPLES_MAX 3u
-#define HINT_FORGET_CYCLES 1000000u
+/* A site whose window failed so often loses it. */
+#define RANGE_SAMPLES_MAX 16u
+#define SITE_FORGET_CYCLES 1000000u
 
 static void vector_save(uint8_t *area)
 {
@@ -344,6 +346,7 @@ static uint64_t go_on(struct engine_vcpu *v, int r)
         v->hot.leave = LEAVE_KICK;
         return 0;
     }
+    v->hot.odd = true; /* often: the end of an interrupt */
     return dispatch(v);
 }
 
@@ -424,6 +427,26 @@ static bool gather(struct engine_vcpu *v, const struct unit_access *a)
     return true;
 }
 
+/* The site failed max times, and never long ago: it is translated anew. */
+static void note_site(struct engine_vcpu *v, const struct unit_access *a, unsigned max,
+                      uint64_t now)
+{
+    uint8_t area[LIGHT_XSAVE_BYTES] ALIGNED(64);
+    struct site_sample *sample = &v->hot.samples[a->code % SAMPLED_SITES];
+
+    if (sample->site != a->code || now - sample->at > SITE_FORGET_CYCLES) {
+        sample->site = a->code;
+        sample->count = 0;
+    }
+    sample->at = now;
+    if (++sample->count >= max) {
+        sample->count = 0;
+        vector_save(area);
+        translate_note_site(v, a->code, max == RANGE_SAMPLES_MAX);
+        vector_restore(area);
+    }
+}
+
 /*
  * One of many wrong hints. When they are frequent and the site is among them
  * again and again, it is translated anew; this unit goes on until it ends, and is
@@ -431,26 +454,13 @@ static bool gather(struct engine_vcpu *v, const struct unit_access *a)
  */
 static void sample_hint(struct engine_vcpu *v, const struct unit_access *a)
 {
-    uint8_t area[LIGHT_XSAVE_BYTES] ALIGNED(64);
-    struct hint_sample *sample = &v->hot.hint_samples[v->hot.site % HINT_SAMPLED_SITES];
     uint64_t now = __builtin_ia32_rdtsc();
     uint64_t took = now - v->hot.hint_clock;
 
     v->hot.hint_clock = now;
     v->hot.hint_budget = HINT_SAMPLE;
-    if (took > HINT_SAMPLE * HINT_RARE_CYCLES) {
-        return;
-    }
-    if (sample->site != v->hot.site || now - sample->at > HINT_FORGET_CYCLES) {
-        sample->site = v->hot.site;
-        sample->count = 0;
-    }
-    sample->at = now;
-    if (++sample->count >= HINT_SAMPLES_MAX) {
-        sample->count = 0;
-        vector_save(area);
-        translate_note_roaming(v, a->code);
-        vector_restore(area);
+    if (took <= HINT_SAMPLE * HINT_RARE_CYCLES) {
+        note_site(v, a, HINT_SAMPLES_MAX, now);
     }
 }
 
@@ -508,6 +518,7 @@ uint64_t light_access(void *vcpu)
     if ((a.flags & ACCESS_RANGE) != 0) {
         /* Perhaps only a later access is in the way: on in a unit that looks at each. */
         light_undo_access(v);
+        note_site(v, &a, RANGE_SAMPLES_MAX, __builtin_ia32_rdtsc());
         v->hot.stat_ranges++;
         v->hot.single = true;
         v->hot.leave = LEAVE_LOOKUP;
@@ -530,6 +541,7 @@ uint64_t light_exit(void *vcpu)
     struct engine_vcpu *v = vcpu;
     struct unit_exit *exit;
 
+    v->hot.odd = false;
     if (v->hot.exit == 0 && v->check == NULL) {
         return dispatch(v);
     }

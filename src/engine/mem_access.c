@@ -499,6 +499,15 @@ static void emit_check(struct xlate *x, const struct ea *ea, const struct access
                     tlb + (uint32_t)offsetof(struct mmu_tlb_entry, addend));
 }
 
+/* Windows of this base are cut by a page end; in the rest of the unit they would be as well. */
+static bool is_narrow(struct xlate *x, const struct ea *ea)
+{
+    if (ea->kind == EA_REG && code_cache_is_narrow(x->t, insn_guest(x))) {
+        x->narrow_bases |= (uint16_t)REG_BIT(ea->base);
+    }
+    return ea->kind == EA_REG && (x->narrow_bases & REG_BIT(ea->base)) != 0;
+}
+
 struct host_operand mem_access(struct xlate *x, const struct access *a)
 {
     struct host_operand op;
@@ -516,7 +525,8 @@ struct host_operand mem_access(struct xlate *x, const struct access *a)
         return op;
     }
     shared = is_simple(&ea) && !a->alone && !a->is_locked && !a->low_only &&
-             (x->ti->mode & UNIT_MODE_SINGLE) == 0 && look_ahead(x, a, &low, &high) > 0;
+             (x->ti->mode & UNIT_MODE_SINGLE) == 0 && !is_narrow(x, &ea) &&
+             look_ahead(x, a, &low, &high) > 0;
     if (shared && low == (int32_t)low) {
         ea.disp = (int32_t)low;
     } else {

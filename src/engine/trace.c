@@ -305,13 +305,18 @@ static void find_next_uses(struct trace *trace)
     }
 }
 
-/* Another unit begins here: the trace goes on there rather than do it again. */
+/*
+ * Another unit begins here: the trace goes on there rather than do it again. Not
+ * when an interrupt made it begin here, which would cut a loop in two for good.
+ */
 static bool is_elsewhere(const struct translator *t, const uint8_t *page, uint32_t offset,
                          unsigned mode)
 {
-    uintptr_t guest = (uintptr_t)page + offset;
+    const struct unit *unit = (mode & UNIT_MODE_SINGLE) != 0
+                                  ? NULL
+                                  : code_cache_find(t, (uintptr_t)page + offset, mode, 0);
 
-    return (mode & UNIT_MODE_SINGLE) == 0 && code_cache_find(t, guest, mode, 0) != NULL;
+    return unit != NULL && !unit->is_odd;
 }
 
 int trace_build(const struct translator *t, const uint8_t *page, uint32_t offset,

@@ -221,6 +221,7 @@ static struct unit *translate_locked(struct engine_vcpu *v, const uint8_t *host,
         }
     }
     unit = xlate_unit(t, t->trace, (uintptr_t)host, (uintptr_t)next, mode);
+    unit->is_odd = v->hot.odd;
     code_cache_publish(t, unit, start, next == NULL ? gpa(0) : gpa_of_host(v->vm, next));
     t->stat_translate_ns += (timed_now(t) - begin) * TIMED_UNITS;
     t->stat_units++;
@@ -373,6 +374,8 @@ enum translate_result translate_run(struct engine_vcpu *v)
 {
     bool link = false;
 
+    v->hot.odd = true;
+
     for (;;) {
         int mode = unit_mode(v);
         bool fetched;
@@ -394,6 +397,7 @@ enum translate_result translate_run(struct engine_vcpu *v)
             continue;
         }
         link = v->hot.leave == LEAVE_CHAIN;
+        v->hot.odd = v->hot.odd || (!link && v->hot.leave != LEAVE_LOOKUP);
         switch ((enum translate_leave)v->hot.leave) {
         case LEAVE_INTERP:
         case LEAVE_ACCESS:
@@ -459,14 +463,18 @@ static void note_late(struct engine_vcpu *v, uint64_t start, uint64_t end)
     atomic_store(&v->kick, 1);
 }
 
-void translate_note_roaming(struct engine_vcpu *v, uint32_t code)
+void translate_note_site(struct engine_vcpu *v, uint32_t code, bool is_range)
 {
     struct translator *t = v->vm->translator;
     struct unit *unit = code_cache_unit_at(t, code_rx(t, code));
-    uintptr_t page = unit->guest & ~(uintptr_t)PAGE_MASK;
+    uintptr_t guest = (unit->guest & ~(uintptr_t)PAGE_MASK) + unit_insn_at(unit, code).offset;
 
     if (mutex_trylock(&v->vm->lock)) {
-        code_cache_add_roaming(t, page + unit_insn_at(unit, code).offset);
+        if (is_range) {
+            code_cache_add_narrow(t, guest);
+        } else {
+            code_cache_add_roaming(t, guest);
+        }
         code_cache_drop_unit(t, unit);
         mutex_unlock(&v->vm->lock);
     }
@@ -568,6 +576,7 @@ unsigned translate_stats(struct engine_vm *vm, struct accel_stat *ret_stats, uns
         {"translator_checked_sites", t->stat_checked},
         {"translator_roaming_sites", t->stat_roaming},
         {"translator_hot_units", t->stat_hot},
+        {"translator_narrow_sites", t->stat_narrow},
         {"jump_misses", sums.jumps},
         {"access_misses", sums.accesses},
         {"range_misses", sums.ranges},

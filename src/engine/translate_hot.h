@@ -75,11 +75,11 @@ static inline uint32_t found_set(uint64_t key)
  */
 #define ACCESS_HINTS 8192u
 #define HINT_SAMPLE 64u
-#define HINT_SAMPLED_SITES 64u
+#define SAMPLED_SITES 64u
 
-/* A site whose hint was wrong when one was looked at. */
-struct hint_sample {
-    uint32_t site;
+/* A site whose hint was wrong when one was looked at, or whose window failed. */
+struct site_sample {
+    uint32_t site; /* offset of its code */
     uint32_t count;
     uint64_t at; /* host TSC */
 };
@@ -132,6 +132,7 @@ struct translate_hot {
     uint64_t (*fn_access)(void *vcpu);
     uint64_t (*fn_exit)(void *vcpu);
     bool single;   /* the next unit is to check each access by itself */
+    bool odd;      /* st.rip is where something broke in, not where a branch or an end leads */
     bool stepping; /* the kick handler single-steps to an instruction boundary */
     _Atomic bool in_code;
     uint8_t jump_mode;   /* UNIT_MODE_* beside the MMU mode that the jump cache is for */
@@ -143,10 +144,10 @@ struct translate_hot {
     uint64_t stat_accesses;              /* that missed */
     uint64_t stat_ranges;                /* that had to be checked one by one */
     struct gather_operands gather;
-    uint64_t kept[4];                         /* registers that a thunk borrows */
-    uint32_t hint_budget;                     /* misses of hints until one is looked at */
-    uint64_t hint_clock;                      /* host TSC when one was */
-    struct hint_sample hint_samples[HINT_SAMPLED_SITES]; /* by site */
+    uint64_t kept[4];     /* registers that a thunk borrows */
+    uint32_t hint_budget; /* misses of hints until one is looked at */
+    uint64_t hint_clock;  /* host TSC when one was */
+    struct site_sample samples[SAMPLED_SITES];
     uint32_t hint[ACCESS_HINTS];
     struct found_entry found[FOUND_SETS];
     /* Which entries were filled, so that a flush touches only those. */

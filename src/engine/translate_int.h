@@ -99,11 +99,12 @@ struct xlate {
     const struct trace *trace;
     const struct trace_insn *ti; /* in hand */
     struct unit *unit;
-    uint16_t spilled; /* registers whose guest value is in a slot */
-    uint8_t flags;    /* enum unit_flags_home */
-    bool failed;      /* something could not be encoded: the unit ends here */
-    bool is_compact;  /* memory is checked by thunks */
-    bool rsp_moved;   /* the instruction's change of RSP is known to the windows */
+    uint16_t spilled;      /* registers whose guest value is in a slot */
+    uint8_t flags;         /* enum unit_flags_home */
+    bool failed;           /* something could not be encoded: the unit ends here */
+    bool is_compact;       /* memory is checked by thunks */
+    uint16_t narrow_bases; /* registers whose accesses share no checks any more */
+    bool rsp_moved;        /* the instruction's change of RSP is known to the windows */
     struct window windows[WINDOW_COUNT];
     struct held_slot held[HELD_SLOTS];
     unsigned mark_count;
@@ -214,10 +215,11 @@ struct unit *light_find(struct engine_vcpu *v, unsigned mode);
 void light_remember(struct engine_vcpu *v, const struct unit *unit);
 
 /*
- * The site at code offset `code`, of the unit that runs, goes from page to page: its unit is
- * dropped to be translated anew. Not when others hold the lock.
+ * The site at code offset `code` goes from page to page, or (is_range) has a page end in its
+ * window again and again: its unit is dropped to be translated anew. Not when others hold the
+ * lock.
  */
-void translate_note_roaming(struct engine_vcpu *v, uint32_t code);
+void translate_note_site(struct engine_vcpu *v, uint32_t code, bool is_range);
 
 /* engine_invalidate_code() where vector registers are free. */
 void translate_invalidate(struct engine_vm *vm, gpa_t start, uint64_t len);
