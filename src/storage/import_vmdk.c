@@ -16,6 +16,7 @@
 #include <limits.h>
 #include <linux/openat2.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -69,34 +70,77 @@ static int take_kind(const char *word, struct extent *extent)
     return 0;
 }
 
+static void take_word(const char **line, char *out, size_t size)
+{
+    size_t len;
+
+    *line += strspn(*line, " \t");
+    len = strcspn(*line, " \t");
+    (void)snprintf(out, size, "%.*s", (int)(len < size ? len : size - 1), *line);
+    *line += len;
+}
+
+/* Digits alone. */
+static int take_number(const char **line, uint64_t *ret_value)
+{
+    char *end = NULL;
+    unsigned long long value;
+
+    *line += strspn(*line, " \t");
+    errno = 0;
+    value = **line >= '0' && **line <= '9' ? strtoull(*line, &end, 10) : 0;
+    if (end == NULL || errno != 0 || value > MAX_SECTORS) {
+        return -EBADMSG;
+    }
+    *line = end;
+    *ret_value = value;
+    return 0;
+}
+
+/* Between quotes. */
+static int take_name(const char **line, char *out)
+{
+    size_t len;
+
+    *line += strspn(*line, " \t");
+    len = **line == '"' ? strcspn(*line + 1, "\"") : 0;
+    if (len == 0 || len >= MAX_NAME_BYTES || (*line)[len + 1] != '"') {
+        return -EBADMSG;
+    }
+    memcpy(out, *line + 1, len);
+    out[len] = '\0';
+    *line += len + 2;
+    return 0;
+}
+
 /* ACCESS SECTORS KIND "NAME" OFFSET; 0 for a line that is none. */
 static int parse_extent(const char *line, struct extent *extent, struct err *err)
 {
-    char access[16] = "";
-    char kind[16] = "";
-    unsigned long long sectors = 0;
-    unsigned long long offset = 0;
-    int n = sscanf(line, "%15s %llu %15s \"%255[^\"]\" %llu", access, &sectors, kind, extent->name,
-                   &offset);
+    char access[16];
+    char kind[16];
 
+    take_word(&line, access, sizeof(access));
     if (strcmp(access, "RW") != 0 && strcmp(access, "RDONLY") != 0) {
         return strcmp(access, "NOACCESS") == 0
                    ? err_set(err, -EOPNOTSUPP, "a part of the VMDK disk may not be read")
                    : 0;
     }
-    if (n < 3 || sectors == 0 || sectors > MAX_SECTORS || offset > MAX_SECTORS) {
+    if (take_number(&line, &extent->sectors) < 0 || extent->sectors == 0) {
         return err_set(err, -EBADMSG, "the VMDK file's list of parts is damaged");
     }
+    take_word(&line, kind, sizeof(kind));
     if (take_kind(kind, extent) < 0) {
         return err_set(err, -EOPNOTSUPP,
                        "the VMDK disk has parts of a kind that is not read here; convert it to a "
                        "monolithic sparse or stream-optimized one first");
     }
-    if (extent->kind != EXTENT_ZERO && n < 4) {
+    if (extent->kind != EXTENT_ZERO && take_name(&line, extent->name) < 0) {
         return err_set(err, -EBADMSG, "the VMDK file's list of parts is damaged");
     }
-    extent->sectors = sectors;
-    extent->file_sector = offset;
+    line += strspn(line, " \t");
+    if (*line != '\0' && take_number(&line, &extent->file_sector) < 0) {
+        return err_set(err, -EBADMSG, "the VMDK file's list of parts is damaged");
+    }
     return 1;
 }
 
@@ -208,25 +252,35 @@ static int copy_table(const struct sparse *s, int out, uint64_t table_sector, ui
     return rc;
 }
 
+static int copy_tables(const struct sparse *s, int out, char *buf)
+{
+    int rc = s->directory <= MAX_SECTORS ? 0 : -EBADMSG;
+
+    for (uint64_t i = 0; rc == 0 && i < s->directory_entries; i++) {
+        unsigned char entry[4];
+        ssize_t n =
+            io_pread_full(s->extent->fd, entry, sizeof(entry), s->directory * SECTOR_BYTES + 4 * i);
+
+        rc = n == sizeof(entry) ? 0 : -EBADMSG;
+        if (rc == 0 && load_le32(entry) != 0) {
+            rc = copy_table(s, out, load_le32(entry), i * TABLE_ENTRIES * s->grain, buf);
+        }
+    }
+    return rc;
+}
+
 static int copy_sparse(const struct extent *extent, int out, struct err *err)
 {
-    CLEANUP_FREE char *buf = malloc(MAX_GRAIN_SECTORS * SECTOR_BYTES);
-    struct sparse s;
-    int rc = buf == NULL ? err_set(err, -ENOMEM, "out of memory") : open_sparse(extent, &s, err);
+    struct sparse s = {.extent = NULL};
+    int rc = open_sparse(extent, &s, err);
+    char *buf;
 
     if (rc < 0) {
         return rc;
     }
-    for (uint64_t i = 0; rc == 0 && i < s.directory_entries; i++) {
-        unsigned char entry[4];
-        ssize_t n =
-            io_pread_full(extent->fd, entry, sizeof(entry), s.directory * SECTOR_BYTES + 4 * i);
-
-        rc = s.directory > MAX_SECTORS || n != sizeof(entry) ? -EBADMSG : 0;
-        if (rc == 0 && load_le32(entry) != 0) {
-            rc = copy_table(&s, out, load_le32(entry), i * TABLE_ENTRIES * s.grain, buf);
-        }
-    }
+    buf = malloc(MAX_GRAIN_SECTORS * SECTOR_BYTES);
+    rc = buf != NULL ? copy_tables(&s, out, buf) : -ENOMEM;
+    free(buf);
     return rc < 0 ? err_set_errno(err, rc, "\"%s\" cannot be read", extent->name) : 0;
 }
 
