@@ -1,6 +1,8 @@
 #include "engine/decode.h"
 
+#include "engine/decode_effect.h"
 #include "engine/decode_int.h"
+#include "engine/decode_operand.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -29,7 +31,6 @@ static void load_bytes(struct decoder *d, const uint8_t *bytes, unsigned avail, 
 {
     d->avail = avail;
     d->limit = avail < INSN_MAX_BYTES ? avail : INSN_MAX_BYTES;
-    memset(d->bytes, 0, sizeof(d->bytes));
     if (likely(avail >= INSN_MAX_BYTES)) {
         memcpy(d->bytes, bytes, INSN_MAX_BYTES);
         memcpy(insn->bytes, bytes, INSN_MAX_BYTES);
@@ -54,6 +55,11 @@ static void take_segment(struct decoder *d, uint8_t byte)
 /* A REX prefix counts only right before the opcode. */
 static int read_prefixes(struct decoder *d)
 {
+    /* Most often it is the only one, or there is none: half of each, so without a branch. */
+    const bool has_rex = d->mode == INSN_MODE_64 && (d->bytes[0] & 0xf0) == 0x40;
+
+    d->rex = has_rex ? d->bytes[0] : 0;
+    d->pos = has_rex ? 1 : 0;
     for (; d->pos < d->limit; d->pos++) {
         const uint8_t byte = d->bytes[d->pos];
         const uint8_t class = prefix_classes[byte];
@@ -248,6 +254,14 @@ static bool finish_special(const struct decoder *d, struct insn *insn)
 {
     const uint8_t reg = insn->reg & 7;
 
+    /* First what is most frequent. XCHG rAX, rAX does nothing, not even clear the upper half; F3
+     * makes it PAUSE, also with REX.B. */
+    if (insn->op == INSN_OP_COPY) {
+        if (insn->map == 0 && insn->opcode == OPCODE_NOP && ((d->rex & 1) == 0 || d->rep == 0xf3)) {
+            insn->op = INSN_OP_NOP;
+        }
+        return true;
+    }
     switch (insn->op) {
     case INSN_OP_BIT_MEM:
         if (insn->rm != INSN_REG_NONE) {
@@ -271,13 +285,6 @@ static bool finish_special(const struct decoder *d, struct insn *insn)
     case INSN_OP_GATHER:
         return insn->sib_off != 0 && insn->reg != insn->index && insn->reg != insn->vex_vvvv &&
                insn->index != insn->vex_vvvv;
-    case INSN_OP_COPY:
-        /* XCHG rAX, rAX does nothing, not even clear the upper half; F3 makes it PAUSE, also
-         * with REX.B. */
-        if (insn->map == 0 && insn->opcode == OPCODE_NOP && ((d->rex & 1) == 0 || d->rep == 0xf3)) {
-            insn->op = INSN_OP_NOP;
-        }
-        return true;
     default:
         return true;
     }

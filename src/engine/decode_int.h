@@ -1,6 +1,6 @@
 /*
  * Between the parts of the decoder: prefixes and opcode (decode.c), operands
- * (decode_operand.c), and what an instruction reads and writes (decode_effect.c).
+ * (decode_operand.h), and what an instruction reads and writes (decode_effect.h).
  */
 #ifndef CORBEL_ENGINE_DECODE_INT_H
 #define CORBEL_ENGINE_DECODE_INT_H
@@ -30,15 +30,5 @@ struct decoder {
     bool vex_has_vvvv;     /* the field is not 1111b */
     struct insn_desc desc; /* merged from opcode row and group row */
 };
-
-/* By the row's size, the prefixes and the mode; 0: the row has none. */
-uint8_t decode_operand_size(const struct decoder *d);
-/* Fields of ModRM, SIB and displacement; reading may go beyond what there is (limit). */
-void decode_modrm_operand(struct decoder *d, struct insn *insn);
-void decode_immediate(struct decoder *d, struct insn *insn);
-
-/* The sets of registers and of flags, once all fields are there. */
-void decode_set_gprs(const struct decoder *d, struct insn *insn);
-void decode_set_flags(const struct decoder *d, struct insn *insn);
 
 #endif

@@ -28,7 +28,8 @@ enum insn_imm {
     IMM_V,  /* as wide as the operand, MOV r, imm */
     IMM_ENTER,
     IMM_FAR,
-    IMM_MOFFS
+    IMM_MOFFS,
+    IMM_COUNT
 };
 
 enum insn_size {
@@ -42,7 +43,8 @@ enum insn_size {
     SZ_Y,   /* 4, or 8 with REX.W */
     SZ_D64, /* SZ_V that is 8 in 64-bit mode, 2 with prefix */
     SZ_F64, /* SZ_V that is always 8 in 64-bit mode */
-    SZ_CR   /* 4, 8 in 64-bit mode */
+    SZ_CR,  /* 4, 8 in 64-bit mode */
+    SZ_COUNT
 };
 
 enum insn_mem {

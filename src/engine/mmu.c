@@ -438,13 +438,13 @@ static bool page_is_watched(const struct engine_vcpu *v, uint64_t va)
     return false;
 }
 
+/* Only the owner changes them; others read (unmap_writes()). */
 static void bit_set(uint64_t *words, unsigned bit, bool value)
 {
-    if (value) {
-        words[bit / 64] |= 1ull << (bit % 64);
-    } else {
-        words[bit / 64] &= ~(1ull << (bit % 64));
-    }
+    uint64_t mask = 1ull << (bit % 64);
+    uint64_t word = words[bit / 64];
+
+    __atomic_store_n(&words[bit / 64], value ? word | mask : word & ~mask, __ATOMIC_RELAXED);
 }
 
 static uint64_t gib_bit(uint64_t va)
@@ -643,17 +643,18 @@ void mmu_init(struct engine_vcpu *v)
 static void flush_marked(struct engine_vcpu *v, unsigned mode, unsigned is_write, uint64_t *which)
 {
     for (unsigned word = 0; word < MMU_TLB_WORDS; word++) {
-        uint64_t bits = which[word];
+        const uint64_t marked = which[word];
+        uint64_t *used = &v->tlb_index[mode].used[is_write][word];
 
-        if (bits == 0) {
+        if (marked == 0) {
             continue;
         }
-        v->tlb_index[mode].used[is_write][word] &= ~bits;
-        v->tlb_index[mode].non_global[is_write][word] &= ~bits;
-        v->tlb_index[mode].large[is_write][word] &= ~bits;
-        for (; bits != 0; bits &= bits - 1) {
+        for (uint64_t bits = marked; bits != 0; bits &= bits - 1) {
             tlb_clear(v, mode, is_write, word * 64 + (unsigned)__builtin_ctzll(bits));
         }
+        __atomic_store_n(used, *used & ~marked, __ATOMIC_RELEASE);
+        v->tlb_index[mode].non_global[is_write][word] &= ~marked;
+        v->tlb_index[mode].large[is_write][word] &= ~marked;
     }
 }
 
@@ -728,6 +729,20 @@ void mmu_flush_page(struct engine_vcpu *v, uint64_t va)
     flush_done(v, MMU_FLUSH_PAGE, va);
 }
 
+/* Removes an entry when it leads to the host page. */
+static bool unmap_write(struct engine_vcpu *v, unsigned mode, unsigned set, uint64_t host_page)
+{
+    struct mmu_tlb_entry *entry = &v->tlb[mode].write[set];
+    uint64_t tag = __atomic_load_n(&entry->tag, __ATOMIC_RELAXED);
+
+    if (tag == MMU_TLB_EMPTY ||
+        tag + __atomic_load_n(&entry->addend, __ATOMIC_RELAXED) != host_page) {
+        return false;
+    }
+    tlb_clear(v, mode, 1, set);
+    return true;
+}
+
 /* Removes from the write tables of one vCPU whatever leads to the host page; true: there was, or
  * may have been when the unit began that it runs. */
 static bool unmap_writes(struct engine_vcpu *v, uint64_t host_page)
@@ -735,14 +750,14 @@ static bool unmap_writes(struct engine_vcpu *v, uint64_t host_page)
     bool found = false;
 
     for (unsigned mode = 0; mode < MMU_MODE_COUNT; mode++) {
-        for (unsigned set = 0; set < MMU_TLB_SETS; set++) {
-            struct mmu_tlb_entry *entry = &v->tlb[mode].write[set];
-            uint64_t tag = __atomic_load_n(&entry->tag, __ATOMIC_RELAXED);
+        for (unsigned word = 0; word < MMU_TLB_WORDS; word++) {
+            const uint64_t *used = &v->tlb_index[mode].used[1][word];
 
-            if (tag != MMU_TLB_EMPTY &&
-                tag + __atomic_load_n(&entry->addend, __ATOMIC_RELAXED) == host_page) {
-                tlb_clear(v, mode, 1, set);
-                found = true;
+            /* The bit is there before the entry. */
+            for (uint64_t bits = __atomic_load_n(used, __ATOMIC_RELAXED); bits != 0;
+                 bits &= bits - 1) {
+                found |=
+                    unmap_write(v, mode, word * 64 + (unsigned)__builtin_ctzll(bits), host_page);
             }
         }
     }

@@ -45,24 +45,30 @@ static void flags_for_insn(struct xlate *x)
 
 static void emit_rewritten(struct xlate *x, const struct host_operand *op)
 {
-    uint8_t out[INSN_REWRITE_MAX_BYTES];
-    unsigned len =
-        insn_rewrite(&x->ti->insn, (uint8_t)op->base, (uint8_t)op->index, op->scale, op->disp, out);
+    uint8_t *begin = x->e.p;
+    unsigned len;
 
-    if (len == 0) {
-        x->failed = true;
-        return;
-    }
     mem_operand_begin(x, op);
-    emit_some(&x->e, out, sizeof(out), len);
+    len = insn_rewrite(&x->ti->insn, (uint8_t)op->base, (uint8_t)op->index, op->scale, op->disp,
+                       x->e.p);
+    x->e.p += len;
+    if (len == 0) {
+        x->e.p = begin;
+        x->failed = true;
+    }
 }
 
-/* A copy without a memory operand: all of it but the prefixes that do nothing is as it was. */
+/* Without a memory operand: as it is, for in 64-bit mode it does on the host what it does here. */
 static void emit_copy_plain(struct xlate *x)
 {
     static const struct host_operand none = {X86_RAX, EMIT_NO_REG, 0, 1, false};
+    const struct insn *insn = &x->ti->insn;
 
-    emit_rewritten(x, &none);
+    if (insn->modrm_off != 0 && insn->bytes[insn->modrm_off] < 0xc0) {
+        emit_rewritten(x, &none);
+    } else {
+        emit_some(&x->e, insn->bytes, sizeof(insn->bytes), insn->len);
+    }
 }
 
 /* STD and CLD: the guest's DF lives in st.rflags, the host's is always 0. */

@@ -1,42 +1,33 @@
-/* Operands: sizes, ModRM and SIB, displacements and immediates (SDM 2A 2.1). */
+/*
+ * Operands: sizes, ModRM and SIB, displacements and immediates (SDM 2A 2.1). A part of decode.c,
+ * which alone includes it: the compiler makes one function of the whole decoder.
+ */
+#ifndef CORBEL_ENGINE_DECODE_OPERAND_H
+#define CORBEL_ENGINE_DECODE_OPERAND_H
+
 #include "engine/decode_int.h"
 
 #include <string.h>
 
-uint8_t decode_operand_size(const struct decoder *d)
-{
-    const bool mode64 = d->mode == INSN_MODE_64;
-    const bool rex_w = mode64 && (d->rex & 8) != 0;
-    const bool is_16 = (d->mode == INSN_MODE_16) != d->opsize_prefix;
-    const uint8_t by_prefix = is_16 ? 2 : 4;
+/* By the row's size; outside 64-bit mode, and in it; without and with a size of 16 bits by prefix
+ * and mode; REX.W counts twice. 0: the row has none. */
+static const uint8_t operand_sizes[SZ_COUNT][2][4] = {
+    [SZ_B] = {{1, 1, 1, 1}, {1, 1, 1, 1}},   [SZ_W] = {{2, 2, 2, 2}, {2, 2, 2, 2}},
+    [SZ_D] = {{4, 4, 4, 4}, {4, 4, 4, 4}},   [SZ_Q] = {{8, 8, 8, 8}, {8, 8, 8, 8}},
+    [SZ_V] = {{4, 2, 4, 2}, {4, 2, 8, 8}},   [SZ_Z] = {{4, 2, 4, 2}, {4, 2, 4, 4}},
+    [SZ_Y] = {{4, 4, 4, 4}, {4, 4, 8, 8}},   [SZ_D64] = {{4, 2, 4, 2}, {8, 2, 8, 8}},
+    [SZ_F64] = {{4, 2, 4, 2}, {8, 8, 8, 8}}, [SZ_CR] = {{4, 4, 4, 4}, {8, 8, 8, 8}},
+};
 
-    switch (d->desc.size) {
-    case SZ_B:
-        return 1;
-    case SZ_W:
-        return 2;
-    case SZ_D:
-        return 4;
-    case SZ_Q:
-        return 8;
-    case SZ_V:
-        return rex_w ? 8 : by_prefix;
-    case SZ_Z:
-        return rex_w ? 4 : by_prefix;
-    case SZ_Y:
-        return rex_w ? 8 : 4;
-    case SZ_D64:
-        return mode64 ? (is_16 && !rex_w ? 2 : 8) : by_prefix;
-    case SZ_F64:
-        return mode64 ? 8 : by_prefix;
-    case SZ_CR:
-        return mode64 ? 8 : 4;
-    default:
-        return 0;
-    }
+static inline uint8_t decode_operand_size(const struct decoder *d)
+{
+    const bool is_16 = (d->mode == INSN_MODE_16) != d->opsize_prefix;
+
+    return operand_sizes[d->desc.size][d->mode == INSN_MODE_64]
+                        [(is_16 ? 1 : 0) | (d->rex >> 2 & 2)];
 }
 
-static uint16_t memory_size(const struct decoder *d, const struct insn *insn)
+static inline uint16_t memory_size(const struct decoder *d, const struct insn *insn)
 {
     static const uint16_t fixed[] = {
         [MEM_1] = 1,   [MEM_2] = 2,   [MEM_4] = 4,     [MEM_8] = 8,      [MEM_10] = 10,
@@ -44,12 +35,13 @@ static uint16_t memory_size(const struct decoder *d, const struct insn *insn)
     const uint8_t kind = d->desc.mem;
     const uint16_t vl = insn->vex_l ? 32 : 16;
 
+    if (kind == MEM_OP) {
+        return insn->opsize_bytes;
+    }
     if (kind < ARRAY_LEN(fixed)) {
         return fixed[kind];
     }
     switch (kind) {
-    case MEM_OP:
-        return insn->opsize_bytes;
     case MEM_2OP:
         return (uint16_t)(2 * insn->opsize_bytes);
     case MEM_FAR:
@@ -77,41 +69,35 @@ static uint16_t memory_size(const struct decoder *d, const struct insn *insn)
     }
 }
 
-static int64_t load_signed(const uint8_t *bytes, unsigned count)
+/* Little-endian, of 1 to 8 bytes; what is behind them is there to be read. */
+static inline uint64_t load_unsigned(const uint8_t *bytes, unsigned count)
 {
-    int64_t value = 0;
+    uint64_t value;
 
-    switch (count) {
-    case 1:
-        return (int8_t)bytes[0];
-    case 2: {
-        int16_t word;
-        memcpy(&word, bytes, sizeof(word));
-        return word;
-    }
-    case 4: {
-        int32_t dword;
-        memcpy(&dword, bytes, sizeof(dword));
-        return dword;
-    }
-    default:
-        memcpy(&value, bytes, count);
-        return value;
-    }
+    memcpy(&value, bytes, sizeof(value));
+    return value << (64 - 8 * count) >> (64 - 8 * count);
 }
 
-static void take_disp(struct decoder *d, struct insn *insn, unsigned count)
+/* The same with a sign; 0 bytes are 0. */
+static inline int64_t load_signed(const uint8_t *bytes, unsigned count)
 {
-    if (count != 0) {
-        insn->disp_off = (uint8_t)d->pos;
-        insn->disp_bytes = (uint8_t)count;
-        insn->disp = load_signed(d->bytes + d->pos, count);
-        d->pos += count;
-    }
+    const unsigned half = 32 - 4 * count;
+    uint64_t value;
+
+    memcpy(&value, bytes, sizeof(value));
+    return (int64_t)(value << half << half) >> half >> half;
+}
+
+static inline void take_disp(struct decoder *d, struct insn *insn, unsigned count)
+{
+    insn->disp_off = count != 0 ? (uint8_t)d->pos : 0;
+    insn->disp_bytes = (uint8_t)count;
+    insn->disp = load_signed(d->bytes + d->pos, count);
+    d->pos += count;
 }
 
 /* 16-bit addressing (SDM 2A table 2-1). */
-static void read_address_16(struct decoder *d, struct insn *insn)
+static inline void read_address_16(struct decoder *d, struct insn *insn)
 {
     static const uint8_t bases[8] = {X86_RBX, X86_RBX, X86_RBP, X86_RBP,
                                      X86_RSI, X86_RDI, X86_RBP, X86_RBX};
@@ -133,7 +119,7 @@ static void read_address_16(struct decoder *d, struct insn *insn)
 }
 
 /* 32- and 64-bit addressing (SDM 2A tables 2-2, 2-3 and 2.2.1.6). */
-static void read_address(struct decoder *d, struct insn *insn)
+static inline void read_address(struct decoder *d, struct insn *insn)
 {
     const unsigned mod = d->modrm >> 6;
     const uint8_t rex_b = (uint8_t)((d->rex & 1) << 3);
@@ -167,7 +153,7 @@ static void read_address(struct decoder *d, struct insn *insn)
     take_disp(d, insn, disp_bytes);
 }
 
-void decode_modrm_operand(struct decoder *d, struct insn *insn)
+static inline void decode_modrm_operand(struct decoder *d, struct insn *insn)
 {
     insn->modrm_off = (uint8_t)(d->pos - 1);
     insn->reg = (uint8_t)(((d->modrm >> 3) & 7) | (d->rex & 4) << 1);
@@ -184,49 +170,40 @@ void decode_modrm_operand(struct decoder *d, struct insn *insn)
     insn->mem_flags = d->desc.access & 3;
 }
 
-void decode_immediate(struct decoder *d, struct insn *insn)
-{
-    const uint8_t size = insn->opsize_bytes;
-    unsigned count = 1;
-    bool is_signed = false;
+/* Bytes of an immediate by kind and, from 1 to 8 by its exponent, operand size. */
+static const uint8_t immediate_bytes[IMM_COUNT][4] = {
+    [IMM_UB] = {1, 1, 1, 1},   [IMM_SB] = {1, 1, 1, 1}, [IMM_UW] = {2, 2, 2, 2},
+    [IMM_Z] = {1, 2, 4, 4},    [IMM_V] = {1, 2, 4, 8},  [IMM_ENTER] = {3, 3, 3, 3},
+    [IMM_FAR] = {3, 4, 6, 10},
+};
 
-    switch (d->desc.imm) {
-    case IMM_UB:
-        break;
-    case IMM_SB:
-        is_signed = true;
-        break;
-    case IMM_UW:
-        count = 2;
-        break;
-    case IMM_Z:
-        count = size > 4 ? 4 : size;
-        is_signed = true;
-        break;
-    case IMM_V:
-        count = size;
-        break;
-    case IMM_ENTER:
-        count = 3;
-        break;
-    case IMM_FAR:
-        count = size + 2u;
-        break;
-    default: /* IMM_MOFFS */
-        insn->disp_off = (uint8_t)d->pos;
-        insn->disp_bytes = insn->addrsize_bytes;
-        memcpy(&insn->disp, d->bytes + d->pos, insn->addrsize_bytes);
-        d->pos += insn->addrsize_bytes;
-        insn->mem_bytes = memory_size(d, insn);
-        insn->mem_flags = d->desc.access & 3;
+static inline void decode_moffs(struct decoder *d, struct insn *insn)
+{
+    insn->disp_off = (uint8_t)d->pos;
+    insn->disp_bytes = insn->addrsize_bytes;
+    insn->disp = (int64_t)load_unsigned(d->bytes + d->pos, insn->addrsize_bytes);
+    d->pos += insn->addrsize_bytes;
+    insn->mem_bytes = memory_size(d, insn);
+    insn->mem_flags = d->desc.access & 3;
+}
+
+static inline void decode_immediate(struct decoder *d, struct insn *insn)
+{
+    const uint8_t kind = d->desc.imm;
+    /* No operand size (SSE): as for a byte. */
+    const unsigned exponent = (unsigned)__builtin_ctz(insn->opsize_bytes | 16u) & 3u;
+    const unsigned count = immediate_bytes[kind][exponent];
+
+    if (kind == IMM_MOFFS) {
+        decode_moffs(d, insn);
         return;
     }
     insn->imm_off = (uint8_t)d->pos;
     insn->imm_bytes = (uint8_t)count;
-    if (is_signed) {
-        insn->imm = (uint64_t)load_signed(d->bytes + d->pos, count);
-    } else {
-        memcpy(&insn->imm, d->bytes + d->pos, count);
-    }
+    insn->imm = kind == IMM_SB || kind == IMM_Z
+                    ? (uint64_t)load_signed(d->bytes + d->pos, count)
+                    : load_unsigned(d->bytes + d->pos, count < 8 ? count : 8);
     d->pos += count;
 }
+
+#endif

@@ -1,4 +1,10 @@
-/* Which general registers and flags an instruction reads, writes and leaves undefined. */
+/*
+ * Which general registers and flags an instruction reads, writes and leaves undefined. A part of
+ * decode.c, which alone includes it: the compiler makes one function of the whole decoder.
+ */
+#ifndef CORBEL_ENGINE_DECODE_EFFECT_H
+#define CORBEL_ENGINE_DECODE_EFFECT_H
+
 #include "engine/decode_int.h"
 
 #define A (1u << X86_RAX)
@@ -115,59 +121,56 @@ static const struct {
 static const uint16_t cond_flags[8] = {OF, CF, ZF, CF | ZF, SF, PF, SF | OF, ZF | SF | OF};
 
 /* The GPR that a byte operand lies in: without REX, 4-7 are AH CH DH BH. */
-static unsigned gpr_of(const struct decoder *d, uint8_t reg, bool is_byte)
+static inline unsigned gpr_of(const struct decoder *d, uint8_t reg, bool is_byte)
 {
     return is_byte && d->rex == 0 && reg >= 4 ? reg - 4u : reg;
 }
 
-static void add_gpr(struct insn *insn, unsigned reg, unsigned access, bool is_partial)
+/* Without branches, which nobody could predict. access: ACC_R and ACC_W of that register. */
+static inline void add_gpr(struct insn *insn, unsigned reg, unsigned access, bool is_partial)
 {
-    if ((access & ACC_R) != 0 || ((access & ACC_W) != 0 && is_partial)) {
-        insn->gpr_read |= (uint16_t)(1u << reg);
+    const unsigned is_read = (access & ACC_R) | ((access >> 1) & (is_partial ? 1u : 0u));
+
+    insn->gpr_read |= (uint16_t)(is_read << reg);
+    insn->gpr_written |= (uint16_t)(access >> 1 << reg);
+}
+
+/* That of an address; INSN_REG_NONE and INSN_REG_RIP are none. */
+static inline uint16_t address_gpr(uint8_t reg)
+{
+    return (uint16_t)((reg < X86_GPR_COUNT ? 1u : 0u) << (reg & 15));
+}
+
+static inline void set_implicit_gprs(const struct decoder *d, struct insn *insn, bool is_partial)
+{
+    const uint8_t implicit = d->desc.implicit;
+
+    insn->gpr_read = implicit_gprs[implicit].read;
+    insn->gpr_written = implicit_gprs[implicit].written;
+    if (insn->opsize_bytes == 1 && (implicit == IMPL_MUL || implicit == IMPL_DIV)) {
+        insn->gpr_read = 1u << X86_RAX;
+        insn->gpr_written &= (uint16_t) ~(1u << X86_RDX);
     }
-    if ((access & ACC_W) != 0) {
-        insn->gpr_written |= (uint16_t)(1u << reg);
+    if (is_partial) {
+        insn->gpr_read |= insn->gpr_written;
     }
 }
 
-void decode_set_gprs(const struct decoder *d, struct insn *insn)
+static inline void decode_set_gprs(const struct decoder *d, struct insn *insn)
 {
     const uint32_t attr = d->desc.attr;
     const unsigned access = d->desc.access;
     const bool is_partial = insn->opsize_bytes == 1 || insn->opsize_bytes == 2;
-    uint16_t written = implicit_gprs[d->desc.implicit].written;
+    const bool is_byte = (attr & ATTR_BYTE) != 0;
+    const bool is_byte_rm = (attr & (ATTR_BYTE | ATTR_BYTE_RM)) != 0;
 
-    if (d->desc.implicit == IMPL_MUL || d->desc.implicit == IMPL_DIV) {
-        if (insn->opsize_bytes == 1) {
-            written &= (uint16_t) ~(1u << X86_RDX);
-        }
-    }
-    insn->gpr_read = implicit_gprs[d->desc.implicit].read;
-    if (d->desc.implicit == IMPL_DIV && insn->opsize_bytes == 1) {
-        insn->gpr_read = 1u << X86_RAX;
-    }
-    insn->gpr_written = written;
-    if (is_partial) {
-        insn->gpr_read |= written;
-    }
-    if ((access & ACC_REG(ACC_RW)) != 0) {
-        add_gpr(insn, gpr_of(d, insn->reg, (attr & ATTR_BYTE) != 0), (access >> 4) & 3, is_partial);
-    }
-    if (insn->rm != INSN_REG_NONE && (access & ACC_RM(ACC_RW)) != 0) {
-        add_gpr(insn, gpr_of(d, insn->rm, (attr & (ATTR_BYTE | ATTR_BYTE_RM)) != 0),
-                (access >> 2) & 3, is_partial);
-    }
-    if ((access & ACC_VVVV(ACC_RW)) != 0) {
-        add_gpr(insn, insn->vex_vvvv, access >> 6, false);
-    }
-    if (insn->op != INSN_OP_NOP) {
-        if (insn->base < X86_GPR_COUNT) {
-            insn->gpr_read |= (uint16_t)(1u << insn->base);
-        }
-        if (insn->index < X86_GPR_COUNT && (attr & ATTR_VSIB) == 0) {
-            insn->gpr_read |= (uint16_t)(1u << insn->index);
-        }
-    }
+    set_implicit_gprs(d, insn, is_partial);
+    add_gpr(insn, gpr_of(d, insn->reg, is_byte), access >> 4 & 3, is_partial);
+    add_gpr(insn, gpr_of(d, insn->rm & 15, is_byte_rm),
+            insn->rm == INSN_REG_NONE ? 0 : access >> 2 & 3, is_partial);
+    add_gpr(insn, insn->vex_vvvv, access >> 6, false);
+    insn->gpr_read |= address_gpr(insn->base);
+    insn->gpr_read |= (attr & ATTR_VSIB) != 0 ? 0 : address_gpr(insn->index);
     if ((insn->flags & (INSN_REP | INSN_REPNE)) != 0) {
         /* With RCX 0 nothing is written. */
         insn->gpr_written |= 1u << X86_RCX;
@@ -176,7 +179,7 @@ void decode_set_gprs(const struct decoder *d, struct insn *insn)
 }
 
 /* Shifts and rotates write flags only when the masked count is not 0 (SDM 2B SAL, RCL). */
-static void set_shift_flags(const struct decoder *d, struct insn *insn)
+static inline void set_shift_flags(const struct decoder *d, struct insn *insn)
 {
     unsigned count = 1;
 
@@ -205,7 +208,7 @@ static void set_shift_flags(const struct decoder *d, struct insn *insn)
     }
 }
 
-void decode_set_flags(const struct decoder *d, struct insn *insn)
+static inline void decode_set_flags(const struct decoder *d, struct insn *insn)
 {
     const uint8_t set = d->desc.flags;
 
@@ -227,3 +230,5 @@ void decode_set_flags(const struct decoder *d, struct insn *insn)
         set_shift_flags(d, insn);
     }
 }
+
+#endif
