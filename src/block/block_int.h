@@ -90,6 +90,8 @@ int block_image_pread(struct block_image *image, void *buf, uint64_t len, uint64
     MUST_CHECK;
 int block_image_pwrite(struct block_image *image, const void *buf, uint64_t len, uint64_t offset)
     MUST_CHECK;
+/* For who writes much and flushes at its end: the host begins to write what it has by now. */
+void block_image_write_back(struct block_image *image);
 int block_image_simple(struct block_image *image, enum block_op op, uint64_t offset, uint64_t len,
                        bool may_unmap) MUST_CHECK; /* flush, discard, write zeroes */
 

@@ -50,6 +50,9 @@ struct block_file_ops {
     /* All that was written before is durable. Once failed it fails for ever. */
     int (*flush)(struct block_file *file);
     int (*get_size)(struct block_file *file, uint64_t *ret_size_bytes);
+    /* Has the host begin to write what its cache holds of the file, and does not wait: for who will
+     * flush after much more. Optional. */
+    void (*write_back)(struct block_file *file);
     /* Begins a transfer and returns at once; its done comes once, on a thread of the file's, from
      * which nothing of the file may be called. For files that wait for a peer instead of a disk.
      * -EAGAIN when it has to be one of the calls above. Optional. */

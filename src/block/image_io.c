@@ -1,5 +1,6 @@
 /* Synchronous I/O on an open image, for jobs and tools. */
 #include "block/block_int.h"
+#include "block/file.h"
 
 #include <errno.h>
 
@@ -57,4 +58,11 @@ int block_image_pwrite(struct block_image *image, const void *buf, uint64_t len,
 {
     /* A write only reads what it is given. */
     return transfer(image, BLOCK_WRITE, (void *)(uintptr_t)buf, len, offset);
+}
+
+void block_image_write_back(struct block_image *image)
+{
+    if (image->file->ops->write_back) {
+        image->file->ops->write_back(image->file);
+    }
 }

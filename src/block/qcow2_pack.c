@@ -229,9 +229,8 @@ static int deflate_cluster(struct qcow2_packer *packer, const uint8_t *cluster,
     if (is_hopeless(cluster, cluster_bytes)) {
         return -E2BIG;
     }
-    if (!packer->has_deflate &&
-        deflateInit2(stream, Z_DEFAULT_COMPRESSION, Z_DEFLATED, WINDOW_BITS, 9,
-                     Z_DEFAULT_STRATEGY) != Z_OK) {
+    if (!packer->has_deflate && deflateInit2(stream, Z_DEFAULT_COMPRESSION, Z_DEFLATED, WINDOW_BITS,
+                                             9, Z_DEFAULT_STRATEGY) != Z_OK) {
         return -ENOMEM;
     }
     packer->has_deflate = true;

@@ -234,7 +234,11 @@ static int copy_chunk(void *opaque, unsigned char *buf, uint64_t offset, uint64_
     bool any = false;
     int rc = read_chunk(job->copy->from, buf, offset, len, &any);
 
-    return rc == 0 && any ? write_nonzero(job, buf, len, offset) : rc;
+    if (rc == 0 && any) {
+        rc = write_nonzero(job, buf, len, offset);
+        block_image_write_back(job->copy->to); /* the disk works beside, not only at the end */
+    }
+    return rc;
 }
 
 int disk_copy(const struct disk_copy *copy, struct err *err)
