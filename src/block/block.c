@@ -11,7 +11,7 @@
 #include <string.h>
 #include <time.h>
 
-#define MAX_WORKERS 8u
+#define MAX_WORKERS 16u
 #define LOCK_TRIES 30u
 
 unsigned block_lane_count(const struct block *block)

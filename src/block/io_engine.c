@@ -16,6 +16,11 @@
 #define GROUP_BYTES (256u << 10)
 #define GROUPS 64u
 
+/* Copies of at least this much are shared with a worker; a wake-up costs less then. */
+#define SHARE_BYTES (256u << 10)
+/* Longer direct reads go to workers: to pin their pages is work for more than one thread. */
+#define RING_BYTES (128u << 10)
+
 /* What is copied in place at most; longer copies would keep the thread from others' requests. */
 #define IN_PLACE_BYTES (4u << 20)
 
@@ -27,6 +32,7 @@ struct group {
     struct io_task task;
     int result;
     unsigned iov_count;
+    uint64_t len;
     struct iovec iov[GROUP_IOV];
 };
 
@@ -55,6 +61,8 @@ struct io_engine {
     unsigned in_ring;
     unsigned unsubmitted;  /* entries that the kernel has not been told of */
     bool cannot_know_wait; /* the file system does not say whether a read would wait */
+    bool may_share;        /* there is another processor */
+    bool has_offered;      /* something may be on offer */
     struct group *free_groups;
     struct group *groups; /* GROUPS of them; untouched ones cost nothing */
     struct io_fault fault;
@@ -435,19 +443,22 @@ static void start_in_ring(struct io_engine *engine, const struct transfer *trans
     engine->stats.ring++;
 }
 
-static void start_transfer(struct io_engine *engine, const struct transfer *transfer)
+/* Direct writes complete in a thread of the kernel when they are asynchronous, and wait for its
+ * turn; a worker's own write returns when the disk has it. */
+static bool is_for_ring(const struct io_engine *engine, const struct transfer *transfer)
 {
-    bool has_fd = transfer->op->file->fd >= 0;
+    const struct io_op *op = transfer->op;
 
-    if (has_fd && inject(engine, transfer)) {
+    return engine->has_ring && op->file->fd >= 0 && !op->is_write &&
+           (op->file->alignment == 1 || transfer->len <= RING_BYTES) && is_aligned(transfer);
+}
+
+static void start_anywhere(struct io_engine *engine, const struct transfer *transfer)
+{
+    if (transfer->op->file->fd >= 0 && try_in_place(engine, transfer)) {
         return;
     }
-    if (has_fd && try_in_place(engine, transfer)) {
-        return;
-    }
-    /* Direct writes complete in a thread of the kernel when they are asynchronous, and wait for
-     * its turn; a worker's own write returns when the disk has it. */
-    if (has_fd && engine->has_ring && !transfer->op->is_write && is_aligned(transfer)) {
+    if (is_for_ring(engine, transfer)) {
         start_in_ring(engine, transfer);
         return;
     }
@@ -456,6 +467,68 @@ static void start_transfer(struct io_engine *engine, const struct transfer *tran
         return;
     }
     start_on_worker_any(engine, transfer);
+}
+
+/* Long copies, of which there are several, are there for whoever comes first. True when it was
+ * offered. Writes are not: the kernel lets one at a time into a file. */
+static bool offer(struct io_engine *engine, const struct transfer *transfer)
+{
+    struct io_op *op = transfer->op;
+    struct group *group = transfer->group;
+
+    if (!engine->may_share || op->is_write || op->file->fd < 0 || op->file->alignment > 1 ||
+        transfer->len < SHARE_BYTES || engine->cannot_know_wait ||
+        (!engine->queued && !engine->has_offered)) {
+        return false;
+    }
+    if (group) {
+        group->engine = engine;
+        group->len = transfer->len;
+        group->task = (struct io_task){.run = group_run, .done = group_done};
+    } else {
+        op->task = (struct io_task){.run = work_run, .done = work_done};
+    }
+    engine->has_offered = true;
+    engine->stats.workers++;
+    io_port_offer(&engine->port, group ? &group->task : &op->task);
+    return true;
+}
+
+/* What was offered and nobody has taken. */
+static bool take_offered(struct io_engine *engine, struct transfer *transfer)
+{
+    struct io_task *task = io_port_take_back(&engine->port);
+
+    if (!task) {
+        engine->has_offered = false;
+        return false;
+    }
+    engine->stats.workers--;
+    if (task->run == group_run) {
+        struct group *group = container_of(task, struct group, task);
+
+        *transfer = (struct transfer){.op = group->members,
+                                      .group = group,
+                                      .iov = group->iov,
+                                      .iov_count = group->iov_count,
+                                      .len = group->len};
+    } else {
+        struct io_op *op = container_of(task, struct io_op, task);
+
+        *transfer =
+            (struct transfer){.op = op, .iov = op->iov, .iov_count = op->iov_count, .len = op->len};
+    }
+    return true;
+}
+
+static void start_transfer(struct io_engine *engine, const struct transfer *transfer)
+{
+    if (transfer->op->file->fd >= 0 && inject(engine, transfer)) {
+        return;
+    }
+    if (!offer(engine, transfer)) {
+        start_anywhere(engine, transfer);
+    }
 }
 
 static void reap_ring(struct io_engine *engine)
@@ -504,6 +577,10 @@ static void start_queued(struct io_engine *engine)
     while (engine->queued && engine->in_ring < RING_ENTRIES) {
         take_transfer(engine, &transfer);
         start_transfer(engine, &transfer);
+    }
+    while (engine->has_offered && engine->in_ring < RING_ENTRIES &&
+           take_offered(engine, &transfer)) {
+        start_anywhere(engine, &transfer);
     }
     if (engine->unsubmitted > 0) {
         submit_ring(engine);
@@ -579,6 +656,7 @@ int io_engine_create(const struct io_engine_config *config, struct err *err,
     engine->queued_end = &engine->queued;
     engine->finished_end = &engine->finished;
     engine->groups = calloc(GROUPS, sizeof(*engine->groups));
+    engine->may_share = sysconf(_SC_NPROCESSORS_ONLN) > 1;
     engine->event_fd = io_eventfd();
     if (!engine->groups || engine->event_fd < 0) {
         int r = engine->groups ? engine->event_fd : -ENOMEM;

@@ -75,6 +75,7 @@ static void *worker_main(void *opaque)
             continue;
         }
         pool->waiting--;
+        task->port->offered -= task->is_offered;
         mutex_unlock(&pool->lock);
         task->run(task);
         mutex_lock(&pool->lock);
@@ -90,24 +91,32 @@ void io_port_init(struct io_port *port, struct io_pool *pool, int event_fd)
     list_init(&port->done);
 }
 
+/* Whether a worker will see it, sooner or later. */
+static bool append_locked(struct io_pool *pool, struct io_task *task)
+{
+    if (pool->idle_workers <= pool->waiting && pool->workers < pool->max_workers &&
+        thread_start(&pool->threads[pool->workers], "work/disk", worker_main, pool) == 0) {
+        pool->workers++;
+    }
+    if (pool->workers == 0) {
+        return false;
+    }
+    list_append(&pool->work, task);
+    pool->waiting++;
+    (void)pthread_cond_signal(&pool->work_cond); /* cannot fail */
+    return true;
+}
+
 void io_port_submit(struct io_port *port, struct io_task *task)
 {
     struct io_pool *pool = port->pool;
     bool has_worker;
 
     task->port = port;
+    task->is_offered = false;
     port->in_flight++;
     mutex_lock(&pool->lock);
-    if (pool->idle_workers <= pool->waiting && pool->workers < pool->max_workers &&
-        thread_start(&pool->threads[pool->workers], "work/disk", worker_main, pool) == 0) {
-        pool->workers++;
-    }
-    has_worker = pool->workers > 0;
-    if (has_worker) {
-        list_append(&pool->work, task);
-        pool->waiting++;
-        (void)pthread_cond_signal(&pool->work_cond); /* cannot fail */
-    }
+    has_worker = append_locked(pool, task);
     mutex_unlock(&pool->lock);
     if (!has_worker) {
         task->run(task);
@@ -115,6 +124,47 @@ void io_port_submit(struct io_port *port, struct io_task *task)
         give_back_locked(task);
         mutex_unlock(&pool->lock);
     }
+}
+
+/* One worker is woken for all that is offered, and takes one after the other. */
+void io_port_offer(struct io_port *port, struct io_task *task)
+{
+    struct io_pool *pool = port->pool;
+
+    task->port = port;
+    task->is_offered = true;
+    port->in_flight++;
+    mutex_lock(&pool->lock);
+    if (port->offered > 0 || !append_locked(pool, task)) {
+        list_append(&pool->work, task);
+        pool->waiting++;
+    }
+    port->offered++;
+    mutex_unlock(&pool->lock);
+}
+
+struct io_task *io_port_take_back(struct io_port *port)
+{
+    struct io_pool *pool = port->pool;
+    struct io_task **link = &pool->work.first;
+    struct io_task *task = NULL;
+
+    mutex_lock(&pool->lock);
+    if (port->offered > 0) {
+        while (!(*link)->is_offered || (*link)->port != port) {
+            link = &(*link)->next;
+        }
+        task = *link;
+        *link = task->next;
+        if (!task->next) {
+            pool->work.end = link;
+        }
+        pool->waiting--;
+        port->offered--;
+        port->in_flight--;
+    }
+    mutex_unlock(&pool->lock);
+    return task;
 }
 
 void io_port_expect(struct io_port *port, struct io_task *task)

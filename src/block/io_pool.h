@@ -25,6 +25,7 @@ struct io_task {
     /* The pool's. */
     struct io_port *port;
     struct io_task *next;
+    bool is_offered;
 };
 
 struct io_task_list {
@@ -37,6 +38,7 @@ struct io_port {
     int event_fd;             /* signalled; the owner's */
     struct io_task_list done; /* guarded by the pool's mutex */
     unsigned in_flight;       /* submitted, done not called; the port's thread */
+    unsigned offered;         /* on the work list; guarded by the pool's mutex */
 };
 
 int io_pool_create(unsigned max_workers, struct io_pool **ret_pool) MUST_CHECK;
@@ -46,6 +48,12 @@ void io_port_init(struct io_port *port, struct io_pool *pool, int event_fd);
 
 /* Runs the task in place, and delivers it later, when no worker can be had. The port's thread. */
 void io_port_submit(struct io_port *port, struct io_task *task);
+
+/* For work that the port's thread will do itself unless a worker is faster: begun by either, once,
+ * after io_port_take_back() has or has not given it back. The port's thread. */
+void io_port_offer(struct io_port *port, struct io_task *task);
+/* The first offered task of the port that nobody has begun; no longer in flight. NULL: none. */
+struct io_task *io_port_take_back(struct io_port *port);
 
 /* For a task that runs elsewhere: announces it (the port's thread), and ends it (any thread). */
 void io_port_expect(struct io_port *port, struct io_task *task);
