@@ -58,9 +58,9 @@ void cpuid_query(const struct cpuid_table *table, uint32_t leaf, uint32_t sublea
 bool cpuid_has(const struct cpuid_table *table, uint32_t leaf, uint32_t subleaf, unsigned reg,
                unsigned bit);
 
-/* TSC ticks per second as measured or known from the host. */
+/* TSC ticks per second, as guests are told: measured or known from the host, or what was set. */
 uint64_t cpuid_tsc_hz(void);
-/* Known already, by another process: the clock is not asked. Before the first cpuid_tsc_hz(). */
+/* Known already, by another process, or not to be the truth. Before there are guests. */
 void cpuid_set_tsc_hz(uint64_t hz);
 
 #endif

@@ -116,6 +116,7 @@ struct machine {
     struct bus *bus;
     struct irq_router irq;
     struct irq_router ioapic_router;
+    uint64_t tsc_hz; /* of the host; guests are told cpuid_tsc_hz() */
     struct lapic_set *lapics;
     struct i8259 *pic;
     _Atomic bool pic_output;

@@ -45,6 +45,12 @@ static void on_died(void *opaque, const struct err *why)
     machine_request_end(opaque, MACHINE_END_ERROR, 0, why);
 }
 
+/*
+ * In lock step the guest takes a hundred times as long for what it does, and for what it gives up
+ * after some seconds it would. So its clock, the TSC, is said to run faster than it does.
+ */
+#define CHECK_CLOCK_RATIO 16u
+
 static int vm_create(struct machine *machine, struct err *err)
 {
     const struct machine_config *config = &machine->config;
@@ -59,8 +65,14 @@ static int vm_create(struct machine *machine, struct err *err)
         .died = on_died,
         .opaque = machine,
     };
-    int rc = accel_choose(config->engine, err, &machine->accel, machine->engine_reason,
-                          sizeof(machine->engine_reason), &vm_config.emulated);
+    int rc;
+
+    machine->tsc_hz = cpuid_tsc_hz();
+    if (config->engine_check) {
+        cpuid_set_tsc_hz(machine->tsc_hz * CHECK_CLOCK_RATIO);
+    }
+    rc = accel_choose(config->engine, err, &machine->accel, machine->engine_reason,
+                      sizeof(machine->engine_reason), &vm_config.emulated);
 
     if (rc != 0) {
         return rc;

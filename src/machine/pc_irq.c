@@ -187,7 +187,7 @@ static int lapics_create(struct machine *machine)
     const struct lapic_set_config config = {
         .count = machine->config.cpus,
         .timer_hz = CPUID_CRYSTAL_HZ,
-        .tsc_hz = cpuid_tsc_hz(),
+        .tsc_hz = machine->tsc_hz,
         .ops = &lapic_ops,
         .opaque = machine,
     };
