@@ -469,6 +469,7 @@ static int try_once(struct engine_vcpu *v, unsigned limit, struct check_point *r
     unsigned point;
 
     record(v, limit);
+    c->stats.undone += c->steps;
     undo(v);
     if (c->overflow || c->stopped_untellable || c->steps == 0) {
         return 1;

@@ -21,6 +21,7 @@ struct check_stats {
     uint64_t units;   /* of translated code that were compared */
     uint64_t insns;   /* in them */
     uint64_t retries; /* after a difference that did not come again */
+    uint64_t undone;  /* instructions that the interpreter executed to compare */
 };
 
 /* NULL: no memory. */

@@ -23,7 +23,7 @@
 #define CPUID_ADDRESS_SIZES 0x80000008u
 #define DEFAULT_PHYSICAL_BITS 46u
 #define PAGING_ADDRESS_BITS 52u
-#define CHECK_STATS 3u /* only with lock step */
+#define CHECK_STATS 4u /* only with lock step */
 
 struct engine_stepper {
     struct engine_vm vm;
@@ -581,6 +581,7 @@ static unsigned engine_stats(struct accel_vm *accel_vm, struct accel_stat *ret_s
         {"check_units", 0},
         {"check_instructions", 0},
         {"check_retries", 0},
+        {"check_reference_only", 0},
     };
 
     for (unsigned i = 0; i < vm->vcpu_count; i++) {
@@ -601,6 +602,7 @@ static unsigned engine_stats(struct accel_vm *accel_vm, struct accel_stat *ret_s
             all[6].value = compared.units;
             all[7].value = compared.insns;
             all[8].value = compared.retries;
+            all[9].value = v->stat_interpreted - compared.undone;
         }
     }
     count = vm->check ? ARRAY_LEN(all) : ARRAY_LEN(all) - CHECK_STATS;
