@@ -149,3 +149,45 @@ void path_discard(const char *path)
 
     (void)rc; /* what could not be removed now is removed by the next command */
 }
+
+int path_find_home(char *out, const char *variable, const char *fallback, const char *leaf,
+                   struct err *err)
+{
+    const char *base = getenv(variable); // NOLINT(concurrency-mt-unsafe)
+    const char *home = getenv("HOME");   // NOLINT(concurrency-mt-unsafe)
+
+    if (base != NULL && base[0] == '/') {
+        return path_format(out, err, "%s/corbel%s", base, leaf);
+    }
+    if (home == NULL || home[0] != '/') {
+        return err_set(err, -ENOENT, "HOME is not set; set it, or %s", variable);
+    }
+    return path_format(out, err, "%s/%s/corbel%s", home, fallback, leaf);
+}
+
+int path_find_runtime(char *out, const char *name, struct err *err)
+{
+    const char *base = getenv("XDG_RUNTIME_DIR"); // NOLINT(concurrency-mt-unsafe)
+
+    if (base != NULL && base[0] == '/' && access(base, W_OK) == 0) {
+        return path_format(out, err, "%s/%s", base, name);
+    }
+    return path_format(out, err, "/tmp/%s-%u", name, geteuid());
+}
+
+int path_find_beside(char *out, const char *name, struct err *err)
+{
+    char self[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+    char *slash;
+
+    if (n <= 0) {
+        return err_set_errno(err, -errno, "/proc/self/exe cannot be read");
+    }
+    self[n] = '\0';
+    slash = strrchr(self, '/');
+    if (slash != NULL) {
+        *slash = '\0';
+    }
+    return path_format(out, err, "%s/%s", self, name);
+}

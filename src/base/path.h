@@ -34,4 +34,17 @@ bool path_exists(const char *path);
  */
 int path_check_name(const char *text, struct err *err) MUST_CHECK;
 
+/*
+ * A directory of this user: base/corbel and leaf, where base is $variable when
+ * that is an absolute path, else $HOME/fallback. -ENOENT when HOME is not set.
+ */
+int path_find_home(char *out, const char *variable, const char *fallback, const char *leaf,
+                   struct err *err) MUST_CHECK;
+
+/* Where this user's sockets belong: $XDG_RUNTIME_DIR/name, or /tmp/name-UID. */
+int path_find_runtime(char *out, const char *name, struct err *err) MUST_CHECK;
+
+/* A program in the directory of this one. */
+int path_find_beside(char *out, const char *name, struct err *err) MUST_CHECK;
+
 #endif

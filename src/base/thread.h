@@ -14,7 +14,9 @@
 #include <stdbool.h>
 
 enum lock_rank {
-    LOCK_RANK_COMPUTE, /* the control plane's queues and tables; never held over I/O or a store's call */
+    LOCK_RANK_COMPUTE_CALL, /* one change of the control plane at a time, with all that it calls */
+    LOCK_RANK_COMPUTE, /* the control plane's queues and tables; never held over I/O or a call of
+                          the store */
     LOCK_RANK_STORE,   /* one side of a store; its I/O happens while held */
     LOCK_RANK_DRIVES,  /* a machine's table of disks; exchanges them with all vCPUs stopped */
     LOCK_RANK_MACHINE, /* life cycle: pause, resume, stop; calls down into all below */

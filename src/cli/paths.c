@@ -4,32 +4,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* base/corbel/leaf, where base is $variable when that is an absolute path, else $HOME/fallback. */
-static int find_home_dir(char *out, const char *variable, const char *fallback, const char *leaf,
-                         struct err *err)
-{
-    const char *base = getenv(variable); // NOLINT(concurrency-mt-unsafe)
-    const char *home = getenv("HOME");   // NOLINT(concurrency-mt-unsafe)
-
-    if (base != NULL && base[0] == '/') {
-        return path_format(out, err, "%s/corbel%s", base, leaf);
-    }
-    if (home == NULL || home[0] != '/') {
-        return err_set(err, -ENOENT, "HOME is not set; set it, or %s", variable);
-    }
-    return path_format(out, err, "%s/%s/corbel%s", home, fallback, leaf);
-}
-
-static int find_runtime(struct cli *cli, struct err *err)
-{
-    const char *base = getenv("XDG_RUNTIME_DIR"); // NOLINT(concurrency-mt-unsafe)
-
-    if (base != NULL && base[0] == '/' && access(base, W_OK) == 0) {
-        return path_format(cli->runtime, err, "%s/corbel", base);
-    }
-    return path_format(cli->runtime, err, "/tmp/corbel-%u", geteuid());
-}
-
 /* The monitor and the builders: beside the program in a build tree, or where it is installed. */
 static int find_programs(struct cli *cli, struct err *err)
 {
@@ -49,7 +23,7 @@ static int find_programs(struct cli *cli, struct err *err)
         *slash = '\0';
     }
     rc = monitor != NULL ? path_format(cli->vmm, err, "%s", monitor)
-                         : path_format(cli->vmm, err, "%s/corbel-vmm", self);
+                         : path_find_beside(cli->vmm, "corbel-vmm", err);
     if (rc == 0 && access(cli->vmm, X_OK) != 0) {
         cli->vmm[0] = '\0';
     }
@@ -67,22 +41,22 @@ static int find_programs(struct cli *cli, struct err *err)
 
 int paths_find(struct cli *ret_cli, struct err *err)
 {
-    int rc = find_home_dir(ret_cli->images, "XDG_DATA_HOME", ".local/share", "/images", err);
+    int rc = path_find_home(ret_cli->images, "XDG_DATA_HOME", ".local/share", "/images", err);
 
     if (rc == 0) {
-        rc = find_home_dir(ret_cli->instances, "XDG_DATA_HOME", ".local/share", "/instances", err);
+        rc = path_find_home(ret_cli->instances, "XDG_DATA_HOME", ".local/share", "/instances", err);
     }
     if (rc == 0) {
-        rc = find_home_dir(ret_cli->cache, "XDG_CACHE_HOME", ".cache", "", err);
+        rc = path_find_home(ret_cli->cache, "XDG_CACHE_HOME", ".cache", "", err);
     }
     if (rc == 0) {
-        rc = find_home_dir(ret_cli->pools, "XDG_DATA_HOME", ".local/share", "/pools", err);
+        rc = path_find_home(ret_cli->pools, "XDG_DATA_HOME", ".local/share", "/pools", err);
     }
     if (rc == 0) {
-        rc = find_home_dir(ret_cli->config, "XDG_CONFIG_HOME", ".config", "", err);
+        rc = path_find_home(ret_cli->config, "XDG_CONFIG_HOME", ".config", "", err);
     }
     if (rc == 0) {
-        rc = find_runtime(ret_cli, err);
+        rc = path_find_runtime(ret_cli->runtime, "corbel", err);
     }
     if (rc == 0) {
         rc = find_programs(ret_cli, err);

@@ -163,4 +163,7 @@ int compute_watch_next(struct compute_watch *watch, unsigned max, json_t **ret_c
                        struct fault *fault) MUST_CHECK;
 void compute_watch_close(struct compute_watch *watch); /* accepts NULL */
 
+/* The names of the steps that all work is made of, for tests that end the process at each. */
+const char *const *compute_steps(unsigned *ret_count);
+
 #endif

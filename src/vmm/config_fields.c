@@ -252,6 +252,11 @@ static int set_control(const struct vmm_setting *setting)
     return keep_path(setting, setting->value, &setting->config->control_path);
 }
 
+static int set_end_file(const struct vmm_setting *setting)
+{
+    return keep_path(setting, setting->value, &setting->config->end_path);
+}
+
 static int set_gdb(const struct vmm_setting *setting)
 {
     struct machine_config *machine = &setting->config->machine;
@@ -417,6 +422,10 @@ const struct vmm_field vmm_fields[] = {
      .value = "FILE",
      .help = "listen for commands on this unix socket",
      .set = set_control},
+    {.name = "end-file",
+     .value = "FILE",
+     .help = "write to this file how the machine ended, as JSON",
+     .set = set_end_file},
     {.name = "ready-fd",
      .value = "N",
      .help = "write a line to this descriptor, and close it, when all sockets listen",

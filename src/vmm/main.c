@@ -262,6 +262,29 @@ static int vmm_open(struct vmm *vmm, struct err *err)
     return rc;
 }
 
+/*
+ * Says how it ended to whoever may not have been there: a process that is
+ * killed says nothing, and that is its difference.
+ */
+static void vmm_note_end(const struct vmm *vmm)
+{
+    struct machine_status status;
+    char text[128];
+    CLEANUP_CLOSE int fd = -1;
+    int n;
+
+    if (vmm->config.end_path == NULL || vmm->machine == NULL) {
+        return;
+    }
+    machine_status(vmm->machine, &status);
+    n = snprintf(text, sizeof(text), "{\"end\":\"%s\",\"status\":%d}\n",
+                 machine_end_name(status.end), (int)vmm->status);
+    fd = open(vmm->config.end_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0 || io_write_full(fd, text, (size_t)n) < 0) {
+        log_warn("--end-file: cannot write \"%s\", ignoring", vmm->config.end_path);
+    }
+}
+
 /* The mirror of vmm_open; accepts half-built. */
 static void vmm_close(struct vmm *vmm)
 {
@@ -288,6 +311,7 @@ static enum status vmm_run(struct vmm *vmm)
         if (rc < 0) {
             (void)err_set_errno(&err, rc, "the event loop failed");
         }
+        vmm_note_end(vmm);
     }
     vmm_close(vmm);
     if (rc < 0) {

@@ -1,0 +1,173 @@
+/* Admission: what projects may have, and what the host can give. */
+#include "compute/compute_int.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/sysinfo.h>
+
+#define DEFAULT_CPU_RATIO 400
+#define DEFAULT_MEMORY_RATIO 100
+
+struct sums {
+    const char *but; /* the id of one that is not counted */
+    int64_t instances, cpus, memory_mib, volume_gib;
+    int64_t running_cpus, running_memory_mib, running;
+};
+
+/* Whether it has, or shall have, the host's CPUs and memory. */
+static bool is_running(const struct object *instance)
+{
+    return !object_is(instance, "state", "deleting") &&
+           (object_is(instance, "desired", "running") || object_is(instance, "state", "stopping") ||
+            object_is(instance, "state", "running") || object_is(instance, "state", "paused"));
+}
+
+static int add_instance(void *opaque, struct object *instance)
+{
+    struct sums *sums = opaque;
+
+    if (sums->but != NULL && strcmp(sums->but, instance->id) == 0) {
+        return 0;
+    }
+    sums->instances++;
+    sums->cpus += object_number(instance, "cpus");
+    sums->memory_mib += object_number(instance, "memory_mib");
+    if (is_running(instance)) {
+        sums->running++;
+        sums->running_cpus += object_number(instance, "cpus");
+        sums->running_memory_mib += object_number(instance, "memory_mib");
+    }
+    return 0;
+}
+
+static int add_volume(void *opaque, struct object *volume)
+{
+    struct sums *sums = opaque;
+
+    if (sums->but == NULL || strcmp(sums->but, volume->id) != 0) {
+        sums->volume_gib += object_number(volume, "size_gib");
+    }
+    return 0;
+}
+
+/* What may be given away: what there is, times the ratio. */
+static void host_limits(const struct compute *compute, int64_t *ret_cpus, int64_t *ret_memory_mib)
+{
+    const struct compute_config *config = &compute->config;
+    int64_t cpus = config->cpus, memory_mib = config->memory_mib;
+    struct sysinfo info;
+
+    if (cpus == 0) {
+        cpus = get_nprocs();
+    }
+    if (memory_mib == 0 && sysinfo(&info) == 0) {
+        memory_mib = (int64_t)((uint64_t)info.totalram * info.mem_unit >> 20);
+    }
+    *ret_cpus = cpus * (config->cpu_ratio != 0 ? config->cpu_ratio : DEFAULT_CPU_RATIO) / 100;
+    *ret_memory_mib = memory_mib *
+                      (config->memory_ratio != 0 ? config->memory_ratio : DEFAULT_MEMORY_RATIO) /
+                      100;
+}
+
+/* Refuses when used + more is above the limit; 0 is no limit. */
+static int check_limit(int64_t limit, int64_t used, int64_t more, enum fault_code code,
+                       const char *field, const char *what, const char *of, struct fault *fault)
+{
+    if (used + more <= limit) {
+        return 0;
+    }
+    return fault_set(fault, code, field,
+                     "%s has %lld %s, of which %lld are given away; %lld more do not fit", of,
+                     (long long)limit, what, (long long)used, (long long)more);
+}
+
+static int check_quota(const struct object *project, const char *limit_name, int64_t used,
+                       int64_t more, const char *field, const char *what, struct fault *fault)
+{
+    int64_t limit = object_number(project, limit_name);
+
+    return limit == 0
+               ? 0
+               : check_limit(limit, used, more, FAULT_QUOTA, field, what, "the project", fault);
+}
+
+static int check_instance_quota(struct compute *compute, const struct object *instance,
+                                struct fault *fault)
+{
+    struct sums sums = {.but = instance->id};
+    struct object project = {0};
+    int rc = object_load(compute, KIND_PROJECT, GLOBAL_PROJECT, instance->project, &project, fault);
+
+    if (rc == 0) {
+        rc = object_each(compute, KIND_INSTANCE, instance->project, add_instance, &sums, fault);
+    }
+    rc = rc < 0
+             ? rc
+             : check_quota(&project, "max_instances", sums.instances, 1, NULL, "instances", fault);
+    rc = rc < 0 ? rc
+                : check_quota(&project, "max_cpus", sums.cpus, object_number(instance, "cpus"),
+                              "cpus", "CPUs", fault);
+    rc = rc < 0 ? rc
+                : check_quota(&project, "max_memory_mib", sums.memory_mib,
+                              object_number(instance, "memory_mib"), "memory_mib", "MiB of memory",
+                              fault);
+    object_done(&project);
+    return rc;
+}
+
+int admit_instance(struct compute *compute, const struct object *instance, bool is_new,
+                   struct fault *fault)
+{
+    struct sums sums = {.but = instance->id};
+    int64_t cpus = 0, memory_mib = 0;
+    int rc = is_new ? check_instance_quota(compute, instance, fault) : 0;
+
+    if (rc < 0 || !object_is(instance, "desired", "running")) {
+        return rc;
+    }
+    rc = object_each(compute, KIND_INSTANCE, NULL, add_instance, &sums, fault);
+    host_limits(compute, &cpus, &memory_mib);
+    rc = rc < 0 ? rc
+                : check_limit(cpus, sums.running_cpus, object_number(instance, "cpus"),
+                              FAULT_CAPACITY, "cpus", "CPUs", "the host", fault);
+    return rc < 0 ? rc
+                  : check_limit(memory_mib, sums.running_memory_mib,
+                                object_number(instance, "memory_mib"), FAULT_CAPACITY, "memory_mib",
+                                "MiB of memory", "the host", fault);
+}
+
+int admit_volume(struct compute *compute, const struct object *volume, int64_t more_gib,
+                 struct fault *fault)
+{
+    struct sums sums = {.but = NULL};
+    struct object project = {0};
+    int rc = object_load(compute, KIND_PROJECT, GLOBAL_PROJECT, volume->project, &project, fault);
+
+    if (rc == 0) {
+        rc = object_each(compute, KIND_VOLUME, volume->project, add_volume, &sums, fault);
+    }
+    rc = rc < 0 ? rc
+                : check_quota(&project, "max_volume_gib", sums.volume_gib, more_gib, "size_gib",
+                              "GiB of volumes", fault);
+    object_done(&project);
+    return rc;
+}
+
+int compute_host(struct compute *compute, json_t **ret_host, struct fault *fault)
+{
+    struct sums sums = {.but = NULL};
+    int64_t cpus = 0, memory_mib = 0;
+    int rc = object_each(compute, KIND_INSTANCE, NULL, add_instance, &sums, fault);
+
+    if (rc < 0) {
+        return rc;
+    }
+    host_limits(compute, &cpus, &memory_mib);
+    *ret_host =
+        json_pack("{s:{s:I, s:I}, s:{s:I, s:I}, s:{s:I, s:I}}", "cpus", "total", (json_int_t)cpus,
+                  "used", (json_int_t)sums.running_cpus, "memory_mib", "total",
+                  (json_int_t)memory_mib, "used", (json_int_t)sums.running_memory_mib, "instances",
+                  "total", (json_int_t)sums.instances, "running", (json_int_t)sums.running);
+    return *ret_host != NULL ? 0 : fault_set(fault, FAULT_INTERNAL, NULL, "out of memory");
+}

@@ -1,0 +1,286 @@
+/*
+ * Between the files of compute. The contract is compute.h.
+ *
+ * Threads: calls come on any thread; "compute/N" are the workers, one of which
+ * at a time looks after one object; "compute/loop" hears of processes that end
+ * and of time that is up. Calls that change something are one at a time (lock
+ * `calls`); what workers change meanwhile is found out by compare-and-swap.
+ */
+#ifndef CORBEL_COMPUTE_COMPUTE_INT_H
+#define CORBEL_COMPUTE_COMPUTE_INT_H
+
+#include "base/loop.h"
+#include "base/thread.h"
+#include "compute/kinds.h"
+#include "storage/guest_image.h"
+#include "store/store.h"
+
+#include <limits.h>
+
+#define ID_BYTES 48 /* of any id, with its NUL */
+#define MAX_WORKERS 32
+#define TASK_BUCKETS 256u
+#define GLOBAL_PROJECT "-" /* in the keys of what belongs to no project */
+
+/* How long commands to a monitor may take. */
+#define CONTROL_TIMEOUT_MS 5000
+
+/* The steps of all work, in the order of their names' table (reconcile.c). */
+enum step {
+    STEP_MAKE_DIRECTORY,
+    STEP_LINK_IMAGE,
+    STEP_CREATE_DISK,
+    STEP_PUBLISH_DIRECTORY,
+    STEP_NOTE_STOPPED,
+    STEP_NOTE_STARTING,
+    STEP_MAKE_RUNTIME,
+    STEP_WRITE_CONFIG,
+    STEP_LAUNCH,
+    STEP_RECORD_MONITOR,
+    STEP_AWAIT_READY,
+    STEP_NOTE_RUNNING,
+    STEP_PAUSE,
+    STEP_NOTE_PAUSED,
+    STEP_RESUME,
+    STEP_NOTE_RESUMED,
+    STEP_NOTE_STOPPING,
+    STEP_ASK_END,
+    STEP_PULL_PLUG,
+    STEP_KILL,
+    STEP_NOTE_ENDED,
+    STEP_CLEAR_RUNTIME,
+    STEP_REMOVE_DIRECTORY,
+    STEP_FORGET,
+    STEP_CREATE_VOLUME,
+    STEP_RESIZE_VOLUME,
+    STEP_NOTE_VOLUME,
+    STEP_DELETE_VOLUME,
+    STEP_FORGET_VOLUME,
+    STEP_COUNT
+};
+
+/* What a worker may have to look after; kept as long as there is something in memory to keep. */
+struct task {
+    struct task *next;       /* in its bucket */
+    struct task *next_ready; /* in the queue */
+    struct compute *compute;
+    enum kind kind;
+    char project[ID_BYTES];
+    char id[ID_BYTES];
+    bool is_busy;   /* a worker has it */
+    bool is_queued; /* or it waits for one, */
+    bool is_dirty;  /* or, while it is busy, has to be looked at again */
+    unsigned failures;
+    struct loop_timer *timer; /* looks again later; the loop's thread */
+    uint64_t due_ns;          /* 0: not armed; under lock */
+
+    /* The running monitor, of the worker that has the task; pid_fd -1: none is known. */
+    int pid_fd;
+    pid_t pid;
+    uint64_t start_ticks;
+    bool is_child;          /* ours to wait for */
+    int last_status;        /* of the one before, where it is known; else -1 */
+    unsigned crashes;       /* in a row */
+    uint64_t not_before_ns; /* it is not started again earlier */
+    bool was_asked_end, was_plug_pulled;
+    uint64_t end_deadline_ns;
+    struct loop_fd *end_handler; /* the loop's thread */
+    bool has_ended;              /* its pid_fd became readable; under lock */
+};
+
+struct compute {
+    struct compute_config config;
+    char state_dir[PATH_MAX], runtime_dir[PATH_MAX], images_dir[PATH_MAX], vmm[PATH_MAX];
+    struct mutex calls; /* one change by a call at a time */
+
+    struct mutex lock; /* everything below */
+    pthread_cond_t work_ready, committed;
+    uint64_t commits; /* by this process: what compute_wait() waits for */
+    struct task *tasks[TASK_BUCKETS];
+    struct task *ready_first, *ready_last;
+    bool is_closing;
+    pthread_t workers[MAX_WORKERS];
+    unsigned worker_count;
+
+    struct loop *loop;
+    pthread_t loop_thread;
+    bool has_loop_thread;
+    struct loop_timer *janitor;
+};
+
+/* ---- object.c: records ---- */
+
+struct object {
+    enum kind kind;
+    char project[ID_BYTES];
+    char id[ID_BYTES];
+    json_t *json; /* with the secrets; owned */
+    uint64_t revision;
+};
+
+void object_done(struct object *object);
+/* A new one with a new id, and json taken over. */
+int object_new(enum kind kind, const char *project, json_t *json, struct object *ret_object,
+               struct fault *fault) MUST_CHECK;
+int object_load(struct compute *compute, enum kind kind, const char *project, const char *id,
+                struct object *ret_object, struct fault *fault) MUST_CHECK;
+/* By id or name, as a call names it; in all projects when project is NULL. */
+int object_find(struct compute *compute, enum kind kind, const char *project, const char *id,
+                struct object *ret_object, struct fault *fault) MUST_CHECK;
+/* The project's id, from its id or name. */
+int object_find_project(struct compute *compute, const char *name, char ret_id[ID_BYTES],
+                        struct fault *fault) MUST_CHECK;
+/* Calls fn for every object of a kind, in one project or (NULL) in all; fn's error ends it. */
+int object_each(struct compute *compute, enum kind kind, const char *project,
+                int (*fn)(void *opaque, struct object *object), void *opaque, struct fault *fault)
+    MUST_CHECK;
+/* What is answered: fields, and the revision. */
+json_t *object_answer(const struct object *object);
+
+const char *object_text(const struct object *object, const char *field); /* "" when absent */
+int64_t object_number(const struct object *object, const char *field);
+bool object_flag(const struct object *object, const char *field);
+bool object_is(const struct object *object, const char *field, const char *text);
+void object_set_text(struct object *object, const char *field, const char *text);
+void object_set_number(struct object *object, const char *field, int64_t number);
+void object_set_flag(struct object *object, const char *field, bool flag);
+void object_set_time(struct object *object, const char *field);
+void object_clear(struct object *object, const char *field);
+
+/* Makes the key of a record. */
+void object_key(char out[STORE_MAX_KEY_BYTES + 1], enum kind kind, const char *project,
+                const char *id);
+void object_make_id(const char *prefix, char out[ID_BYTES]);
+/* From "/v1/KIND/PROJECT/ID"; false for another key. */
+bool object_parse_key(const char *key, enum kind *ret_kind, char project[ID_BYTES],
+                      char id[ID_BYTES]);
+
+/* ---- change.c: one commit ---- */
+
+#define CHANGE_MAX 48u
+
+struct change {
+    struct compute *compute;
+    struct store_guard guards[CHANGE_MAX];
+    struct store_write writes[CHANGE_MAX];
+    unsigned guard_count, write_count;
+    char *owned[4 * CHANGE_MAX];
+    unsigned owned_count;
+    bool has_failed;
+};
+
+void change_begin(struct change *change, struct compute *compute);
+/* Writes the object, if it is still at its revision (0: if it is new). */
+void change_put(struct change *change, const struct object *object);
+void change_remove(struct change *change, const struct object *object);
+/* A name's record: only if nobody has it; and away with it. */
+void change_take_name(struct change *change, const struct object *object);
+void change_drop_name(struct change *change, enum kind kind, const char *project, const char *name);
+/* Any other record, without a guard or, when is_new, if there is none. */
+void change_write(struct change *change, const char *key, json_t *value, bool is_new);
+/* An event about the object. */
+void change_event(struct change *change, const struct object *object, const char *level,
+                  const char *action, const char *actor, const char *fmt, ...) PRINTF_LIKE(6, 7);
+/* Ends the object's operation, if it has one, and takes it from the object. error NULL: done;
+ * with FAULT_NONE: cancelled. */
+void change_end_operation(struct change *change, struct object *object, const struct fault *error);
+/* -ESTALE (FAULT_STALE) when something else was faster. Always ends the change. */
+int change_commit(struct change *change, struct fault *fault) MUST_CHECK;
+void change_drop(struct change *change); /* without committing */
+
+/* ---- compute.c ---- */
+
+/* Has a worker look at the object, now or at that time (CLOCK_MONOTONIC; 0: now). */
+void compute_queue(struct compute *compute, enum kind kind, const char *project, const char *id,
+                   uint64_t due_ns);
+void task_again(struct task *task, uint64_t due_ns); /* by the worker that has it */
+/* Hears of the end of the process behind task->pid_fd. */
+int task_watch_end(struct task *task) MUST_CHECK;
+/* Forgets the monitor: it has ended. Reaps it when it was a child: its status, or -1. */
+int task_forget_monitor(struct task *task);
+/* Between steps: -EINTR when the process is about to end; tells tests of it. */
+int task_step(struct task *task, enum step step, bool is_done) MUST_CHECK;
+
+/* ---- images.c ---- */
+
+int images_find(struct compute *compute, const char *name, struct image *ret_image,
+                struct fault *fault) MUST_CHECK;
+int images_get(struct compute *compute, const char *name, json_t **ret_object, struct fault *fault)
+    MUST_CHECK;
+int images_list(struct compute *compute, json_t **ret_items, struct fault *fault) MUST_CHECK;
+
+/* ---- admission.c ---- */
+
+/* Whether the instance may be there (is_new) and run; and the volume, with more_gib of it. */
+int admit_instance(struct compute *compute, const struct object *instance, bool is_new,
+                   struct fault *fault) MUST_CHECK;
+int admit_volume(struct compute *compute, const struct object *volume, int64_t more_gib,
+                 struct fault *fault) MUST_CHECK;
+
+/* ---- call.c: what calls have in common ---- */
+
+/* The operation of a call on an object, put into the change and named in the object. */
+json_t *call_operation(struct change *change, const struct compute_call *call,
+                       struct object *object, const char *action);
+json_t *call_answer(const struct object *object, json_t *operation);
+/* Looks a token up: 1 and the answer when it was used for the same, 0 when it is new. */
+int call_find_token(struct compute *compute, const struct compute_call *call, const char *project,
+                    const char *action, const json_t *wanted, json_t **ret_answer,
+                    struct fault *fault) MUST_CHECK;
+void call_note_token(struct change *change, const struct compute_call *call, const char *project,
+                     const char *action, const json_t *wanted, const struct object *object);
+/* Checks an instance's wishes against what there is, and fills in what the type says. */
+int call_resolve_instance(struct compute *compute, struct object *instance, struct fault *fault)
+    MUST_CHECK;
+/* Gives and takes volumes so that the instance has those that it names; in the change. */
+int call_attach_volumes(struct change *change, struct object *instance, struct fault *fault)
+    MUST_CHECK;
+#define CALL_TRIES 20 /* against workers that change the same object meanwhile */
+
+/* ---- directory.c: what lasts of an instance ---- */
+
+int directory_path(const struct compute *compute, const char *id, char out[PATH_MAX],
+                   struct err *err) MUST_CHECK;
+/* machines/ID with kernel, keys and disk: whole or not at all. */
+int directory_make(struct task *task, const struct object *instance, struct err *err) MUST_CHECK;
+
+/* ---- machine.c: what does not last ---- */
+
+enum machine_presence { MACHINE_ABSENT, MACHINE_PRESENT, MACHINE_UNSURE };
+
+int machine_path(const struct compute *compute, const char *id, char out[PATH_MAX], struct err *err)
+    MUST_CHECK;
+/*
+ * Whether the instance's monitor lives; one that does and was not known is
+ * adopted. *ret_lock_fd is the right to start one while it is MACHINE_ABSENT
+ * (-1 when there is no directory), to be closed.
+ */
+int machine_observe(struct task *task, enum machine_presence *ret_presence, int *ret_lock_fd,
+                    struct err *err) MUST_CHECK;
+/* How the last one ended. */
+struct machine_end {
+    bool was_launched; /* in this generation */
+    bool is_orderly;   /* switched off, by its guest or by request */
+    char words[200];   /* for people */
+};
+void machine_read_end(struct task *task, const struct object *instance, int status,
+                      struct machine_end *ret_end);
+/* Starts it. lock_fd as machine_observe() gave it. On success the task has the monitor. */
+int machine_launch(struct task *task, struct object *instance, struct err *err) MUST_CHECK;
+int machine_command(struct task *task, const char *command, json_t **ret_answer, struct err *err)
+    MUST_CHECK;
+/* State and ports, from the monitor. */
+int machine_learn(struct task *task, struct object *instance, struct err *err) MUST_CHECK;
+int machine_clear(struct task *task, struct err *err) MUST_CHECK;
+
+/* ---- reconcile.c, volume.c ---- */
+
+int reconcile_instance(struct task *task) MUST_CHECK;
+int reconcile_volume(struct task *task) MUST_CHECK;
+/* Removes directories of instances that no record knows of. */
+void reconcile_sweep(struct compute *compute);
+int volume_path(struct compute *compute, const char *id, char out[PATH_MAX], struct err *err)
+    MUST_CHECK;
+const char *step_name(enum step step);
+
+#endif

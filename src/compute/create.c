@@ -1,0 +1,219 @@
+/* compute_create(). */
+#include "compute/compute_int.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+/* One attempt: everything from the store's state as it is now. */
+struct creation {
+    struct compute *compute;
+    const struct compute_call *call;
+    enum kind kind;
+    const json_t *wanted;
+    char project[ID_BYTES];
+    struct object object;
+    struct change change;
+    json_t *operation;
+};
+
+static int check_key(const struct object *key, struct fault *fault)
+{
+    static const char *const algorithms[] = {"ssh-ed25519 ", "ssh-rsa ", "ecdsa-sha2-nistp",
+                                             "sk-ssh-ed25519@openssh.com ",
+                                             "sk-ecdsa-sha2-nistp256@openssh.com "};
+    const char *text = object_text(key, "public_key");
+    const char *body = strchr(text, ' ');
+
+    for (size_t i = 0; body != NULL && i < ARRAY_LEN(algorithms); i++) {
+        if (strncmp(text, algorithms[i], strlen(algorithms[i])) == 0) {
+            size_t n = strspn(body + 1, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                        "0123456789+/=");
+
+            if (n >= 40 && (body[1 + n] == '\0' || body[1 + n] == ' ')) {
+                return 0;
+            }
+        }
+    }
+    return fault_set(fault, FAULT_INVALID, "public_key",
+                     "this is no public key of OpenSSH; give the line of a .pub file");
+}
+
+static int prepare_instance(struct creation *creation, struct fault *fault)
+{
+    struct object *object = &creation->object;
+    int rc = call_resolve_instance(creation->compute, object, fault);
+
+    if (rc == 0) {
+        rc = admit_instance(creation->compute, object, true, fault);
+    }
+    if (rc == 0) {
+        rc = call_attach_volumes(&creation->change, object, fault);
+    }
+    object_set_text(object, "state", "pending");
+    object_set_number(object, "generation", object_is(object, "desired", "running"));
+    return rc;
+}
+
+/* What is particular to the kind. */
+static int prepare_kind(struct creation *creation, struct fault *fault)
+{
+    struct object *object = &creation->object;
+
+    switch (creation->kind) {
+    case KIND_INSTANCE:
+        return prepare_instance(creation, fault);
+    case KIND_VOLUME:
+        object_set_text(object, "state", "creating");
+        return admit_volume(creation->compute, object, object_number(object, "size_gib"), fault);
+    case KIND_KEY:
+        return check_key(object, fault);
+    case KIND_TYPE:
+    case KIND_PROJECT:
+        return 0;
+    case KIND_IMAGE:
+    case KIND_OPERATION:
+    case KIND_EVENT:
+    case KIND_COUNT:
+        break;
+    }
+    return fault_set(fault, FAULT_INVALID, NULL, "a %s is not made by a call",
+                     kind_spec(creation->kind)->name);
+}
+
+/* A name that nobody has in the project. */
+static int check_name(struct creation *creation, struct fault *fault)
+{
+    struct object other = {0};
+    struct fault ignored;
+    int rc;
+
+    if (json_object_get(creation->object.json, "name") == NULL) {
+        object_set_text(&creation->object, "name", creation->object.id);
+        return 0;
+    }
+    rc = object_find(creation->compute, creation->kind,
+                     kind_spec(creation->kind)->is_global ? NULL : creation->project,
+                     object_text(&creation->object, "name"), &other, &ignored);
+    if (rc == -ENOENT) {
+        return 0;
+    }
+    if (rc < 0) {
+        *fault = ignored;
+        return rc;
+    }
+    object_done(&other);
+    return fault_set(fault, FAULT_EXISTS, "name", "there is a %s \"%s\" already",
+                     kind_spec(creation->kind)->name, object_text(&creation->object, "name"));
+}
+
+static bool needs_work(enum kind kind)
+{
+    return kind == KIND_INSTANCE || kind == KIND_VOLUME;
+}
+
+static void collect(struct creation *creation)
+{
+    const struct kind_spec *spec = kind_spec(creation->kind);
+    struct object *object = &creation->object;
+    char action[64];
+
+    (void)snprintf(action, sizeof(action), "%s.create", spec->name);
+    if (needs_work(creation->kind)) {
+        creation->operation = call_operation(&creation->change, creation->call, object, action);
+    }
+    change_put(&creation->change, object);
+    change_take_name(&creation->change, object);
+    if (!spec->is_global) {
+        change_event(&creation->change, object, "info", action,
+                     creation->call->actor != NULL ? creation->call->actor : "local",
+                     "%s \"%s\" is wanted", spec->name, object_text(object, "name"));
+    }
+    call_note_token(&creation->change, creation->call, creation->project, action, creation->wanted,
+                    object);
+}
+
+static int attempt(struct creation *creation, json_t **ret_answer, struct fault *fault)
+{
+    json_t *fields = NULL;
+    int rc;
+
+    change_begin(&creation->change, creation->compute);
+    rc = kind_parse_create(kind_spec(creation->kind), creation->wanted, &fields, fault);
+    if (rc == 0) {
+        rc = object_new(creation->kind, creation->project, fields, &creation->object, fault);
+    }
+    rc = rc < 0 ? rc : check_name(creation, fault);
+    rc = rc < 0 ? rc : prepare_kind(creation, fault);
+    if (rc < 0 || creation->call->is_dry_run) {
+        change_drop(&creation->change);
+    } else {
+        collect(creation);
+        rc = change_commit(&creation->change, fault);
+    }
+    if (rc == 0) {
+        if (!creation->call->is_dry_run) {
+            /* The revision is the commit's: read it back. */
+            rc = object_load(creation->compute, creation->kind, creation->object.project,
+                             creation->object.id, &creation->object, NULL);
+        }
+        *ret_answer = call_answer(&creation->object, json_incref(creation->operation));
+        rc = 0;
+    }
+    json_decref(creation->operation);
+    creation->operation = NULL;
+    object_done(&creation->object);
+    return rc;
+}
+
+static int create_locked(struct creation *creation, json_t **ret_answer, struct fault *fault)
+{
+    char action[64];
+    int rc;
+
+    (void)snprintf(action, sizeof(action), "%s.create", kind_spec(creation->kind)->name);
+    rc = call_find_token(creation->compute, creation->call, creation->project, action,
+                         creation->wanted, ret_answer, fault);
+    if (rc != 0) {
+        return rc < 0 ? rc : 0;
+    }
+    for (unsigned i = 0; i < CALL_TRIES; i++) {
+        rc = attempt(creation, ret_answer, fault);
+        if (rc != -ESTALE) {
+            return rc;
+        }
+    }
+    return rc;
+}
+
+int compute_create(struct compute *compute, const struct compute_call *call, enum kind kind,
+                   const json_t *wanted, json_t **ret_answer, struct fault *fault)
+{
+    struct creation creation = {.compute = compute,
+                                .call = call,
+                                .kind = kind,
+                                .wanted = wanted,
+                                .project = GLOBAL_PROJECT};
+    const char *id;
+    int rc = 0;
+
+    if (!kind_spec(kind)->is_global) {
+        rc = call->project == NULL
+                 ? fault_set(fault, FAULT_INVALID, "project", "say in which project")
+                 : object_find_project(compute, call->project, creation.project, fault);
+    }
+    if (rc < 0) {
+        return rc;
+    }
+    mutex_lock(&compute->calls);
+    rc = create_locked(&creation, ret_answer, fault);
+    mutex_unlock(&compute->calls);
+    id = rc == 0 ? json_string_value(
+                       json_object_get(json_object_get(*ret_answer, kind_spec(kind)->name), "id"))
+                 : NULL;
+    if (id != NULL && needs_work(kind) && !call->is_dry_run) {
+        compute_queue(compute, kind, creation.project, id, 0);
+    }
+    return rc;
+}

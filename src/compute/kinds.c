@@ -1,0 +1,353 @@
+/* The fields of every kind. */
+#include "compute/kinds.h"
+
+#define MAX_TAGS 50
+#define MAX_MEMORY_MIB (256 << 10)
+#define MAX_CPUS 16
+#define MAX_DISK_GIB (64 << 10)
+
+/* What most kinds begin with. */
+#define FIELD_OF_ID                                                                                \
+    {                                                                                              \
+        .name = "id", .type = FIELD_TEXT, .max = 64, .help = "given by the platform, never reused" \
+    }
+#define FIELD_OF_PROJECT                                                                \
+    {                                                                                   \
+        .name = "project", .type = FIELD_TEXT, .max = 64, .help = "whose it is: its id" \
+    }
+#define FIELD_OF_TAGS                                                                  \
+    {                                                                                  \
+        .name = "tags", .type = FIELD_TAGS, .access = FIELD_AT_CREATE | FIELD_CHANGES, \
+        .max = MAX_TAGS, .help = "words of one's own, to find it by"                   \
+    }
+#define FIELD_OF_CREATED                                                  \
+    {                                                                     \
+        .name = "created", .type = FIELD_TIME, .help = "when it was made" \
+    }
+#define FIELD_OF_OPERATION                                                                       \
+    {                                                                                            \
+        .name = "operation", .type = FIELD_TEXT, .max = 64, .help = "the work that is under way" \
+    }
+
+static const struct field instance_fields[] = {
+    FIELD_OF_ID,
+    FIELD_OF_PROJECT,
+    {.name = "name",
+     .type = FIELD_NAME,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
+     .help = "unique in its project; the id when none is given"},
+    {.name = "image",
+     .type = FIELD_ID,
+     .access = FIELD_AT_CREATE | FIELD_NEEDED,
+     .help = "what its disk and kernel are made from"},
+    {.name = "type",
+     .type = FIELD_ID,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_STOPPED,
+     .preset = "\"small\"",
+     .help = "how much of everything it has"},
+    {.name = "cpus",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_STOPPED,
+     .min = 1,
+     .max = MAX_CPUS,
+     .help = "virtual CPUs, in place of the type's"},
+    {.name = "memory_mib",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_STOPPED,
+     .min = 16,
+     .max = MAX_MEMORY_MIB,
+     .help = "memory, in place of the type's"},
+    {.name = "disk_gib",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE,
+     .min = 1,
+     .max = MAX_DISK_GIB,
+     .help = "its own disk, in place of the type's; never less than the image's"},
+    {.name = "engine",
+     .type = FIELD_CHOICE,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_STOPPED,
+     .choices = "auto kvm soft",
+     .preset = "\"auto\"",
+     .help = "what runs the guest's instructions"},
+    {.name = "cmdline",
+     .type = FIELD_TEXT,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_STOPPED,
+     .max = 1500,
+     .help = "the kernel's command line, in place of the image's"},
+    {.name = "volumes",
+     .type = FIELD_IDS,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_STOPPED,
+     .max = 8,
+     .help = "disks beside its own, in this order"},
+    {.name = "forwards",
+     .type = FIELD_FORWARDS,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_STOPPED,
+     .max = 16,
+     .help = "ports of the host's 127.0.0.1 that lead into it; host port 0 takes a free one"},
+    {.name = "restart",
+     .type = FIELD_CHOICE,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
+     .choices = "never on-failure always",
+     .preset = "\"on-failure\"",
+     .help = "what follows when it ends by itself"},
+    FIELD_OF_TAGS,
+    {.name = "desired",
+     .type = FIELD_CHOICE,
+     .access = FIELD_AT_CREATE,
+     .choices = "running stopped",
+     .preset = "\"running\"",
+     .help = "what it shall be"},
+    {.name = "state",
+     .type = FIELD_CHOICE,
+     .choices = "pending starting running paused stopping stopped deleting failed",
+     .help = "what it is"},
+    {.name = "reason",
+     .type = FIELD_TEXT,
+     .max = 400,
+     .help = "why it is so, where that is not plain"},
+    FIELD_OF_OPERATION,
+    FIELD_OF_CREATED,
+    {.name = "started", .type = FIELD_TIME, .help = "when it was started last"},
+    {.name = "restarts",
+     .type = FIELD_NUMBER,
+     .max = INT64_MAX,
+     .help = "how often it was restarted after it ended"},
+    {.name = "pid", .type = FIELD_NUMBER, .max = INT32_MAX, .help = "the process of its monitor"},
+    {.name = "engine_used", .type = FIELD_TEXT, .max = 16, .help = "which engine runs it"},
+    {.name = "ssh_port",
+     .type = FIELD_NUMBER,
+     .max = 65535,
+     .help = "of 127.0.0.1, leads to its port 22"},
+    {.name = "ports",
+     .type = FIELD_FORWARDS,
+     .max = 32,
+     .help = "the forwards as they were opened"},
+    /* The reconciler's own, below; never answered. */
+    {.name = "generation", .type = FIELD_NUMBER, .access = FIELD_SECRET, .max = INT64_MAX},
+    {.name = "paused", .type = FIELD_FLAG, .access = FIELD_SECRET},
+    {.name = "restarting", .type = FIELD_FLAG, .access = FIELD_SECRET},
+    {.name = "force", .type = FIELD_FLAG, .access = FIELD_SECRET},
+    {.name = "timeout_s", .type = FIELD_NUMBER, .access = FIELD_SECRET, .max = 86400},
+};
+
+static const struct field type_fields[] = {
+    FIELD_OF_ID,
+    {.name = "name",
+     .type = FIELD_NAME,
+     .access = FIELD_AT_CREATE | FIELD_NEEDED,
+     .help = "what instances call it by"},
+    {.name = "cpus",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE | FIELD_NEEDED,
+     .min = 1,
+     .max = MAX_CPUS,
+     .help = "virtual CPUs"},
+    {.name = "memory_mib",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE | FIELD_NEEDED,
+     .min = 16,
+     .max = MAX_MEMORY_MIB,
+     .help = "memory"},
+    {.name = "disk_gib",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE,
+     .min = 0,
+     .max = MAX_DISK_GIB,
+     .preset = "0",
+     .help = "size of its own disk; the image's where that is larger"},
+    FIELD_OF_TAGS,
+    FIELD_OF_CREATED,
+};
+
+static const struct field image_fields[] = {
+    FIELD_OF_ID,
+    {.name = "name", .type = FIELD_NAME, .help = "what instances call it by"},
+    {.name = "family", .type = FIELD_TEXT, .max = 48, .help = "what it is: \"debian\""},
+    {.name = "kernel", .type = FIELD_TEXT, .max = 96, .help = "the kernel's version"},
+    {.name = "user", .type = FIELD_TEXT, .max = 32, .help = "who logs in by ssh"},
+    {.name = "memory_mib",
+     .type = FIELD_NUMBER,
+     .max = MAX_MEMORY_MIB,
+     .help = "what it boots with at least"},
+    {.name = "disk_bytes",
+     .type = FIELD_NUMBER,
+     .max = INT64_MAX,
+     .help = "length of its disk; 0: it has none"},
+    {.name = "power_button", .type = FIELD_FLAG, .help = "whether the guest heeds one"},
+    FIELD_OF_CREATED,
+};
+
+static const struct field volume_fields[] = {
+    FIELD_OF_ID,
+    FIELD_OF_PROJECT,
+    {.name = "name",
+     .type = FIELD_NAME,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
+     .help = "unique in its project; the id when none is given"},
+    {.name = "size_gib",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE | FIELD_NEEDED | FIELD_CHANGES,
+     .min = 1,
+     .max = MAX_DISK_GIB,
+     .help = "what it holds; may grow while no instance runs with it"},
+    FIELD_OF_TAGS,
+    {.name = "state",
+     .type = FIELD_CHOICE,
+     .choices = "creating available in-use resizing deleting failed",
+     .help = "what it is"},
+    {.name = "reason",
+     .type = FIELD_TEXT,
+     .max = 400,
+     .help = "why it is so, where that is not plain"},
+    {.name = "instance",
+     .type = FIELD_TEXT,
+     .max = 64,
+     .help = "whose disk it is; absent: nobody's"},
+    FIELD_OF_OPERATION,
+    FIELD_OF_CREATED,
+};
+
+static const struct field key_fields[] = {
+    FIELD_OF_ID,
+    FIELD_OF_PROJECT,
+    {.name = "name",
+     .type = FIELD_NAME,
+     .access = FIELD_AT_CREATE | FIELD_NEEDED,
+     .help = "unique in its project"},
+    {.name = "public_key",
+     .type = FIELD_TEXT,
+     .access = FIELD_AT_CREATE | FIELD_NEEDED,
+     .min = 20,
+     .max = 8192,
+     .help = "a line as in authorized_keys"},
+    FIELD_OF_TAGS,
+    FIELD_OF_CREATED,
+};
+
+static const struct field project_fields[] = {
+    FIELD_OF_ID,
+    {.name = "name",
+     .type = FIELD_NAME,
+     .access = FIELD_AT_CREATE | FIELD_NEEDED,
+     .help = "unique on this platform"},
+    {.name = "max_instances",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
+     .max = 100000,
+     .preset = "0",
+     .help = "how many instances it may have; 0: no limit"},
+    {.name = "max_cpus",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
+     .max = 1000000,
+     .preset = "0",
+     .help = "virtual CPUs of all its instances; 0: no limit"},
+    {.name = "max_memory_mib",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
+     .max = INT32_MAX,
+     .preset = "0",
+     .help = "memory of all its instances; 0: no limit"},
+    {.name = "max_volume_gib",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
+     .max = INT32_MAX,
+     .preset = "0",
+     .help = "what its volumes may hold together; 0: no limit"},
+    FIELD_OF_TAGS,
+    FIELD_OF_CREATED,
+};
+
+static const struct field operation_fields[] = {
+    FIELD_OF_ID,
+    FIELD_OF_PROJECT,
+    {.name = "action",
+     .type = FIELD_TEXT,
+     .max = 64,
+     .help = "what was asked for: \"instance.create\""},
+    {.name = "kind", .type = FIELD_TEXT, .max = 32, .help = "of its object"},
+    {.name = "target", .type = FIELD_TEXT, .max = 64, .help = "its object's id"},
+    {.name = "state",
+     .type = FIELD_CHOICE,
+     .choices = "pending running done failed cancelled",
+     .help = "how far it is"},
+    {.name = "progress", .type = FIELD_NUMBER, .max = 100, .help = "in percent"},
+    {.name = "step", .type = FIELD_TEXT, .max = 64, .help = "what is being done"},
+    {.name = "error_code", .type = FIELD_TEXT, .max = 32, .help = "why it failed, for programs"},
+    {.name = "error", .type = FIELD_TEXT, .max = 400, .help = "why it failed, for people"},
+    {.name = "actor", .type = FIELD_TEXT, .max = 128, .help = "who asked for it"},
+    FIELD_OF_CREATED,
+    {.name = "ended", .type = FIELD_TIME, .help = "when it was done, or failed"},
+};
+
+static const struct field event_fields[] = {
+    FIELD_OF_ID,
+    FIELD_OF_PROJECT,
+    {.name = "level",
+     .type = FIELD_CHOICE,
+     .choices = "info warning error",
+     .help = "how much it matters"},
+    {.name = "action",
+     .type = FIELD_TEXT,
+     .max = 64,
+     .help = "what happened: \"instance.started\""},
+    {.name = "kind", .type = FIELD_TEXT, .max = 32, .help = "of its object"},
+    {.name = "target", .type = FIELD_TEXT, .max = 64, .help = "its object's id"},
+    {.name = "text", .type = FIELD_TEXT, .max = 400, .help = "one sentence"},
+    {.name = "actor",
+     .type = FIELD_TEXT,
+     .max = 128,
+     .help = "who asked for it; absent: nobody did"},
+    FIELD_OF_OPERATION,
+    FIELD_OF_CREATED,
+};
+
+#define FIELDS(table) .fields = (table), .field_count = ARRAY_LEN(table)
+
+static const struct kind_spec kinds[KIND_COUNT] = {
+    [KIND_INSTANCE] = {KIND_INSTANCE, "instance", "instances", "i-", false,
+                       FIELDS(instance_fields)},
+    [KIND_TYPE] = {KIND_TYPE, "type", "types", "t-", true, FIELDS(type_fields)},
+    [KIND_IMAGE] = {KIND_IMAGE, "image", "images", "", true, FIELDS(image_fields)},
+    [KIND_VOLUME] = {KIND_VOLUME, "volume", "volumes", "v-", false, FIELDS(volume_fields)},
+    [KIND_KEY] = {KIND_KEY, "key", "keys", "k-", false, FIELDS(key_fields)},
+    [KIND_PROJECT] = {KIND_PROJECT, "project", "projects", "p-", true, FIELDS(project_fields)},
+    [KIND_OPERATION] = {KIND_OPERATION, "operation", "operations", "op-", false,
+                        FIELDS(operation_fields)},
+    [KIND_EVENT] = {KIND_EVENT, "event", "events", "ev-", false, FIELDS(event_fields)},
+};
+
+static const struct field stop_fields[] = {
+    {.name = "force",
+     .type = FIELD_FLAG,
+     .access = FIELD_AT_CREATE,
+     .preset = "false",
+     .help = "pull the plug; else the power button is pressed first"},
+    {.name = "timeout_s",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE,
+     .min = 1,
+     .max = 86400,
+     .preset = "90",
+     .help = "how long the guest may take before the plug is pulled"},
+};
+
+static const struct compute_action actions[ACTION_COUNT] = {
+    [ACTION_START] = {"start", NULL, 0, "starts it with the disk as it is"},
+    [ACTION_STOP] = {"stop", stop_fields, ARRAY_LEN(stop_fields), "switches it off"},
+    [ACTION_RESTART] = {"restart", stop_fields, ARRAY_LEN(stop_fields),
+                        "switches it off, and on again"},
+    [ACTION_PAUSE] = {"pause", NULL, 0, "stops its CPUs and clocks where they are"},
+    [ACTION_RESUME] = {"resume", NULL, 0, "lets a paused one go on"},
+};
+
+const struct kind_spec *kind_spec(enum kind kind)
+{
+    return &kinds[kind];
+}
+
+const struct compute_action *compute_actions(unsigned *ret_count)
+{
+    *ret_count = ARRAY_LEN(actions);
+    return actions;
+}

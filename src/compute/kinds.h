@@ -1,0 +1,17 @@
+/* What the tables of kinds.c name beyond field.h. */
+#ifndef CORBEL_COMPUTE_KINDS_H
+#define CORBEL_COMPUTE_KINDS_H
+
+#include "compute/compute.h"
+
+/* In the order of compute_actions(). */
+enum action {
+    ACTION_START,
+    ACTION_STOP,
+    ACTION_RESTART,
+    ACTION_PAUSE,
+    ACTION_RESUME,
+    ACTION_COUNT
+};
+
+#endif

@@ -1,0 +1,477 @@
+/*
+ * vm/ID: what does not last of an instance: sockets, log, and who its monitor is.
+ *
+ *   lock       held by the monitor as long as it lives; by the daemon while it starts one
+ *   run.json   the monitor's process and which start of the instance it belongs to
+ *   vmm.json   its configuration
+ *   vmm.log, control.sock, console.sock
+ *   end.json   how the machine ended, written by the monitor when it can
+ */
+#include "compute/compute_int.h"
+
+#include "base/io.h"
+#include "base/log.h"
+#include "base/path.h"
+#include "base/process.h"
+#include "rpc/control_client.h"
+#include "rpc/monitor.h"
+#include "storage/pool.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/pidfd.h>
+#include <sys/wait.h>
+
+#define SSH_GUEST_PORT 22
+#define MAX_JSON_BYTES (64u << 10)
+#define MAX_DISKS 10
+#define DISK_TEXT_BYTES (2 * PATH_MAX + 128)
+
+int machine_path(const struct compute *compute, const char *id, char out[PATH_MAX], struct err *err)
+{
+    return path_format(out, err, "%s/vm/%s", compute->runtime_dir, id);
+}
+
+static json_t *read_json(const char *dir, const char *name)
+{
+    char path[PATH_MAX];
+    struct err ignored;
+    CLEANUP_FREE void *data = NULL;
+    size_t len = 0;
+
+    if (path_format(path, &ignored, "%s/%s", dir, name) < 0 ||
+        io_read_file(path, MAX_JSON_BYTES, &data, &len) < 0) {
+        return NULL;
+    }
+    return json_loadb(data, len, 0, NULL);
+}
+
+/* Whole or not at all. Takes the object over. */
+static int write_json(const char *dir, const char *name, json_t *object, struct err *err)
+{
+    char path[PATH_MAX], making[PATH_MAX];
+    int rc = path_format(path, err, "%s/%s", dir, name);
+
+    rc = rc < 0 ? rc : path_format(making, err, "%s/.%s", dir, name);
+    if (rc == 0 && (object == NULL || json_dump_file(object, making, JSON_COMPACT) != 0 ||
+                    rename(making, path) != 0)) {
+        rc = err_set_errno(err, errno != 0 ? -errno : -EIO, "%s cannot be written", path);
+    }
+    json_decref(object);
+    return rc;
+}
+
+/* Tries for the lock: 1 and the descriptor when nobody has it, 0 when somebody has. */
+static int try_lock(const char *dir, bool may_create, int *ret_fd, struct err *err)
+{
+    char path[PATH_MAX];
+    CLEANUP_CLOSE int fd = -1;
+    int rc = path_format(path, err, "%s/lock", dir);
+
+    if (rc < 0) {
+        return rc;
+    }
+    fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | (may_create ? O_CREAT : 0), 0600);
+    if (fd < 0) {
+        *ret_fd = -1;
+        return errno == ENOENT ? 1 : err_set_errno(err, -errno, "%s cannot be opened", path);
+    }
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        return errno == EWOULDBLOCK ? 0 : err_set_errno(err, -errno, "%s cannot be locked", path);
+    }
+    *ret_fd = steal_fd(&fd);
+    return 1;
+}
+
+/* Takes the process that run.json names for this task's monitor. 0: it is none that lives. */
+static int adopt(struct task *task, const char *dir, struct err *err)
+{
+    json_t *run = read_json(dir, "run.json");
+    pid_t pid = (pid_t)json_integer_value(json_object_get(run, "pid"));
+    uint64_t ticks = (uint64_t)json_integer_value(json_object_get(run, "start_ticks"));
+    int fd = process_open(pid, ticks);
+    int rc;
+
+    json_decref(run);
+    if (fd < 0) {
+        return 0;
+    }
+    task->pid_fd = fd;
+    task->pid = pid;
+    task->start_ticks = ticks;
+    task->is_child = false;
+    rc = task_watch_end(task);
+    if (rc < 0) {
+        (void)close(steal_fd(&task->pid_fd));
+        return err_set_errno(err, rc, "the monitor of %s cannot be watched", task->id);
+    }
+    log_info("%s runs, as process %d", task->id, pid);
+    return 1;
+}
+
+static bool has_monitor_ended(const struct task *task)
+{
+    struct pollfd pfd = {.fd = task->pid_fd, .events = POLLIN};
+
+    return poll(&pfd, 1, 0) > 0;
+}
+
+int machine_observe(struct task *task, enum machine_presence *ret_presence, int *ret_lock_fd,
+                    struct err *err)
+{
+    char dir[PATH_MAX];
+    int rc = machine_path(task->compute, task->id, dir, err);
+
+    *ret_lock_fd = -1;
+    if (rc < 0) {
+        return rc;
+    }
+    if (task->pid_fd >= 0) {
+        if (!has_monitor_ended(task)) {
+            *ret_presence = MACHINE_PRESENT;
+            return 0;
+        }
+        task->last_status = task_forget_monitor(task);
+    }
+    rc = try_lock(dir, false, ret_lock_fd, err);
+    if (rc < 0) {
+        return rc;
+    }
+    if (rc == 1) {
+        *ret_presence = MACHINE_ABSENT;
+        return 0;
+    }
+    rc = adopt(task, dir, err);
+    *ret_presence = rc == 1 ? MACHINE_PRESENT : MACHINE_UNSURE;
+    return rc < 0 ? rc : 0;
+}
+
+void machine_read_end(struct task *task, const struct object *instance, int status,
+                      struct machine_end *ret_end)
+{
+    char dir[PATH_MAX], log[PATH_MAX];
+    struct err ignored;
+    json_t *run, *end;
+    const char *how;
+
+    *ret_end = (struct machine_end){.was_launched = false};
+    if (machine_path(task->compute, task->id, dir, &ignored) < 0 ||
+        path_format(log, &ignored, "%s/vmm.log", dir) < 0) {
+        return;
+    }
+    run = read_json(dir, "run.json");
+    end = read_json(dir, "end.json");
+    how = json_string_value(json_object_get(end, "end"));
+    ret_end->was_launched = json_integer_value(json_object_get(run, "generation")) ==
+                                object_number(instance, "generation") &&
+                            run != NULL;
+    ret_end->is_orderly = how != NULL && json_integer_value(json_object_get(end, "status")) == 0;
+    if (ret_end->is_orderly) {
+        (void)snprintf(ret_end->words, sizeof(ret_end->words), "ended: %s", how);
+    } else if (how != NULL) {
+        monitor_last_words(log, ret_end->words, sizeof(ret_end->words));
+    } else if (status > 128) {
+        (void)snprintf(ret_end->words, sizeof(ret_end->words), "its monitor was ended by signal %d",
+                       status - 128);
+    } else {
+        (void)snprintf(ret_end->words, sizeof(ret_end->words), "its monitor has gone");
+    }
+    json_decref(run);
+    json_decref(end);
+}
+
+int machine_command(struct task *task, const char *command, json_t **ret_answer, struct err *err)
+{
+    char dir[PATH_MAX], line[128];
+    json_t *answer = NULL;
+    int rc = machine_path(task->compute, task->id, dir, err);
+
+    (void)snprintf(line, sizeof(line), "{\"command\":\"%s\"}\n", command);
+    rc = rc < 0 ? rc : control_ask(dir, task->id, line, CONTROL_TIMEOUT_MS, &answer, err);
+    if (rc == 0 && answer == NULL) {
+        rc = err_set(err, -EPIPE, "the monitor has ended");
+    }
+    if (rc == 0 && ret_answer != NULL) {
+        *ret_answer = answer;
+    } else {
+        json_decref(answer);
+    }
+    return rc;
+}
+
+/* ---- configuration ---- */
+
+struct config {
+    struct task *task;
+    const struct object *instance;
+    const struct image *image;
+    char dir[PATH_MAX], runtime[PATH_MAX];
+    json_t *json;
+};
+
+static void set_text(struct config *config, const char *key, const char *text)
+{
+    (void)json_object_set_new(config->json, key, json_string(text));
+}
+
+/* "PREFIXDIR/NAME" as the value of a key. */
+static int set_path(struct config *config, const char *key, const char *prefix, const char *dir,
+                    const char *name, struct err *err)
+{
+    char path[PATH_MAX];
+    int rc = path_format(path, err, "%s%s/%s", prefix, dir, name);
+
+    if (rc == 0) {
+        set_text(config, key, path);
+    }
+    return rc;
+}
+
+static int set_disks(struct config *config, struct err *err)
+{
+    const json_t *volumes = json_object_get(config->instance->json, "volumes");
+    char volumes_dir[PATH_MAX], path[PATH_MAX];
+    CLEANUP_FREE char *text = malloc(DISK_TEXT_BYTES);
+    json_t *disks = json_array();
+    int rc = path_format(volumes_dir, err, "%s/volumes", config->task->compute->state_dir);
+
+    (void)json_object_set_new(config->json, "disk", disks);
+    if (text == NULL) {
+        return err_set(err, -ENOMEM, "out of memory");
+    }
+    rc = rc < 0 ? rc : path_format(path, err, "%s/disk.qcow2", config->dir);
+    if (rc == 0 && path_exists(path)) {
+        (void)snprintf(text, DISK_TEXT_BYTES, "%s,format=qcow2,backing-dir=%s,id=root", path,
+                       config->dir);
+        (void)json_array_append_new(disks, json_string(text));
+    }
+    for (size_t i = 0; rc == 0 && i < json_array_size(volumes) && i < MAX_DISKS; i++) {
+        const char *id = json_string_value(json_array_get(volumes, i));
+
+        rc = volume_path(config->task->compute, id, path, err);
+        (void)snprintf(text, DISK_TEXT_BYTES,
+                       "%s,format=qcow2,backing-dir=%s,id=%.31s,serial=%.20s", path, volumes_dir,
+                       id, id);
+        (void)json_array_append_new(disks, json_string(text));
+    }
+    return rc;
+}
+
+static void set_net(struct config *config)
+{
+    const json_t *forwards = json_object_get(config->instance->json, "forwards");
+    char text[1024] = "user";
+    size_t used = strlen(text);
+
+    if (config->image->user[0] != '\0') {
+        used += (size_t)snprintf(text + used, sizeof(text) - used, ",forward=0:%d", SSH_GUEST_PORT);
+    }
+    /* At most 16 of some 20 bytes each. */
+    for (size_t i = 0; i < json_array_size(forwards) && used < sizeof(text); i++) {
+        const json_t *forward = json_array_get(forwards, i);
+
+        used +=
+            (size_t)snprintf(text + used, sizeof(text) - used, ",forward=%lld:%lld",
+                             (long long)json_integer_value(json_object_get(forward, "host_port")),
+                             (long long)json_integer_value(json_object_get(forward, "guest_port")));
+    }
+    set_text(config, "net", text);
+}
+
+static int make_config(struct config *config, struct err *err)
+{
+    const struct object *instance = config->instance;
+    const char *cmdline = object_text(instance, "cmdline");
+    char memory[32], initrd[PATH_MAX];
+    int rc = set_path(config, "kernel", "", config->dir, "vmlinuz", err);
+
+    (void)snprintf(memory, sizeof(memory), "%lldM",
+                   (long long)object_number(instance, "memory_mib"));
+    set_text(config, "memory", memory);
+    set_text(config, "engine", object_text(instance, "engine"));
+    (void)json_object_set_new(config->json, "cpus", json_integer(object_number(instance, "cpus")));
+    set_text(config, "cmdline", cmdline[0] != '\0' ? cmdline : config->image->cmdline);
+    rc = rc < 0 ? rc : path_format(initrd, err, "%s/initrd", config->dir);
+    if (rc == 0 && path_exists(initrd)) {
+        set_text(config, "initrd", initrd);
+    }
+    rc = rc < 0 ? rc : set_disks(config, err);
+    set_net(config);
+    rc = rc < 0 ? rc : set_path(config, "serial", "socket:", config->runtime, "console.sock", err);
+    rc = rc < 0 ? rc : set_path(config, "control", "", config->runtime, "control.sock", err);
+    return rc < 0 ? rc : set_path(config, "end-file", "", config->runtime, "end.json", err);
+}
+
+static int write_config(struct task *task, const struct object *instance, struct err *err)
+{
+    struct image image;
+    struct config config = {.task = task, .instance = instance, .image = &image};
+    int rc = directory_path(task->compute, task->id, config.dir, err);
+
+    rc = rc < 0 ? rc : machine_path(task->compute, task->id, config.runtime, err);
+    rc = rc < 0 ? rc : image_load(config.dir, &image, err);
+    if (rc < 0) {
+        return rc;
+    }
+    config.json = json_object();
+    rc = make_config(&config, err);
+    if (rc < 0) {
+        json_decref(config.json);
+        return rc;
+    }
+    return write_json(config.runtime, "vmm.json", config.json, err);
+}
+
+/* ---- launch ---- */
+
+struct record {
+    struct task *task;
+    const struct object *instance;
+    const char *dir;
+};
+
+/* Who the monitor is, before it is one: a daemon that returns finds it by this. */
+static int record_monitor(void *opaque, pid_t pid, uint64_t start_ticks, struct err *err)
+{
+    struct record *record = opaque;
+    int rc = task_step(record->task, STEP_RECORD_MONITOR, false);
+
+    rc = rc < 0 ? rc
+                : write_json(record->dir, "run.json",
+                             json_pack("{s:i, s:I, s:I}", "pid", (int)pid, "start_ticks",
+                                       (json_int_t)start_ticks, "generation",
+                                       (json_int_t)object_number(record->instance, "generation")),
+                             err);
+    return rc < 0 ? rc : task_step(record->task, STEP_RECORD_MONITOR, true);
+}
+
+/* An empty directory, locked. */
+static int make_runtime(const char *dir, int *ret_lock_fd, struct err *err)
+{
+    int rc = path_remove(dir, err);
+
+    rc = rc < 0 ? rc : path_make_dirs(dir, err);
+    rc = rc < 0 ? rc : try_lock(dir, true, ret_lock_fd, err);
+    return rc < 0 ? rc : 0;
+}
+
+static int start_monitor(struct task *task, const struct object *instance, const char *dir,
+                         int lock_fd, struct err *err)
+{
+    char config[PATH_MAX], log[PATH_MAX];
+    struct record record = {.task = task, .instance = instance, .dir = dir};
+    const char *const argv[] = {task->compute->vmm,    "--config", config, "--ready-fd",
+                                MONITOR_READY_FD_TEXT, NULL};
+    struct monitor_start start = {.name = object_text(instance, "name"),
+                                  .argv = argv,
+                                  .log = log,
+                                  .lock_fd = lock_fd,
+                                  .record = record_monitor,
+                                  .opaque = &record};
+    struct monitor monitor;
+    int rc = path_format(config, err, "%s/vmm.json", dir);
+
+    rc = rc < 0 ? rc : path_format(log, err, "%s/vmm.log", dir);
+    rc = rc < 0 ? rc : task_step(task, STEP_LAUNCH, false);
+    rc = rc < 0 ? rc : monitor_start(&start, &monitor, err);
+    if (rc < 0) {
+        return rc;
+    }
+    rc = task_step(task, STEP_LAUNCH, true);
+    rc = rc < 0 ? rc : task_step(task, STEP_AWAIT_READY, false);
+    rc = rc < 0 ? rc : monitor_await_ready(&monitor, &start, err);
+    rc = rc < 0 ? rc : task_step(task, STEP_AWAIT_READY, true);
+    if (rc < 0) {
+        return rc;
+    }
+    task->pid = monitor.pid;
+    task->start_ticks = monitor.start_ticks;
+    task->is_child = true;
+    task->pid_fd =
+        pidfd_open(monitor.pid, 0); /* a child that nobody waited for: its number stays */
+    if (task->pid_fd < 0) {
+        rc = -errno;
+        (void)kill(monitor.pid, SIGKILL);
+        (void)monitor_wait(monitor.pid);
+        return err_set_errno(err, rc, "the monitor cannot be watched");
+    }
+    rc = task_watch_end(task);
+    if (rc < 0) {
+        (void)kill(monitor.pid, SIGKILL);
+        (void)task_forget_monitor(task);
+        return err_set_errno(err, rc, "the monitor cannot be watched");
+    }
+    return 0;
+}
+
+int machine_launch(struct task *task, struct object *instance, struct err *err)
+{
+    CLEANUP_CLOSE int lock_fd = -1;
+    char dir[PATH_MAX];
+    int rc = machine_path(task->compute, task->id, dir, err);
+
+    rc = rc < 0 ? rc : task_step(task, STEP_MAKE_RUNTIME, false);
+    rc = rc < 0 ? rc : make_runtime(dir, &lock_fd, err);
+    rc = rc < 0 ? rc : task_step(task, STEP_MAKE_RUNTIME, true);
+    rc = rc < 0 ? rc : task_step(task, STEP_WRITE_CONFIG, false);
+    rc = rc < 0 ? rc : write_config(task, instance, err);
+    rc = rc < 0 ? rc : task_step(task, STEP_WRITE_CONFIG, true);
+    return rc < 0 ? rc : start_monitor(task, instance, dir, lock_fd, err);
+}
+
+/* The forwards as they were opened; the first is that of ssh where the image has a user. */
+static void set_ports(struct object *instance, const json_t *forwards, bool has_ssh)
+{
+    json_t *ports = json_array();
+
+    object_clear(instance, "ssh_port");
+    for (size_t i = 0; i < json_array_size(forwards); i++) {
+        json_t *forward = json_array_get(forwards, i);
+
+        if (i == 0 && has_ssh) {
+            object_set_number(instance, "ssh_port",
+                              json_integer_value(json_object_get(forward, "host_port")));
+        } else {
+            (void)json_array_append(ports, forward);
+        }
+    }
+    (void)json_object_set_new(instance->json, "ports", ports);
+}
+
+int machine_learn(struct task *task, struct object *instance, struct err *err)
+{
+    json_t *answer = NULL;
+    struct image image;
+    char dir[PATH_MAX];
+    const char *engine;
+    int rc = machine_command(task, "status", &answer, err);
+
+    rc = rc < 0 ? rc : directory_path(task->compute, task->id, dir, err);
+    rc = rc < 0 ? rc : image_load(dir, &image, err);
+    if (rc == 0) {
+        engine = json_string_value(json_object_get(answer, "engine"));
+        object_set_text(instance, "engine_used", engine != NULL ? engine : "");
+        object_set_number(instance, "pid", task->pid);
+        set_ports(instance, json_object_get(answer, "forwards"), image.user[0] != '\0');
+    }
+    json_decref(answer);
+    return rc;
+}
+
+int machine_clear(struct task *task, struct err *err)
+{
+    char dir[PATH_MAX];
+    int rc = machine_path(task->compute, task->id, dir, err);
+
+    if (rc < 0 || !path_exists(dir)) {
+        return rc;
+    }
+    rc = task_step(task, STEP_CLEAR_RUNTIME, false);
+    rc = rc < 0 ? rc : path_remove(dir, err);
+    return rc < 0 ? rc : task_step(task, STEP_CLEAR_RUNTIME, true);
+}

@@ -1,0 +1,550 @@
+/*
+ * The reconciler of instances: one look at what is wanted and what is there,
+ * one thing done about it, and another look.
+ *
+ * What it does is fit to be done again: a daemon that was ended at any point
+ * goes on here with what it finds. What it has found out is noted (in the
+ * store) before what it knows it from goes.
+ */
+#include "compute/compute_int.h"
+
+#include "base/log.h"
+#include "base/path.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/pidfd.h>
+#include <time.h>
+
+#define MAX_ROUNDS 50
+#define NS_PER_S 1000000000ull
+#define UNSURE_NS 20000000ull /* a monitor that is just beginning, or just gone */
+#define FORCE_S 10            /* how long a monitor may take to end at once */
+#define STEADY_S 60           /* who ran that long is not failing again and again */
+#define RESTART_MAX_S 60u
+
+/* What one look found; settled ends the work for now. */
+enum outcome { LOOK_AGAIN = 1, SETTLED = 0 };
+
+static const char *const step_names[STEP_COUNT] = {
+    [STEP_MAKE_DIRECTORY] = "make-directory",
+    [STEP_LINK_IMAGE] = "link-image",
+    [STEP_CREATE_DISK] = "create-disk",
+    [STEP_PUBLISH_DIRECTORY] = "publish-directory",
+    [STEP_NOTE_STOPPED] = "note-stopped",
+    [STEP_NOTE_STARTING] = "note-starting",
+    [STEP_MAKE_RUNTIME] = "make-runtime",
+    [STEP_WRITE_CONFIG] = "write-config",
+    [STEP_LAUNCH] = "launch",
+    [STEP_RECORD_MONITOR] = "record-monitor",
+    [STEP_AWAIT_READY] = "await-ready",
+    [STEP_NOTE_RUNNING] = "note-running",
+    [STEP_PAUSE] = "pause",
+    [STEP_NOTE_PAUSED] = "note-paused",
+    [STEP_RESUME] = "resume",
+    [STEP_NOTE_RESUMED] = "note-resumed",
+    [STEP_NOTE_STOPPING] = "note-stopping",
+    [STEP_ASK_END] = "ask-end",
+    [STEP_PULL_PLUG] = "pull-plug",
+    [STEP_KILL] = "kill",
+    [STEP_NOTE_ENDED] = "note-ended",
+    [STEP_CLEAR_RUNTIME] = "clear-runtime",
+    [STEP_REMOVE_DIRECTORY] = "remove-directory",
+    [STEP_FORGET] = "forget",
+    [STEP_CREATE_VOLUME] = "create-volume",
+    [STEP_RESIZE_VOLUME] = "resize-volume",
+    [STEP_NOTE_VOLUME] = "note-volume",
+    [STEP_DELETE_VOLUME] = "delete-volume",
+    [STEP_FORGET_VOLUME] = "forget-volume",
+};
+
+const char *step_name(enum step step)
+{
+    return step_names[step];
+}
+
+const char *const *compute_steps(unsigned *ret_count)
+{
+    *ret_count = STEP_COUNT;
+    return step_names;
+}
+
+/* Commits within a step. LOOK_AGAIN, also when something else was faster. */
+static int commit_step(struct task *task, struct change *change, enum step step)
+{
+    struct fault fault = {.code = FAULT_NONE};
+    int rc = task_step(task, step, false);
+
+    if (rc < 0) {
+        change_drop(change);
+        return rc;
+    }
+    rc = change_commit(change, &fault);
+    if (rc == -ESTALE) {
+        return LOOK_AGAIN;
+    }
+    if (rc < 0) {
+        log_error("%s: %s: %s", task->id, step_name(step), fault.text);
+        return rc;
+    }
+    rc = task_step(task, step, true);
+    return rc < 0 ? rc : LOOK_AGAIN;
+}
+
+static int log_failure(const struct task *task, int rc, const struct err *err)
+{
+    if (rc != -EINTR) {
+        log_error("%s: %s", task->id, err->text);
+    }
+    return rc;
+}
+
+/* It could not be started, and is not tried again by itself. */
+static int note_failed(struct task *task, struct object *instance, int rc, const struct err *err)
+{
+    struct fault fault = {.code = FAULT_INTERNAL};
+    struct change change;
+    struct err ignored;
+
+    if (rc == -EINTR) {
+        return rc;
+    }
+    (void)fault_set_err(&fault, rc, err);
+    log_error("%s: %s", task->id, err->text);
+    object_set_text(instance, "state", "failed");
+    object_set_text(instance, "desired", "stopped");
+    object_set_text(instance, "reason", err->text);
+    change_begin(&change, task->compute);
+    change_event(&change, instance, "error", "instance.failed", NULL, "%s", err->text);
+    change_end_operation(&change, instance, &fault);
+    change_put(&change, instance);
+    rc = commit_step(task, &change, STEP_NOTE_ENDED);
+    if (rc == LOOK_AGAIN && machine_clear(task, &ignored) < 0) {
+        log_warn("%s: %s, ignoring", task->id, ignored.text);
+    }
+    return rc;
+}
+
+/* Its operation, if any, has reached what it wanted. */
+static int note_settled(struct task *task, struct object *instance, enum step step)
+{
+    struct change change;
+
+    if (object_text(instance, "operation")[0] == '\0') {
+        return SETTLED;
+    }
+    change_begin(&change, task->compute);
+    change_end_operation(&change, instance, NULL);
+    change_put(&change, instance);
+    return commit_step(task, &change, step);
+}
+
+/* ---- starting ---- */
+
+static int note_state(struct task *task, struct object *instance, const char *state, enum step step,
+                      const char *action, const char *text)
+{
+    struct change change;
+
+    object_set_text(instance, "state", state);
+    change_begin(&change, task->compute);
+    change_event(&change, instance, "info", action, NULL, "instance \"%s\" %s",
+                 object_text(instance, "name"), text);
+    change_end_operation(&change, instance, NULL);
+    change_put(&change, instance);
+    return commit_step(task, &change, step);
+}
+
+/* The directory is there: it rests, or begins to run. */
+static int finish_creation(struct task *task, struct object *instance)
+{
+    struct object operation = {0};
+    struct change change;
+
+    if (object_is(instance, "desired", "stopped")) {
+        return note_state(task, instance, "stopped", STEP_NOTE_STOPPED, "instance.created",
+                          "is there");
+    }
+    object_set_text(instance, "state", "starting");
+    change_begin(&change, task->compute);
+    if (object_load(task->compute, KIND_OPERATION, instance->project,
+                    object_text(instance, "operation"), &operation, NULL) == 0) {
+        object_set_text(&operation, "state", "running");
+        object_set_text(&operation, "step", "starting");
+        object_set_number(&operation, "progress", 50);
+        change_put(&change, &operation);
+        object_done(&operation);
+    }
+    change_put(&change, instance);
+    return commit_step(task, &change, STEP_NOTE_STARTING);
+}
+
+static int create(struct task *task, struct object *instance)
+{
+    struct err err = {.code = 0};
+    int rc = directory_make(task, instance, &err);
+
+    return rc < 0 ? note_failed(task, instance, rc, &err) : finish_creation(task, instance);
+}
+
+static int note_running(struct task *task, struct object *instance)
+{
+    struct err err = {.code = 0};
+    int rc = machine_learn(task, instance, &err);
+
+    if (rc < 0) {
+        /* It may just have ended; a monitor that does not answer is asked again later. */
+        return log_failure(task, rc, &err);
+    }
+    object_set_time(instance, "started");
+    object_clear(instance, "reason");
+    return note_state(task, instance, "running", STEP_NOTE_RUNNING, "instance.started", "runs");
+}
+
+static int start(struct task *task, struct object *instance)
+{
+    struct err err = {.code = 0};
+    int rc;
+
+    if (task->not_before_ns > clock_monotonic_ns()) {
+        task_again(task, task->not_before_ns);
+        return SETTLED;
+    }
+    rc = directory_make(task, instance, &err);
+    rc = rc < 0 ? rc : machine_launch(task, instance, &err);
+    return rc < 0 ? note_failed(task, instance, rc, &err) : LOOK_AGAIN;
+}
+
+/* ---- ending ---- */
+
+static bool heeds_power_button(const struct task *task)
+{
+    char dir[PATH_MAX];
+    struct image image;
+    struct err ignored;
+
+    return directory_path(task->compute, task->id, dir, &ignored) == 0 &&
+           image_load(dir, &image, &ignored) == 0 && image.has_power_button;
+}
+
+static int kill_monitor(struct task *task)
+{
+    int rc = task_step(task, STEP_KILL, false);
+
+    if (rc < 0) {
+        return rc;
+    }
+    if (pidfd_send_signal(task->pid_fd, SIGKILL, NULL, 0) != 0 && errno != ESRCH) {
+        log_error("%s: process %d cannot be ended: %s", task->id, task->pid,
+                  strerrordesc_np(errno));
+    }
+    return task_step(task, STEP_KILL, true);
+}
+
+/* Says it to the monitor; one that does not listen is ended by the host. */
+static int tell_end(struct task *task, bool is_forced)
+{
+    enum step step = is_forced ? STEP_PULL_PLUG : STEP_ASK_END;
+    struct err err;
+    int rc = task_step(task, step, false);
+
+    if (rc < 0) {
+        return rc;
+    }
+    rc = machine_command(task, is_forced ? "stop" : "powerdown", NULL, &err);
+    if (rc < 0 && !is_forced) {
+        rc = machine_command(task, "stop", NULL, &err);
+        task->was_plug_pulled = true;
+    }
+    /* A monitor that is just ending does not answer, and need not. */
+    rc = rc < 0 ? kill_monitor(task) : 0;
+    return rc < 0 ? rc : task_step(task, step, true);
+}
+
+static int note_stopping(struct task *task, struct object *instance)
+{
+    struct change change;
+
+    if (object_is(instance, "state", "stopping") || object_is(instance, "state", "deleting")) {
+        return SETTLED;
+    }
+    object_set_text(instance, "state", "stopping");
+    change_begin(&change, task->compute);
+    change_put(&change, instance);
+    return commit_step(task, &change, STEP_NOTE_STOPPING);
+}
+
+/* Ends the machine, as gently as is wanted; the loop tells of the end. */
+static int end_machine(struct task *task, struct object *instance)
+{
+    int64_t timeout_s = object_number(instance, "timeout_s");
+    bool is_forced = object_is(instance, "state", "deleting") || object_flag(instance, "force") ||
+                     object_is(instance, "state", "paused") || !heeds_power_button(task);
+    uint64_t now = clock_monotonic_ns();
+    int rc = note_stopping(task, instance);
+
+    if (rc != SETTLED) {
+        return rc;
+    }
+    if (!task->was_asked_end || (is_forced && !task->was_plug_pulled)) {
+        task->was_asked_end = true;
+        task->was_plug_pulled = is_forced;
+        task->end_deadline_ns = now + (uint64_t)(is_forced       ? FORCE_S
+                                                 : timeout_s > 0 ? timeout_s
+                                                                 : 90) *
+                                          NS_PER_S;
+        rc = tell_end(task, is_forced);
+    } else if (now >= task->end_deadline_ns) {
+        task->end_deadline_ns = now + FORCE_S * NS_PER_S;
+        rc = task->was_plug_pulled ? kill_monitor(task) : tell_end(task, true);
+        task->was_plug_pulled = true;
+    }
+    if (rc == 0) {
+        task_again(task, task->end_deadline_ns);
+    }
+    return rc;
+}
+
+/* What does not hold any more once it does not run. */
+static void clear_running(struct object *instance)
+{
+    static const char *const fields[] = {"pid",   "engine_used", "ssh_port",
+                                         "ports", "force",       "timeout_s"};
+
+    for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
+        object_clear(instance, fields[i]);
+    }
+}
+
+/* When it may be started again: at once, then later and later. */
+static void plan_restart(struct task *task, const struct object *instance)
+{
+    struct timespec now;
+    double started = json_real_value(json_object_get(instance->json, "started"));
+    unsigned wait_s;
+
+    (void)clock_gettime(CLOCK_REALTIME, &now); /* cannot fail */
+    if ((double)now.tv_sec - started > STEADY_S) {
+        task->crashes = 0;
+    }
+    wait_s = task->crashes == 0 ? 0 : task->crashes < 6 ? 1u << task->crashes : RESTART_MAX_S;
+    task->crashes++;
+    task->not_before_ns = clock_monotonic_ns() + wait_s * NS_PER_S;
+}
+
+static void start_again(struct object *instance)
+{
+    object_set_text(instance, "state", "starting");
+    object_set_number(instance, "generation", object_number(instance, "generation") + 1);
+}
+
+/* It ended by itself: what its policy says. */
+static void note_own_end(struct task *task, struct change *change, struct object *instance,
+                         const struct machine_end *end)
+{
+    bool is_always = object_is(instance, "restart", "always");
+    struct fault fault = {.code = FAULT_INTERNAL};
+
+    object_set_text(instance, "reason", end->words);
+    if (is_always || (!end->is_orderly && object_is(instance, "restart", "on-failure"))) {
+        object_set_number(instance, "restarts", object_number(instance, "restarts") + 1);
+        change_event(change, instance, "warning", "instance.restarted", NULL,
+                     "instance \"%s\" %s; it is started again", object_text(instance, "name"),
+                     end->words);
+        plan_restart(task, instance);
+        start_again(instance);
+        return;
+    }
+    object_set_text(instance, "desired", "stopped");
+    object_set_text(instance, "state", end->is_orderly ? "stopped" : "failed");
+    change_event(change, instance, end->is_orderly ? "info" : "error",
+                 end->is_orderly ? "instance.ended" : "instance.failed", NULL, "instance \"%s\" %s",
+                 object_text(instance, "name"), end->words);
+    (void)snprintf(fault.text, sizeof(fault.text), "%s", end->words);
+    change_end_operation(change, instance, end->is_orderly ? NULL : &fault);
+}
+
+static int note_end(struct task *task, struct object *instance, const struct machine_end *end)
+{
+    struct change change;
+    int rc;
+
+    clear_running(instance);
+    object_clear(instance, "reason");
+    change_begin(&change, task->compute);
+    if (object_is(instance, "desired", "stopped")) {
+        object_set_text(instance, "state", "stopped");
+        change_event(&change, instance, "info", "instance.stopped", NULL, "instance \"%s\" is off",
+                     object_text(instance, "name"));
+        change_end_operation(&change, instance, NULL);
+    } else if (object_flag(instance, "restarting")) {
+        start_again(instance);
+    } else {
+        note_own_end(task, &change, instance, end);
+    }
+    object_clear(instance, "restarting");
+    object_clear(instance, "paused");
+    change_put(&change, instance);
+    rc = commit_step(task, &change, STEP_NOTE_ENDED);
+    if (rc == LOOK_AGAIN) {
+        task->last_status = -1;
+    }
+    return rc;
+}
+
+/* ---- deleting ---- */
+
+struct release {
+    struct change *change;
+    const char *id;
+};
+
+static int release_volume(void *opaque, struct object *volume)
+{
+    struct release *release = opaque;
+
+    if (object_is(volume, "instance", release->id)) {
+        object_clear(volume, "instance");
+        object_set_text(volume, "state", "available");
+        change_put(release->change, volume);
+    }
+    return 0;
+}
+
+static int forget(struct task *task, struct object *instance)
+{
+    struct release release = {.id = instance->id};
+    struct fault fault = {.code = FAULT_NONE};
+    struct change change;
+    int rc;
+
+    change_begin(&change, task->compute);
+    release.change = &change;
+    rc = object_each(task->compute, KIND_VOLUME, instance->project, release_volume, &release,
+                     &fault);
+    if (rc < 0) {
+        change_drop(&change);
+        log_error("%s: %s", task->id, fault.text);
+        return rc;
+    }
+    change_event(&change, instance, "info", "instance.deleted", NULL, "instance \"%s\" is gone",
+                 object_text(instance, "name"));
+    change_end_operation(&change, instance, NULL);
+    change_drop_name(&change, KIND_INSTANCE, instance->project, object_text(instance, "name"));
+    change_remove(&change, instance);
+    return commit_step(task, &change, STEP_FORGET);
+}
+
+static int delete_instance(struct task *task, struct object *instance)
+{
+    char dir[PATH_MAX], making[PATH_MAX];
+    struct err err = {.code = 0};
+    int rc = machine_clear(task, &err);
+
+    rc = rc < 0 ? rc : directory_path(task->compute, task->id, dir, &err);
+    rc = rc < 0 ? rc
+                : path_format(making, &err, "%s/machines/.%s.making", task->compute->state_dir,
+                              task->id);
+    rc = rc < 0 ? rc : task_step(task, STEP_REMOVE_DIRECTORY, false);
+    rc = rc < 0 ? rc : path_remove(making, &err);
+    rc = rc < 0 ? rc : path_remove(dir, &err);
+    rc = rc < 0 ? rc : task_step(task, STEP_REMOVE_DIRECTORY, true);
+    return rc < 0 ? log_failure(task, rc, &err) : forget(task, instance);
+}
+
+/* ---- the look ---- */
+
+static int look_at_running(struct task *task, struct object *instance)
+{
+    struct err err;
+    bool is_paused = object_is(instance, "state", "paused");
+    int rc;
+
+    if (object_is(instance, "state", "deleting") || object_is(instance, "desired", "stopped") ||
+        object_flag(instance, "restarting")) {
+        return end_machine(task, instance);
+    }
+    if (!object_is(instance, "state", "running") && !is_paused) {
+        return note_running(task, instance);
+    }
+    if (object_flag(instance, "paused") == is_paused) {
+        return note_settled(task, instance, STEP_NOTE_RUNNING);
+    }
+    rc = task_step(task, is_paused ? STEP_RESUME : STEP_PAUSE, false);
+    rc = rc < 0 ? rc : machine_command(task, is_paused ? "resume" : "pause", NULL, &err);
+    /* Done before a daemon ended: to resume what runs is refused, and is fine. */
+    rc = rc == -EIO && is_paused ? 0 : rc;
+    rc = rc < 0 ? rc : task_step(task, is_paused ? STEP_RESUME : STEP_PAUSE, true);
+    if (rc < 0) {
+        return log_failure(task, rc, &err);
+    }
+    return is_paused ? note_state(task, instance, "running", STEP_NOTE_RESUMED, "instance.resumed",
+                                  "goes on")
+                     : note_state(task, instance, "paused", STEP_NOTE_PAUSED, "instance.paused",
+                                  "is paused");
+}
+
+static int look_at_absent(struct task *task, struct object *instance)
+{
+    struct machine_end end;
+    struct err err;
+    int rc;
+
+    if (object_is(instance, "state", "deleting")) {
+        return delete_instance(task, instance);
+    }
+    if (object_is(instance, "state", "pending")) {
+        return create(task, instance);
+    }
+    machine_read_end(task, instance, task->last_status, &end);
+    if (object_is(instance, "state", "starting") && !end.was_launched) {
+        return object_is(instance, "desired", "stopped") ? note_end(task, instance, &end)
+                                                         : start(task, instance);
+    }
+    if (!object_is(instance, "state", "stopped") && !object_is(instance, "state", "failed")) {
+        return note_end(task, instance, &end);
+    }
+    rc = machine_clear(task, &err);
+    return rc < 0 ? log_failure(task, rc, &err) : note_settled(task, instance, STEP_NOTE_STOPPED);
+}
+
+static int look(struct task *task)
+{
+    enum machine_presence presence = MACHINE_UNSURE;
+    CLEANUP_CLOSE int lock_fd = -1;
+    struct object instance = {0};
+    struct fault fault = {.code = FAULT_NONE};
+    struct err err = {.code = 0};
+    int rc = object_load(task->compute, KIND_INSTANCE, task->project, task->id, &instance, &fault);
+
+    if (rc < 0) {
+        return rc == -ENOENT ? SETTLED : rc;
+    }
+    rc = machine_observe(task, &presence, &lock_fd, &err);
+    if (rc < 0) {
+        rc = log_failure(task, rc, &err);
+    } else if (presence == MACHINE_UNSURE) {
+        task_again(task, clock_monotonic_ns() + UNSURE_NS);
+    } else if (presence == MACHINE_PRESENT) {
+        rc = look_at_running(task, &instance);
+    } else {
+        rc = look_at_absent(task, &instance);
+    }
+    object_done(&instance);
+    return rc;
+}
+
+int reconcile_instance(struct task *task)
+{
+    for (unsigned i = 0; i < MAX_ROUNDS; i++) {
+        int rc = look(task);
+
+        if (rc != LOOK_AGAIN) {
+            return rc;
+        }
+    }
+    log_warn("%s does not come to rest; looking again later, ignoring", task->id);
+    return -EAGAIN;
+}

@@ -1,0 +1,189 @@
+/*
+ * corbeld: one daemon for a host, or for one user of it. Wiring only.
+ *
+ * Exit status: 0 when it was asked to end, 1 when it could not start or go on,
+ * 2 for a wrong flag. Machines run on, whatever ends it.
+ */
+#include "api/api.h"
+#include "base/log.h"
+#include "base/path.h"
+#include "daemon/notify.h"
+#include "daemon/options.h"
+#include "store/store_sqlite.h"
+#include "web/web.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/stat.h>
+
+#define MAX_SOCKETS 16
+
+enum status { STATUS_OK = 0, STATUS_FAILED = 1, STATUS_USAGE = 2 };
+
+struct daemon {
+    struct daemon_options options;
+    struct store *store;
+    struct compute *compute;
+    struct api *api;
+    struct http_server *server;
+};
+
+/* The service manager's sockets, or our own. */
+static int open_sockets(const struct daemon_options *options, int *fds, size_t *ret_count,
+                        struct err *err)
+{
+    size_t count = notify_take_sockets(fds, MAX_SOCKETS);
+    int rc = 0;
+
+    if (count == 0) {
+        rc = http_listen_unix(options->socket, options->is_system ? 0660 : 0600, err);
+        if (rc >= 0) {
+            fds[count++] = rc;
+        }
+    }
+    for (unsigned i = 0; rc >= 0 && i < options->listen_count && count < MAX_SOCKETS; i++) {
+        char address[64];
+        unsigned port = 0;
+
+        rc = options_split_address(options->listen[i], address, &port, err);
+        rc = rc < 0 ? rc : http_listen_tcp(address, port, err);
+        if (rc >= 0) {
+            fds[count++] = rc;
+        }
+    }
+    *ret_count = count;
+    if (rc < 0) {
+        for (size_t i = 0; i < count; i++) {
+            (void)close(fds[i]);
+        }
+        return rc;
+    }
+    return 0;
+}
+
+static int serve(struct daemon *daemon, struct err *err)
+{
+    const struct daemon_options *options = &daemon->options;
+    int fds[MAX_SOCKETS];
+    struct http_config config = {.fds = fds,
+                                 .certificate = options->certificate,
+                                 .key = options->key,
+                                 .ops = &api_http_ops,
+                                 .opaque = daemon->api};
+    int rc = open_sockets(options, fds, &config.fd_count, err);
+
+    return rc < 0 ? rc : http_server_create(&config, &daemon->server, err);
+}
+
+static int open_compute(struct daemon *daemon, struct err *err)
+{
+    const struct daemon_options *options = &daemon->options;
+    const struct compute_config config = {
+        .store = daemon->store,
+        .state_dir = options->state,
+        .runtime_dir = options->runtime,
+        .images_dir = options->images,
+        .vmm = options->vmm,
+        .workers = options->workers,
+        .cpus = options->cpus,
+        .memory_mib = options->memory_mib,
+        .cpu_ratio = options->cpu_ratio,
+        .memory_ratio = options->memory_ratio,
+    };
+
+    return compute_open(&config, err, &daemon->compute);
+}
+
+/* From below to above; daemon_close() is the mirror. */
+static int daemon_open(struct daemon *daemon, struct err *err)
+{
+    const struct daemon_options *options = &daemon->options;
+    char db[PATH_MAX], audit[PATH_MAX];
+    const struct store_sqlite_config store = {.path = db};
+    struct api_config api = {.audit_path = audit, .other = web_serve, .owner = geteuid()};
+    int rc = path_make_dirs(options->state, err);
+
+    if (rc == 0 && access(options->vmm, X_OK) != 0) {
+        rc = err_set_errno(err, -errno, "the monitor %s cannot be run", options->vmm);
+    }
+    rc = rc < 0 ? rc : path_format(db, err, "%s/state.db", options->state);
+    rc = rc < 0 ? rc : path_format(audit, err, "%s/audit.log", options->state);
+    rc = rc < 0 ? rc : store_sqlite_open(&store, err, &daemon->store);
+    rc = rc < 0 ? rc : open_compute(daemon, err);
+    api.compute = daemon->compute;
+    api.store = daemon->store;
+    rc = rc < 0 ? rc : api_create(&api, &daemon->api, err);
+    return rc < 0 ? rc : serve(daemon, err);
+}
+
+static void daemon_close(struct daemon *daemon)
+{
+    if (daemon->server != NULL) {
+        http_server_destroy(daemon->server);
+    }
+    api_destroy(daemon->api);
+    compute_close(daemon->compute);
+    store_close(daemon->store);
+}
+
+/* Until somebody asks for the end. */
+static void wait_for_end(const sigset_t *signals)
+{
+    int number = 0;
+
+    while (sigwait(signals, &number) != 0 || number == SIGHUP) {
+    }
+    log_info("ending; machines run on");
+}
+
+static enum status run(struct daemon *daemon)
+{
+    struct err err = {.code = 0};
+    sigset_t signals;
+    int rc;
+
+    /* Before any thread starts, so that all inherit it. */
+    (void)sigemptyset(&signals);
+    (void)sigaddset(&signals, SIGTERM);
+    (void)sigaddset(&signals, SIGINT);
+    (void)sigaddset(&signals, SIGHUP);
+    (void)sigprocmask(SIG_BLOCK, &signals, NULL);
+    (void)signal(SIGPIPE, SIG_IGN); /* NOLINT(cert-err33-c): cannot fail for these signals */
+    (void)signal(SIGXFSZ, SIG_IGN); /* NOLINT(cert-err33-c): a full disk is an error, not an end */
+    rc = daemon_open(daemon, &err);
+    if (rc == 0) {
+        log_info("serving %s", daemon->options.socket);
+        notify_send("READY=1");
+        wait_for_end(&signals);
+        notify_send("STOPPING=1");
+    } else {
+        log_error("%s", err.text);
+    }
+    daemon_close(daemon);
+    return rc < 0 ? STATUS_FAILED : STATUS_OK;
+}
+
+int main(int argc, char **argv)
+{
+    struct daemon daemon = {.store = NULL};
+    struct err err = {.code = 0};
+
+    (void)argc;
+    log_set_program("corbeld");
+    (void)umask(0077);
+    if (options_read(&daemon.options, argv + 1, &err) < 0) {
+        log_error("%s", err.text);
+        return STATUS_USAGE;
+    }
+    if (daemon.options.wants_help) {
+        options_print_help();
+        return STATUS_OK;
+    }
+    if (daemon.options.wants_version) {
+        (void)puts("corbeld " CORBEL_VERSION);
+        return STATUS_OK;
+    }
+    log_set_level(daemon.options.log_level);
+    return (int)run(&daemon);
+}
