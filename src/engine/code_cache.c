@@ -3,6 +3,7 @@
 
 #include "engine/engine_int.h"
 #include "engine/thunk.h"
+#include "engine/translate_int.h"
 
 #include <errno.h>
 #include <string.h>
@@ -227,7 +228,7 @@ void code_cache_add_roaming(struct translator *t, uintptr_t guest)
     t->stat_roaming++;
 }
 
-void code_cache_add_hot(struct translator *t, uintptr_t guest)
+static void add_hot(struct translator *t, uintptr_t guest)
 {
     if (++t->hot_count > HOT_MAX) {
         memset(t->hot, 0, CODE_CACHE_FILTER_BITS / 8);
@@ -266,7 +267,7 @@ static uint64_t lines_of(uint64_t offset, uint64_t len)
 
 static uint64_t lines_of_unit(const struct unit *unit)
 {
-    uint64_t first = (uint64_t)unit->first_line << LINE_SHIFT;
+    uint64_t first = (uint64_t)(unit->first_line & UNIT_LINE) << LINE_SHIFT;
     uint64_t last = (uint64_t)(unit->last_line & UNIT_LINE) << LINE_SHIFT;
 
     return lines_of(first, last - first + 1);
@@ -411,7 +412,49 @@ static void unit_kill(struct translator *t, struct unit *unit)
 
 void code_cache_drop_unit(struct translator *t, struct unit *unit)
 {
+    const struct code_page *page = page_find(t, unit->guest & ~PAGE_MASK);
+    unit_ref ref = unit_ref_of(t, unit);
+
     unit_kill(t, unit);
+    for (struct unit *u = unit_get(t, page->units); u != NULL; u = unit_get(t, u->page_next)) {
+        if (unit_alias_of(u) == ref) {
+            unit_kill(t, u);
+        }
+    }
+}
+
+void code_cache_heat_unit(struct translator *t, struct unit *unit)
+{
+    const struct code_page *page = page_find(t, unit->guest & ~PAGE_MASK);
+    unit_ref ref = unit_ref_of(t, unit);
+
+    add_hot(t, unit->guest);
+    for (struct unit *u = unit_get(t, page->units); u != NULL; u = unit_get(t, u->page_next)) {
+        if (unit_alias_of(u) == ref && !atomic_load(&u->dead)) {
+            add_hot(t, u->guest);
+        }
+    }
+    code_cache_drop_unit(t, unit);
+}
+
+struct unit *code_cache_find_inside(const struct translator *t, uintptr_t guest, unsigned mode,
+                                    struct unit_insn *ret_mark, unsigned *ret_index)
+{
+    const struct code_page *page = page_find(t, guest & ~PAGE_MASK);
+    unsigned line = (unsigned)(guest & PAGE_MASK) >> LINE_SHIFT;
+    struct unit *unit = page == NULL ? NULL : unit_get(t, page->units);
+
+    for (; unit != NULL; unit = unit_get(t, unit->page_next)) {
+        if (unit->mode == mode && line >= (unit->first_line & UNIT_LINE) &&
+            line <= (unit->last_line & UNIT_LINE) && !unit_is_alias(unit) && !unit_crosses(unit) &&
+            !atomic_load(&unit->dead) &&
+            unit_find_insn(unit, (unsigned)(guest & PAGE_MASK), ret_mark, ret_index) &&
+            ret_mark->is_clean && ret_mark->spilled == unit->body_spilled &&
+            ret_mark->flags != FLAGS_SLOT) {
+            return unit;
+        }
+    }
+    return NULL;
 }
 
 static void page_invalidate(struct translator *t, struct code_page *page, uint64_t lines)

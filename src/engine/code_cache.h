@@ -70,6 +70,7 @@ struct unit_insn {
     uint16_t spilled; /* registers whose value is in a spill slot */
     uint8_t flags;    /* enum unit_flags_home */
     bool is_boundary; /* the first entry of its instruction */
+    bool is_clean;    /* and borrowed registers hold nothing that is still needed */
 };
 
 enum unit_exit_kind {
@@ -145,7 +146,11 @@ struct unit_access {
 #define GATHER_SCALE_SHIFT 2 /* 1, 2, 4, 8 as 0 to 3 */
 #define GATHER_YMM 16u
 
-/* The marks follow, and before them the host address of the second page if there is one. */
+/*
+ * The marks follow, and before them for some units 8 bytes: the host address of
+ * the second page, or the unit that an alias leads into. An alias has no code
+ * of its own but the way there: its body is in that unit, and dies with it.
+ */
 struct unit {
     uintptr_t guest;    /* host address of the first guest byte */
     unit_ref next;      /* hash chain */
@@ -159,11 +164,14 @@ struct unit {
     uint8_t indirect; /* offset from code, for jump caches only: hot.target is the guest's RIP */
     uint8_t mode;
     _Atomic bool dead;
-    bool is_odd;         /* begins where something broke in: no trace ends because of it */
     uint8_t trace_count; /* guest instructions */
-    uint8_t first_line;  /* 64-byte lines of the first page that it was made from */
-    uint8_t last_line;   /* with UNIT_CROSSES, UNIT_SAMPLED */
+    uint8_t
+        first_line;    /* 64-byte lines of the first page that it was made from; UNIT_ALIAS, _ODD */
+    uint8_t last_line; /* with UNIT_CROSSES, UNIT_SAMPLED */
 };
+
+#define UNIT_ALIAS 0x80u
+#define UNIT_ODD 0x40u /* begins where something broke in: no trace ends because of it */
 
 #define UNIT_CROSSES 0x80u
 #define UNIT_SAMPLED 0x40u /* written with the engine lock held */
@@ -273,6 +281,7 @@ struct translator {
     uint64_t stat_roaming;
     uint64_t stat_hot;
     uint64_t stat_narrow;
+    uint64_t stat_aliases;
     uint64_t stat_translate_ns;
 };
 
@@ -312,6 +321,17 @@ static inline unit_ref unit_ref_of(const struct translator *t, const struct unit
 static inline bool unit_crosses(const struct unit *unit)
 {
     return (unit->last_line & UNIT_CROSSES) != 0;
+}
+
+static inline bool unit_is_alias(const struct unit *unit)
+{
+    return (unit->first_line & UNIT_ALIAS) != 0;
+}
+
+/* Where an alias leads, or 0. */
+static inline unit_ref unit_alias_of(const struct unit *unit)
+{
+    return unit_is_alias(unit) ? *(const unit_ref *)(const void *)(unit + 1) : 0;
 }
 
 /* Host address of the second page, or 0. */
@@ -391,7 +411,16 @@ static inline bool code_cache_is_hot(const struct translator *t, uintptr_t guest
 {
     return code_cache_in_filter(t->hot, guest);
 }
-void code_cache_add_hot(struct translator *translator, uintptr_t guest);
+/* The unit and its aliases run often: they are dropped, to be translated so. Engine lock held. */
+void code_cache_heat_unit(struct translator *translator, struct unit *unit);
+
+/*
+ * A unit that begins elsewhere and can be entered at that guest code as from a
+ * branch of its own, with the mark there and the instructions before it; or NULL.
+ * Engine lock held.
+ */
+struct unit *code_cache_find_inside(const struct translator *translator, uintptr_t guest,
+                                    unsigned mode, struct unit_insn *ret_mark, unsigned *ret_index);
 
 /* The same for instructions whose windows keep failing though their own access would not. */
 static inline bool code_cache_is_narrow(const struct translator *t, uintptr_t guest)

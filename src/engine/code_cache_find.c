@@ -48,8 +48,8 @@ struct unit *code_cache_unit_at(const struct translator *t, uintptr_t rx)
 /*
  * Marks as bytes: by how much the code is further, MARK_CODE_FAR when a 16-bit
  * difference follows at the end; then by how much the guest instruction is, 0
- * for the same one, with where the flags are and whether the borrowed registers
- * change, whose mask follows. MARK_JUMP in place of the flags: the offset of the
+ * for the same one, with where the flags are, whether it is clean, and whether
+ * the borrowed registers change, whose mask follows. MARK_JUMP in place of the flags: the offset of the
  * guest instruction follows, with the flags in its upper bits.
  */
 #define MARK_CODE_FAR 0xffu
@@ -58,6 +58,7 @@ struct unit *code_cache_unit_at(const struct translator *t, uintptr_t rx)
 #define MARK_FLAGS 3u
 #define MARK_JUMP 3u
 #define MARK_SPILLED 0x40u
+#define MARK_CLEAN 0x80u
 #define MARK_OFFSET 0x0fffu
 #define MARK_OFFSET_FLAGS_SHIFT 12
 
@@ -99,7 +100,7 @@ unsigned unit_marks_pack(const struct unit *unit, const struct unit_insn *marks,
         *p++ = (uint8_t)(code < MARK_CODE_FAR ? code : MARK_CODE_FAR);
         *p++ = (uint8_t)((jump ? MARK_JUMP << MARK_FLAGS_SHIFT
                                : step | (unsigned)mark->flags << MARK_FLAGS_SHIFT) |
-                         (spilled ? MARK_SPILLED : 0u));
+                         (spilled ? MARK_SPILLED : 0u) | (mark->is_clean ? MARK_CLEAN : 0u));
         if (jump) {
             p = put16(p, mark->offset | (unsigned)mark->flags << MARK_OFFSET_FLAGS_SHIFT);
         }
@@ -121,6 +122,7 @@ static const uint8_t *mark_next(const uint8_t *p, bool is_first, struct unit_ins
     unsigned head = *p++;
 
     mark->is_boundary = is_first || (head & MARK_STEP) != 0;
+    mark->is_clean = (head & MARK_CLEAN) != 0;
     mark->flags = (uint8_t)(head >> MARK_FLAGS_SHIFT & MARK_FLAGS);
     if (mark->flags == MARK_JUMP) {
         unsigned where = get16(&p);
@@ -138,10 +140,17 @@ static const uint8_t *mark_next(const uint8_t *p, bool is_first, struct unit_ins
     return p;
 }
 
+static const uint8_t *unit_marks(const struct unit *unit)
+{
+    bool has_word = unit_crosses(unit) || unit_is_alias(unit);
+
+    return (const uint8_t *)(unit + 1) + (has_word ? sizeof(uint64_t) : 0u);
+}
+
 /* The last mark at or before the offset; the first one for what lies before it. */
 struct unit_insn unit_insn_at(const struct unit *unit, uint32_t code)
 {
-    const uint8_t *p = (const uint8_t *)(unit + 1) + (unit_crosses(unit) ? sizeof(uintptr_t) : 0u);
+    const uint8_t *p = unit_marks(unit);
     const uint8_t *end = p + unit->mark_bytes;
     struct unit_insn mark = mark_start(unit);
     struct unit_insn next;
@@ -160,4 +169,24 @@ bool unit_insn_is_boundary(const struct unit *unit, uint32_t code, struct unit_i
 {
     *ret_insn = unit_insn_at(unit, code);
     return unit->code + ret_insn->code == code && ret_insn->is_boundary;
+}
+
+bool unit_find_insn(const struct unit *unit, unsigned offset, struct unit_insn *ret_insn,
+                    unsigned *ret_index)
+{
+    const uint8_t *p = unit_marks(unit);
+    const uint8_t *end = p + unit->mark_bytes;
+    struct unit_insn mark = mark_start(unit);
+    unsigned index = 0;
+
+    for (bool is_first = true; p < end; is_first = false) {
+        p = mark_next(p, is_first, &mark);
+        if (mark.is_boundary && mark.offset == offset) {
+            *ret_insn = mark;
+            *ret_index = index;
+            return true;
+        }
+        index += mark.is_boundary ? 1 : 0;
+    }
+    return false;
 }

@@ -122,7 +122,8 @@ void mem_insn_begin(struct xlate *x)
     for (unsigned i = 0; i < WINDOW_COUNT; i++) {
         struct window *w = &x->windows[i];
 
-        w->is_valid = w->is_valid && (used & REG_BIT(w->reg)) == 0 && w->mode == x->ti->mode;
+        w->is_valid = w->is_valid && x->ti <= w->last && (used & REG_BIT(w->reg)) == 0 &&
+                      w->mode == x->ti->mode;
     }
     for (unsigned i = 0; i < HELD_SLOTS; i++) {
         if ((used & REG_BIT(x->held[i].reg)) != 0) {
@@ -240,13 +241,13 @@ bool mem_rsp_delta(const struct insn *insn, int64_t *ret_delta)
 
 /*
  * Looks ahead: the range around the access that later instructions of the trace
- * reach in the same way. Returns how many of them there are.
+ * reach in the same way. Returns the last of them, or NULL.
  */
-static unsigned look_ahead(const struct xlate *x, const struct access *a, int64_t *ret_low,
-                           int64_t *ret_high)
+static const struct trace_insn *look_ahead(const struct xlate *x, const struct access *a,
+                                           int64_t *ret_low, int64_t *ret_high)
 {
     const struct trace_insn *end = x->trace->insns + x->trace->count;
-    unsigned found = 0;
+    const struct trace_insn *last = NULL;
     int64_t moved = 0;
 
     *ret_low = a->ea.disp;
@@ -265,7 +266,7 @@ static unsigned look_ahead(const struct xlate *x, const struct access *a, int64_
             if (high - low <= WINDOW_BYTES_MAX) {
                 *ret_low = low;
                 *ret_high = high;
-                found++;
+                last = ti;
             }
         }
         if (a->ea.kind == EA_SLOT) {
@@ -284,7 +285,7 @@ static unsigned look_ahead(const struct xlate *x, const struct access *a, int64_
             break;
         }
     }
-    return found;
+    return last;
 }
 
 /* The operand when a window holds the access. */
@@ -309,7 +310,7 @@ static bool from_window(const struct xlate *x, const struct access *a, struct ho
 }
 
 static void remember_window(struct xlate *x, const struct access *a, unsigned reg, int64_t low,
-                            int64_t high)
+                            int64_t high, const struct trace_insn *last)
 {
     struct window *w = &x->windows[0];
 
@@ -326,6 +327,7 @@ static void remember_window(struct xlate *x, const struct access *a, unsigned re
                          .base = a->ea.kind == EA_REG ? a->ea.base : EMIT_NO_REG,
                          .slot = a->ea.slot,
                          .slot2 = a->ea.slot2,
+                         .last = last,
                          .low = low,
                          .high = high};
 }
@@ -514,6 +516,7 @@ struct host_operand mem_access(struct xlate *x, const struct access *a)
     struct ea ea = a->ea;
     int64_t low = ea.disp;
     int64_t high = low + a->size;
+    const struct trace_insn *last = NULL;
     bool shared;
     unsigned s0;
     unsigned s1;
@@ -524,13 +527,14 @@ struct host_operand mem_access(struct xlate *x, const struct access *a)
     if (!a->is_locked && from_window(x, a, &op)) {
         return op;
     }
-    shared = is_simple(&ea) && !a->alone && !a->is_locked && !a->low_only &&
-             (x->ti->mode & UNIT_MODE_SINGLE) == 0 && !is_narrow(x, &ea) &&
-             look_ahead(x, a, &low, &high) > 0;
-    if (shared && low == (int32_t)low) {
+    if (is_simple(&ea) && !a->alone && !a->is_locked && !a->low_only &&
+        (x->ti->mode & UNIT_MODE_SINGLE) == 0 && !is_narrow(x, &ea)) {
+        last = look_ahead(x, a, &low, &high);
+    }
+    shared = last != NULL && low == (int32_t)low;
+    if (shared) {
         ea.disp = (int32_t)low;
     } else {
-        shared = false;
         low = ea.disp;
         high = low + a->size;
     }
@@ -547,7 +551,7 @@ struct host_operand mem_access(struct xlate *x, const struct access *a)
         }
     }
     if (shared) {
-        remember_window(x, a, s1, low, high);
+        remember_window(x, a, s1, low, high, last);
     }
     switch (a->ea.kind) {
     case EA_REG:

@@ -316,7 +316,7 @@ static bool is_elsewhere(const struct translator *t, const uint8_t *page, uint32
                                   ? NULL
                                   : code_cache_find(t, (uintptr_t)page + offset, mode, 0);
 
-    return unit != NULL && !unit->is_odd;
+    return unit != NULL && (unit->first_line & UNIT_ODD) == 0;
 }
 
 int trace_build(const struct translator *t, const uint8_t *page, uint32_t offset,

@@ -214,18 +214,22 @@ static struct unit *translate_locked(struct engine_vcpu *v, const uint8_t *host,
         drop_everything(v);
     }
     protect_code(v, start);
-    if (trace_build(t, host - offset, offset, NULL, mode, t->trace) != 0) {
-        if (!build_crossing(v, host, mode, &next)) {
+    unit = xlate_alias(t, (uintptr_t)host, mode);
+    if (unit != NULL) {
+        t->stat_aliases++;
+    } else {
+        if (trace_build(t, host - offset, offset, NULL, mode, t->trace) != 0 &&
+            !build_crossing(v, host, mode, &next)) {
             code_cache_unmark(t, host, start);
             return NULL;
         }
+        unit = xlate_unit(t, t->trace, (uintptr_t)host, (uintptr_t)next, mode);
+        t->stat_insns += t->trace->count;
     }
-    unit = xlate_unit(t, t->trace, (uintptr_t)host, (uintptr_t)next, mode);
-    unit->is_odd = v->hot.odd;
+    unit->first_line |= v->hot.odd ? UNIT_ODD : 0u;
     code_cache_publish(t, unit, start, next == NULL ? gpa(0) : gpa_of_host(v->vm, next));
     t->stat_translate_ns += (timed_now(t) - begin) * TIMED_UNITS;
     t->stat_units++;
-    t->stat_insns += t->trace->count;
     t->stat_code_bytes += unit->code_bytes;
     return unit;
 }
@@ -445,8 +449,7 @@ void translate_sample(struct engine_vcpu *v)
     unit = code_cache_unit_at(t, (uintptr_t)v->hot.check_return - 1);
     if (unit != NULL && !atomic_load(&unit->dead)) {
         if ((unit->last_line & UNIT_SAMPLED) != 0) {
-            code_cache_add_hot(t, unit->guest);
-            code_cache_drop_unit(t, unit);
+            code_cache_heat_unit(t, unit);
         }
         unit->last_line |= UNIT_SAMPLED;
     }
@@ -577,6 +580,7 @@ unsigned translate_stats(struct engine_vm *vm, struct accel_stat *ret_stats, uns
         {"translator_roaming_sites", t->stat_roaming},
         {"translator_hot_units", t->stat_hot},
         {"translator_narrow_sites", t->stat_narrow},
+        {"translator_aliases", t->stat_aliases},
         {"jump_misses", sums.jumps},
         {"access_misses", sums.accesses},
         {"range_misses", sums.ranges},

@@ -61,7 +61,8 @@ struct window {
     uint8_t base; /* EMIT_NO_REG: relative to slot */
     uint32_t slot;
     uint32_t slot2;
-    int64_t low; /* displacements from low up to high */
+    const struct trace_insn *last; /* that has use for it */
+    int64_t low;                   /* displacements from low up to high */
     int64_t high;
 };
 
@@ -185,6 +186,12 @@ struct unit_exit *exit_direct(struct xlate *x, int64_t target_offset);
 /* xlate_system.c: instructions of the system that need no C. */
 void xlate_system(struct xlate *x);
 
+/*
+ * xlate.c: a unit for guest code that lies in another unit already, or NULL: it
+ * cannot be. Publishes nothing yet.
+ */
+struct unit *xlate_alias(struct translator *t, uintptr_t guest, unsigned mode);
+
 /* xlate.c: emits the unit for a trace and publishes nothing yet. */
 struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr_t guest,
                         uintptr_t guest_next, unsigned mode);
@@ -230,6 +237,10 @@ void translate_sample(struct engine_vcpu *v);
 /* code_cache_find.c: the guest's state at a host address within a unit. */
 struct unit_insn unit_insn_at(const struct unit *unit, uint32_t code);
 bool unit_insn_is_boundary(const struct unit *unit, uint32_t code, struct unit_insn *ret_insn);
+/* Where the instruction at that offset of the page begins in the unit, and how many are before it;
+ * false: it is not in it. */
+bool unit_find_insn(const struct unit *unit, unsigned offset, struct unit_insn *ret_insn,
+                    unsigned *ret_index);
 /* Marks as they are kept, at most UNIT_MARK_BYTES_MAX each; returns how many bytes. */
 unsigned unit_marks_pack(const struct unit *unit, const struct unit_insn *marks, unsigned count,
                          uint8_t *ret_bytes);

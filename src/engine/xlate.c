@@ -10,8 +10,8 @@
 /* An instruction begins: notes the boundary and brings home what it reads. */
 static void insn_begin(struct xlate *x)
 {
-    xlate_mark(x);
     mem_insn_begin(x);
+    xlate_mark(x);
     xlate_reload(x, x->ti->insn.gpr_read);
 }
 
@@ -450,12 +450,11 @@ static void emit_trace(struct xlate *x)
     exit_end(x, exit);
 }
 
-struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr_t guest,
-                        uintptr_t guest_next, unsigned mode)
+/* A unit of so many bytes behind its struct, and the work space to emit it. */
+static struct xlate *begin_unit(struct translator *t, uintptr_t guest, unsigned mode, size_t more)
 {
     struct xlate *x = t->xlate;
-    struct unit *unit =
-        code_cache_alloc(t, sizeof(*unit) + (guest_next != 0 ? sizeof(guest_next) : 0u));
+    struct unit *unit = code_cache_alloc(t, sizeof(*unit) + more);
 
     memset(x, 0, offsetof(struct xlate, marks));
     for (unsigned i = 0; i < WINDOW_COUNT; i++) {
@@ -466,30 +465,75 @@ struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr
     x->cold_exit_count = 0;
     x->t = t;
     x->e = (struct emit){t->rw + t->used_bytes, t->vcpu_at};
-    x->trace = trace;
-    x->ti = &trace->insns[0];
     x->unit = unit;
     x->flags = FLAGS_HOST;
-    x->is_compact = (mode & UNIT_MODE_MMU) == MMU_USER && !code_cache_is_hot(t, guest);
     unit->guest = guest;
+    unit->mode = (uint8_t)mode;
+    unit->code = t->used_bytes;
+    return x;
+}
+
+static struct unit *end_unit(struct xlate *x, unsigned trace_count)
+{
+    struct translator *t = x->t;
+    struct unit *unit = x->unit;
+
+    t->used_bytes = code_offset(t, x->e.p);
+    unit->code_bytes = (uint16_t)(t->used_bytes - unit->code);
+    unit->trace_count = (uint8_t)trace_count;
+    unit->mark_bytes =
+        (uint16_t)unit_marks_pack(unit, x->marks, x->mark_count, t->arena + t->arena_used);
+    (void)code_cache_alloc_as_is(t, unit->mark_bytes);
+    return unit;
+}
+
+struct unit *xlate_alias(struct translator *t, uintptr_t guest, unsigned mode)
+{
+    struct unit_insn mark;
+    unsigned index;
+    struct unit *of =
+        code_cache_is_hot(t, guest) ? NULL : code_cache_find_inside(t, guest, mode, &mark, &index);
+    struct xlate *x;
+    unsigned code;
+    unit_ref ref;
+
+    if (of == NULL) {
+        return NULL;
+    }
+    code = mark.code;
+    x = begin_unit(t, guest, mode, sizeof(uint64_t));
+    ref = unit_ref_of(t, of);
+    memcpy(x->unit + 1, &ref, sizeof(ref));
+    x->unit->first_line = (of->first_line & UNIT_LINE) | UNIT_ALIAS;
+    x->unit->last_line = of->last_line & UNIT_LINE;
+    x->unit->body_spilled = of->body_spilled;
+    emit_entries(x);
+    mark.code = (uint16_t)(x->unit->body - x->unit->code);
+    x->marks[x->mark_count++] = mark;
+    emit_jmp_to(&x->e, t->rw + of->code + code);
+    x->unit->body = of->code + code;
+    return end_unit(x, of->trace_count - index);
+}
+
+struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr_t guest,
+                        uintptr_t guest_next, unsigned mode)
+{
+    struct xlate *x = begin_unit(t, guest, mode, guest_next != 0 ? sizeof(guest_next) : 0u);
+    struct unit *unit = x->unit;
+
+    x->trace = trace;
+    x->ti = &trace->insns[0];
+    x->is_compact = (mode & UNIT_MODE_MMU) == MMU_USER && !code_cache_is_hot(t, guest);
     unit->first_line = (uint8_t)__builtin_ctzll(trace->lines);
     unit->last_line = (uint8_t)(63 - __builtin_clzll(trace->lines));
     if (guest_next != 0) {
         unit->last_line |= UNIT_CROSSES;
         memcpy(unit + 1, &guest_next, sizeof(guest_next));
     }
-    unit->mode = (uint8_t)mode;
-    unit->code = t->used_bytes;
     unit->body_spilled = choose_body_spilled(t, trace);
     emit_entries(x);
     emit_trace(x);
     exit_emit_cold(x);
     mem_emit_cold(x);
-    t->used_bytes = code_offset(t, x->e.p);
-    unit->code_bytes = (uint16_t)(t->used_bytes - unit->code);
-    unit->trace_count = (uint8_t)trace->count;
-    unit->mark_bytes =
-        (uint16_t)unit_marks_pack(unit, x->marks, x->mark_count, t->arena + t->arena_used);
-    (void)code_cache_alloc_as_is(t, unit->mark_bytes);
-    return unit;
+    return end_unit(x, trace->count);
 }

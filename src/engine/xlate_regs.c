@@ -151,6 +151,7 @@ void xlate_mark(struct xlate *x)
                                .offset = x->ti->offset,
                                .spilled = x->spilled,
                                .flags = x->flags,
-                               .is_boundary = !same_insn};
+                               .is_boundary = !same_insn,
+                               .is_clean = mem_window_regs(x) == 0 && x->ti->mode == x->unit->mode};
     x->mark_count++;
 }
