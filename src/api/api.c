@@ -116,6 +116,16 @@ static int parse_body(struct api_call *call, struct fault *fault)
     return 0;
 }
 
+/* Whether the path names an object of a project by name: without a project, of the default one. */
+static bool is_own_name(const struct api_call *call)
+{
+    if (call->id[0] == 0 || call->operation->kind == KIND_COUNT) {
+        return false;
+    }
+    const struct kind_spec *spec = kind_spec(call->operation->kind);
+    return !spec->is_global && strncmp(call->id, spec->prefix, strlen(spec->prefix)) != 0;
+}
+
 static int fill_compute_call(struct api_call *call, struct fault *fault)
 {
     const char *wanted = http_exchange_query(call->exchange, "project");
@@ -129,6 +139,9 @@ static int fill_compute_call(struct api_call *call, struct fault *fault)
         return refuse(fault, 400, "dry_run", "dry_run must be true or false");
     }
     call->compute.project = only[0] != 0 ? only : wanted;
+    if (call->compute.project == NULL && is_own_name(call)) {
+        call->compute.project = COMPUTE_DEFAULT_PROJECT;
+    }
     call->compute.actor = call->identity.actor;
     call->compute.token = http_exchange_header(call->exchange, "idempotency-key");
     call->compute.is_dry_run = dry_run != NULL && strcmp(dry_run, "true") == 0;

@@ -142,9 +142,10 @@ static int on_timer(struct http_connection *connection)
     return connection->is_idle ? -1 : 0;
 }
 
+/* Also called for "content-length: 0", whose request has been given away already. */
 static int on_body_complete(struct http_connection *connection)
 {
-    if (connection != NULL && connection->exchange != NULL && connection->exchange->status == 0) {
+    if (connection != NULL && connection->exchange != NULL && connection->is_idle) {
         give_to_handler(connection);
     }
     return 0;

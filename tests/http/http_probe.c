@@ -16,7 +16,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-static atomic_int gone_count;
+static atomic_int gone_count, request_count;
 
 static void answer_echo(struct http_exchange *exchange)
 {
@@ -29,12 +29,13 @@ static void answer_echo(struct http_exchange *exchange)
         (void)snprintf(query + len, sizeof(query) - len, "[%s]",
                        http_exchange_query_at(exchange, i));
     }
-    json_t *said = json_pack("{s:s, s:s, s:s, s:I, s:s?, s:s?, s:b, s:b, s:I, s:s, s:i}", "method",
-                             request->method, "path", request->path, "query", query, "body_len",
-                             (json_int_t)request->body_len, "content_type", type, "idempotency_key",
-                             key, "is_unix", request->peer.is_unix, "is_tls", request->peer.is_tls,
-                             "uid", (json_int_t)request->peer.uid, "address", request->peer.address,
-                             "gone", atomic_load(&gone_count));
+    json_t *said =
+        json_pack("{s:s, s:s, s:s, s:I, s:s?, s:s?, s:b, s:b, s:I, s:s, s:i, s:i}", "method",
+                  request->method, "path", request->path, "query", query, "body_len",
+                  (json_int_t)request->body_len, "content_type", type, "idempotency_key", key,
+                  "is_unix", request->peer.is_unix, "is_tls", request->peer.is_tls, "uid",
+                  (json_int_t)request->peer.uid, "address", request->peer.address, "gone",
+                  atomic_load(&gone_count), "requests", atomic_load(&request_count));
     char *text = json_dumps(said, 0);
     const struct http_header header = {"x-probe", "yes"};
     http_respond(exchange, 200, "application/json", &header, 1, text, strlen(text));
@@ -88,6 +89,7 @@ static void in_thread(void *(*fn)(void *), struct http_exchange *exchange)
 static void on_request(void *opaque, struct http_exchange *exchange)
 {
     (void)opaque;
+    atomic_fetch_add(&request_count, 1);
     const char *path = http_exchange_request(exchange)->path;
     static char large[3 << 20];
     if (strcmp(path, "/late") == 0) {

@@ -121,6 +121,14 @@ def test_one_connection_many_requests():
                f"pipelined: {got}")
 
 
+def test_an_empty_body_is_one_request():
+    with Probe() as probe:
+        for _ in range(3):
+            answer, data = probe.ask("POST", "/late", headers={"Content-Length": "0"})
+            expect(data == b"late\n", f"{data}")
+        expect(probe.echo("GET", "/x")["requests"] == 4, "a request was handled twice")
+
+
 def test_unix_peer_is_known():
     with Probe() as probe:
         said = json.loads(subprocess.run(

@@ -1,0 +1,287 @@
+#!/usr/bin/python3
+"""The REST interface of corbeld as scripts use it, and as those do who mean harm: real machines, the
+unix socket, tokens by TCP, event streams and consoles."""
+
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+
+from harness import LIMIT_S, expect, run_tests
+from platform_rig import Platform, Socket
+
+
+def drive_an_instance(place):
+    with Platform(place) as platform:
+        machine = platform.launch("first", tags={"env": "test"})
+        shown = platform.ok("GET", "/v1/instances/first")
+        expect(shown["id"] == machine and shown["state"] == "running", f"{shown}")
+        expect(shown["engine_used"] == "soft", f"{shown}")
+        statistics = platform.ok("GET", f"/v1/instances/{machine}/statistics")
+        expect(isinstance(statistics, dict) and statistics, f"{statistics}")
+        for action, state in (("pause", "paused"), ("resume", "running"), ("restart", "running"),
+                              ("stop", "stopped"), ("start", "running")):
+            body = {"force": True} if action in ("stop", "restart") else None
+            platform.finish(platform.ok("POST", f"/v1/instances/{machine}/{action}", body))
+            expect(platform.state(machine) == state, f"{action}: {platform.state(machine)}")
+        platform.refused(409, "POST", f"/v1/instances/{machine}/start", code="conflict")
+        platform.refused(400, "POST", f"/v1/instances/{machine}/explode")
+        platform.ok("PATCH", f"/v1/instances/{machine}", {"tags": {"env": "prod"}})
+        for query, count in (("tag.env=prod", 1), ("tag.env=test", 0), ("state=running", 1)):
+            page = platform.ok("GET", f"/v1/instances?{query}")
+            expect(len(page["items"]) == count, f"{query}: {page}")
+        platform.finish(platform.ok("DELETE", f"/v1/instances/{machine}"))
+        platform.refused(404, "GET", f"/v1/instances/{machine}", code="not-found")
+        done = [event["action"] for event in platform.ok("GET", "/v1/events")["items"]]
+        expect(any("instance" in action for action in done), f"{done}")
+
+
+def know_who_calls(place):
+    """Users, tokens and projects: what is whose, and nothing seen across."""
+    with Platform(place) as platform:
+        platform.refused(401, "GET", "/v1/instances", token="")
+        admin = platform.ok("POST", "/v1/tokens", {"name": "root", "role": "admin"})["token"]
+        platform.ok("POST", "/v1/projects", {"name": "blue"})
+        platform.ok("POST", "/v1/projects", {"name": "red"})
+        tokens = {}
+        for project in ("blue", "red"):
+            for role in ("viewer", "member"):
+                tokens[project, role] = platform.ok(
+                    "POST", "/v1/tokens", {"name": f"{project}-{role}", "role": role,
+                                           "project": project}, token=admin)["token"]
+        blue, red = tokens["blue", "member"], tokens["red", "member"]
+        made = platform.ok("POST", "/v1/instances", {"name": "web", "image": "busybox",
+                                                     "desired": "stopped"}, token=blue)
+        machine = made["instance"]["id"]
+        expect(len(platform.ok("GET", "/v1/instances", token=blue)["items"]) == 1, "its own")
+        expect(platform.ok("GET", "/v1/instances", token=red)["items"] == [], "another's instance is listed")
+        for token, status in ((red, 404), (tokens["red", "viewer"], 404)):
+            platform.refused(status, "GET", f"/v1/instances/{machine}", token=token)
+            platform.refused(404, "GET", "/v1/instances?project=blue", token=token)
+        for method, path, body in (("DELETE", f"/v1/instances/{machine}", None),
+                                   ("PATCH", f"/v1/instances/{machine}", {"tags": {}}),
+                                   ("POST", f"/v1/instances/{machine}/start", None)):
+            platform.refused(404, method, path, body, token=red)
+            platform.refused(403, method, path, body, token=tokens["blue", "viewer"])
+        operation = made["operation"]["id"]
+        platform.refused(404, "GET", f"/v1/operations/{operation}", token=red)
+        platform.refused(403, "GET", "/v1/users", token=blue, code="forbidden")
+        platform.refused(403, "POST", "/v1/types", {"name": "x", "cpus": 1, "memory_mib": 64}, token=blue)
+        expect(all("hash" not in row for row in platform.ok("GET", "/v1/tokens", token=admin)["items"]),
+               "a hash is shown")
+        # A token that is revoked, one that expires, and ones that never were.
+        row = next(row for row in platform.ok("GET", "/v1/tokens")["items"] if row["name"] == "blue-member")
+        platform.ok("DELETE", f"/v1/tokens/{row['id']}")
+        platform.refused(401, "GET", "/v1/instances", token=blue)
+        for wrong in ("x", red[:-1], red + "a", "cbl_" + "a" * 500, "cbl_../../x_y", "cbl__"):
+            platform.refused(401, "GET", "/v1/instances", token=wrong)
+        platform.refused(401, "GET", "/v1/instances", token="", headers={"Authorization": "Basic eDp5"})
+
+
+def sign_in(place):
+    """Sessions by name and password, with a cookie that no other page can use."""
+    with Platform(place) as platform:
+        platform.ok("POST", "/v1/users", {"name": "ann", "password": "correct horse", "role": "member"})
+        platform.refused(409, "POST", "/v1/users", {"name": "ann", "password": "another one"}, code="exists")
+        platform.refused(400, "POST", "/v1/users", {"name": "bob", "password": "short"}, field="password")
+        expect("password" not in json.dumps(platform.ok("GET", "/v1/users")), "a password is shown")
+        for name, password in (("ann", "wrong horse"), ("nobody", "correct horse"), ("../ann", "x")):
+            platform.refused(401, "POST", "/v1/session", {"name": name, "password": password}, token="")
+        client = http.client.HTTPConnection("127.0.0.1", platform.port, timeout=LIMIT_S)
+        client.request("POST", "/v1/session", json.dumps({"name": "ann", "password": "correct horse"}),
+                       {"Content-Type": "application/json"})
+        answer = client.getresponse()
+        answer.read()
+        cookie = answer.getheader("set-cookie")
+        expect(answer.status == 201 and "HttpOnly" in cookie and "SameSite=Strict" in cookie, f"{cookie}")
+        cookie = {"Cookie": cookie.split(";")[0]}
+        expect(platform.ok("GET", "/v1/session", token="", headers=cookie)["actor"] == "user:ann", "who")
+        wanted = {"name": "forged", "image": "busybox", "desired": "stopped"}
+        platform.refused(403, "POST", "/v1/instances", wanted, token="",
+                         headers={**cookie, "Origin": "http://evil.example"})
+        platform.refused(403, "POST", "/v1/instances", wanted, token="", headers=cookie)
+        platform.ok("POST", "/v1/instances?dry_run=true", wanted, token="", headers={**cookie, "X-CSRF-Token": "1"})
+        forged = Socket(platform.port, "/v1/instances/any/console",
+                        headers=f"Cookie: {cookie['Cookie']}\r\nOrigin: http://evil.example\r\n")
+        expect(forged.status == 403, f"a socket from another page: {forged.status}")
+        platform.ok("DELETE", "/v1/session", token="", headers={**cookie, "X-CSRF-Token": "1"})
+        platform.refused(401, "GET", "/v1/instances", token="", headers=cookie)
+        platform.ok("DELETE", "/v1/users/ann")
+        platform.refused(401, "POST", "/v1/session", {"name": "ann", "password": "correct horse"}, token="")
+
+
+def refuse_what_is_malformed(place):
+    """Each of these changes nothing, and says what is wrong with which field."""
+    with Platform(place) as platform:
+        good = {"name": "a", "image": "busybox"}
+        for body, code, field in (
+                ({**good, "cpus": "two"}, "invalid", "cpus"), ({**good, "cpus": 0}, "invalid", "cpus"),
+                ({**good, "cpus": 10**30}, "invalid", None), ({**good, "cpus": 1.5}, "invalid", "cpus"),
+                ({**good, "colour": "red"}, "unknown-field", "colour"), ({"name": "a"}, "invalid", "image"),
+                ({**good, "name": "../../etc"}, "invalid", "name"), ({**good, "name": ""}, "invalid", "name"),
+                ({**good, "name": "a" * 5000}, "invalid", "name"), ({**good, "name": "a\n"}, "invalid", "name"),
+                ({**good, "image": "../busybox"}, None, "image"), ({**good, "tags": {"a": 1}}, "invalid", None),
+                ({**good, "tags": {str(i): "" for i in range(100)}}, "invalid", "tags"),
+                ({**good, "id": "i-mine"}, None, "id"), ({**good, "state": "running"}, None, "state"),
+                ({**good, "engine": "magic"}, "invalid", "engine"),
+                ({**good, "forwards": [{"host_port": 99999, "guest_port": 1}]}, "invalid", None),
+                ({**good, "type": "galactic"}, None, "type")):
+            status, answer = platform.call("POST", "/v1/instances", body)
+            expect(status in (400, 404), f"{body}: {status} {answer}")
+            error = answer["error"]
+            expect(code is None or error["code"] == code, f"{body}: {error}")
+            expect(field is None or error.get("field") == field, f"{body}: {error}")
+        for data in (b"", b"{", b"[]", b"null", b"{\"name\": \"a\", \"name\": \"b\"}", b"\xff\xfe", b"[" * 100000,
+                     b"{\"name\": \"\\u0000\", \"image\": \"busybox\"}"):
+            platform.refused(400, "POST", "/v1/instances", data, headers={"Content-Type": "application/json"})
+        platform.refused(415, "POST", "/v1/instances", b"name=a", headers={"Content-Type": "text/plain"})
+        with contextlib.suppress(ConnectionError):  # closed before all of it was sent
+            platform.refused(413, "POST", "/v1/instances", b" " * (2 << 20),
+                             headers={"Content-Type": "application/json"})
+        for path in ("/v1/instances?limit=x", "/v1/instances?limit=-1", "/v1/instances?colour=red",
+                     "/v1/instances?cursor=%00", "/v1/operations/x/wait?timeout_ms=99999999", "/v1/host?x=1",
+                     "/v1/watch?since=yesterday"):
+            with contextlib.suppress(http.client.RemoteDisconnected):  # a NUL closes the connection
+                status, answer = platform.call("GET", path)
+                expect(status in (400, 404), f"{path}: {status} {answer}")
+        for path in ("/v1/nothing", "/v1/instances/..%2f..%2fetc", "/v1/instances/" + "a" * 3000):
+            status, answer = platform.call("GET", path)
+            expect(status in (400, 404, 414), f"{path}: {status} {answer}")
+        platform.refused(405, "PUT", "/v1/instances", {})
+        expect(platform.ok("GET", "/v1/instances")["items"] == [], "something was made")
+
+
+def repeat_a_request(place):
+    """The same token makes one object, however often and at once; another body with it is refused."""
+    with Platform(place) as platform:
+        wanted = {"image": "busybox", "desired": "stopped", "name": "once"}
+        headers = {"Idempotency-Key": "k-17"}
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: platform.ok("POST", "/v1/instances", wanted, headers=headers), range(8)))
+        expect(len({answer["instance"]["id"] for answer in answers}) == 1, f"{answers}")
+        expect(len(platform.ok("GET", "/v1/instances")["items"]) == 1, "there are two")
+        platform.refused(409, "POST", "/v1/instances", {**wanted, "name": "other"}, headers=headers)
+        before = platform.ok("GET", "/v1/instances")
+        platform.ok("POST", "/v1/instances?dry_run=true", {**wanted, "name": "never"})
+        expect(platform.ok("GET", "/v1/instances")["items"] == before["items"], "a dry run changed something")
+
+
+def follow_changes(place):
+    """An event stream tells every change after a page, in order, and goes on after a break."""
+    with Platform(place) as platform:
+        since = platform.ok("GET", "/v1/instances")["revision"]
+        names = [f"m{i}" for i in range(5)]
+        for name in names:
+            platform.ok("POST", "/v1/instances", {"name": name, "image": "busybox", "desired": "stopped"})
+        seen, last = set(), since
+        for _ in range(2):  # the second time from where the first was broken off
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.settimeout(LIMIT_S)
+                peer.connect(platform.socket)
+                peer.sendall(f"GET /v1/watch HTTP/1.1\r\nHost: x\r\nLast-Event-ID: {last}\r\n\r\n".encode())
+                text, wanted = b"", 3 if not seen else len(names)
+                while len(seen) < wanted:
+                    piece = peer.recv(65536)
+                    expect(piece, f"the stream ended: {text[-300:]}")
+                    text += piece
+                    *events, text = text.split(b"\n\n")
+                    for event in events:
+                        change = re.search(rb"^id: (\d+)\nevent: (\w+)\ndata: (.*)", event, re.M | re.S)
+                        if change:
+                            expect(int(change[1]) >= last, f"revisions go back: {change[1]} after {last}")
+                            last = int(change[1])
+                            if change[2] == b"instance":
+                                seen.add(json.loads(change[3])["object"]["name"])
+        expect(seen == set(names), f"{seen}")
+
+
+def reach_the_console(place):
+    with Platform(place) as platform:
+        machine = platform.launch("talker")
+        token = platform.ok("POST", "/v1/tokens", {"name": "t", "role": "member"})["token"]
+        path = f"/v1/instances/{machine}/console"
+        expect(Socket(platform.port, path).status == 401, "a console without a token")
+        console = Socket(platform.port, path, token)
+        expect(console.status == 101, f"{console.status}")
+        console.send(b"\n")
+        console.wait_text(b"# ")
+        console.send(b"echo $((6 * 7))-from-inside\n")
+        console.wait_text(b"42-from-inside")
+        platform.finish(platform.ok("POST", f"/v1/instances/{machine}/stop", {"force": True}))
+        expect(Socket(platform.port, path, token).status == 409, "the console of a stopped instance")
+
+
+def survive_the_daemon(place):
+    """Machines run on while the daemon is killed, and are found again; an address stays in use."""
+    with Platform(place) as platform:
+        machine = platform.launch("survivor")
+        pid = platform.ok("GET", f"/v1/instances/{machine}")["pid"]
+        platform.stop_daemon(signal.SIGKILL)
+        os.kill(pid, 0)
+        platform.start_daemon()
+        shown = platform.ok("GET", f"/v1/instances/{machine}")
+        expect(shown["state"] == "running" and shown["pid"] == pid, f"{shown}")
+        platform.stop_daemon()
+        os.kill(pid, 0)
+        platform.start_daemon()
+        expect(platform.state(machine) == "running", "it was not found again")
+
+
+def describe_itself(place):
+    """The description names every path, and answers agree with it."""
+    with Platform(place) as platform:
+        document = platform.ok("GET", "/v1/openapi.json", token="")
+        expect(document["openapi"].startswith("3.0"), f"{document['openapi']}")
+        operations = [operation["operationId"] for path in document["paths"].values()
+                      for operation in path.values()]
+        expect(len(operations) == len(set(operations)) > 30, f"{operations}")
+        schema = document["components"]["schemas"]
+        platform.ok("POST", "/v1/instances", {"name": "x", "image": "busybox", "desired": "stopped"})
+        for plural, kind in (("instances", "instance"), ("types", "type"), ("images", "image"),
+                             ("projects", "project"), ("operations", "operation"), ("events", "event")):
+            for item in platform.ok("GET", f"/v1/{plural}")["items"]:
+                unknown = set(item) - set(schema[kind]["properties"]) - {"revision"}
+                expect(not unknown, f"{kind}: {unknown} are not in the description")
+                for name, value in item.items():
+                    wanted = schema[kind]["properties"].get(name, {}).get("enum")
+                    expect(wanted is None or value in wanted, f"{kind}.{name}: {value} is none of {wanted}")
+
+
+def keep_a_record_of_calls(place):
+    with Platform(place) as platform:
+        platform.refused(404, "GET", "/v1/instances/none")
+        platform.refused(401, "DELETE", "/v1/instances/none", token="cbl_a_b")
+        log = os.path.join(platform.home, ".local/share/corbel/daemon/audit.log")
+        lines = [json.loads(line) for line in open(log)]
+        expect(any(line["operation"] == "instance.get" and line["status"] == 404 and
+                   line["actor"].startswith("uid:") for line in lines), f"{lines}")
+        expect(any(line["status"] == 401 and line["from"] == "127.0.0.1" for line in lines), f"{lines}")
+        expect(oct(os.stat(log).st_mode)[-3:] == "600", "others can read it")
+
+
+def hold_back_the_hasty(place):
+    with Platform(place) as platform:
+        token = platform.ok("POST", "/v1/tokens", {"name": "t", "role": "viewer"})["token"]
+        other = platform.ok("POST", "/v1/tokens", {"name": "u", "role": "viewer"})["token"]
+        statuses = set()
+        for _ in range(3000):
+            statuses.add(platform.call("GET", "/v1/version", token=token)[0])
+            if 429 in statuses:
+                break
+        expect(statuses == {200, 429}, f"{statuses}")
+        expect(platform.call("GET", "/v1/session", token=other)[0] == 200, "another token waits too")
+
+
+if __name__ == "__main__":
+    run_tests([
+        ("drive an instance", drive_an_instance), ("know who calls", know_who_calls),
+        ("sign in", sign_in), ("refuse what is malformed", refuse_what_is_malformed),
+        ("repeat a request", repeat_a_request), ("follow changes", follow_changes),
+        ("reach the console", reach_the_console), ("survive the daemon", survive_the_daemon),
+        ("describe itself", describe_itself), ("keep a record of calls", keep_a_record_of_calls),
+        ("hold back the hasty", hold_back_the_hasty),
+    ])
