@@ -29,7 +29,8 @@ struct disk_job {
     const char *source; /* for people: a path or a URL */
 };
 
-static int write_description(const char *dir, const struct disk_job *job, struct err *err)
+static int write_description(const char *dir, const struct disk_job *job,
+                             const struct import_kernel *kernel, struct err *err)
 {
     char path[PATH_MAX];
     json_t *object;
@@ -41,6 +42,11 @@ static int write_description(const char *dir, const struct disk_job *job, struct
     object =
         json_pack("{s:s, s:s, s:s, s:i}", "kind", "disk", "source", job->source, "source_format",
                   import_format_name(job->import.format), "memory_mib", DISK_MEMORY_MIB);
+    if (kernel != NULL) {
+        (void)json_object_update_new(object, json_pack("{s:s, s:s, s:s, s:b}", "kernel",
+                                                       kernel->name, "cmdline", kernel->cmdline,
+                                                       "ready", "login:", "power_button", true));
+    }
     rc = object != NULL && json_dump_file(object, path, JSON_INDENT(2)) == 0
              ? 0
              : err_set(err, -EIO, "%s cannot be written", path);
@@ -52,14 +58,27 @@ static int fill_by_import(void *opaque, const char *dir, struct err *err)
 {
     const struct disk_job *job = opaque;
     struct import_request import = job->import;
+    struct import_kernel kernel = {.name = ""};
+    struct err why = {0};
     char target[PATH_MAX];
+    bool has_kernel;
     int rc = path_format(target, err, "%s/disk.raw", dir);
 
     import.target = target;
     if (rc == 0) {
         rc = import_disk(&import, err);
     }
-    return rc < 0 ? rc : write_description(dir, job, err);
+    if (rc < 0) {
+        return rc;
+    }
+    has_kernel = import_find_kernel(target, dir, &kernel, &why) == 0;
+    if (!has_kernel) {
+        (void)fprintf(stderr,
+                      "corbel: no kernel was found on the disk, so corbel run cannot start "
+                      "it: %s\n",
+                      why.text);
+    }
+    return write_description(dir, job, has_kernel ? &kernel : NULL, err);
 }
 
 /* "debian-12" from "/tmp/debian-12.qcow2.xz". */

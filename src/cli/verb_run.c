@@ -46,8 +46,8 @@ static int find_image(const struct cli *cli, const struct run_options *options,
 
     if (rc == 0 && !ret_image->has_kernel) {
         rc = err_set(err, -EOPNOTSUPP,
-                     "the image in %s has a disk but no kernel beside it, and machines are not "
-                     "booted by firmware yet",
+                     "the image in %s has a disk but no kernel beside it, as none was found on it, "
+                     "and machines are not booted by firmware yet",
                      ret_image->dir);
     }
     return rc;

@@ -54,6 +54,22 @@ int import_parse_name(const char *path, enum import_format *ret_format,
  */
 int import_disk(const struct import_request *request, struct err *err) MUST_CHECK;
 
+#define IMPORT_CMDLINE_BYTES 480u
+
+struct import_kernel {
+    char name[96]; /* of the file on the disk */
+    char cmdline[IMPORT_CMDLINE_BYTES];
+};
+
+/*
+ * Copies the kernel and the initrd that a raw disk's GRUB would start first
+ * into the directory, as vmlinuz and initrd. The disk has a GPT, an MBR or no
+ * partitions, and them on ext2 to ext4. -ENOENT when there is none such; err
+ * says what is missing; other errors are those of import_disk().
+ */
+int import_find_kernel(const char *disk, const char *dir, struct import_kernel *ret_kernel,
+                       struct err *err) MUST_CHECK;
+
 struct export_request {
     const char *path;          /* a disk of ours */
     const char *source_format; /* "raw" or "qcow2" */

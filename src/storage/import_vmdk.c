@@ -419,22 +419,29 @@ bool import_is_vmdk_text(const struct import_part *in)
 int import_vmdk_parts(const struct import_part *in, const char *path, uint64_t max_bytes, int out,
                       struct err *err)
 {
-    CLEANUP_FREE struct vmdk *v = calloc(1, sizeof(*v));
     struct vmdk *shared =
         mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     struct jail_limits limits;
+    struct vmdk *v;
     int rc;
 
-    if (v == NULL || shared == MAP_FAILED) {
+    if (shared == MAP_FAILED) {
         return err_set(err, -ENOMEM, "out of memory");
     }
     shared->text = *in;
     import_limits(in->len, 0, &limits);
     rc = jail_run(&limits, parse_text, shared, err);
-    memcpy(v, shared,
-           sizeof(*v)); /* no child has this one, and it is looked at as what came from anywhere */
+    v = malloc(sizeof(*v));
+    if (v == NULL) {
+        rc = err_set(err, -ENOMEM, "out of memory");
+    } else if (rc == 0) {
+        /* No child has this one, and it is looked at as what came from anywhere. */
+        memcpy(v, shared, sizeof(*v));
+        v->text = *in;
+        v->out = out;
+        rc = convert(v, path, max_bytes, err);
+    }
+    free(v);
     (void)munmap(shared, sizeof(*shared));
-    v->text = *in;
-    v->out = out;
-    return rc < 0 ? rc : convert(v, path, max_bytes, err);
+    return rc;
 }

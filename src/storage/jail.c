@@ -41,8 +41,8 @@
      LANDLOCK_ACCESS_FS_REMOVE_FILE)
 
 /* What programs need besides the files of the job. */
-static const char *const system_paths[] = {"/usr/bin", "/usr/lib", "/usr/lib64",
-                                           "/lib",     "/lib64",   "/etc/ld.so.cache"};
+static const char *const system_paths[] = {"/usr/bin", "/usr/sbin", "/usr/lib",        "/usr/lib64",
+                                           "/lib",     "/lib64",    "/etc/ld.so.cache"};
 
 /* Everything that computing and file I/O need; anything else is answered with ENOSYS. */
 static const int allowed_calls[] = {
@@ -449,8 +449,8 @@ static int tell_exit(int status, const char *const *argv, char *complaint,
         return 0;
     }
     if (WIFEXITED(status) && WEXITSTATUS(status) == 127) {
-        return err_set(err, -ENXIO, "%s is missing; install it: sudo apt-get install qemu-utils",
-                       argv[0]);
+        return err_set(err, -ENXIO, "%s is missing; install it: sudo apt-get install %s", argv[0],
+                       strstr(argv[0], "debugfs") != NULL ? "e2fsprogs" : "qemu-utils");
     }
     if (WIFEXITED(status) && complaint[0] != '\0') {
         complaint[strcspn(complaint, "\n")] = '\0';

@@ -15,11 +15,14 @@ import signal
 import struct
 import subprocess
 import tarfile
+import tempfile
 import threading
 
-from harness import LIMIT_S, expect, run_tests
+from harness import LIMIT_S, expect, guest, run_tests
 from test_cli import User
 
+ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
+MIB = 1 << 20
 DISK = random.Random(7).randbytes(3 << 20) + bytes(5 << 20) + random.Random(8).randbytes(1 << 20)
 
 
@@ -487,6 +490,96 @@ def refuse_hostile_archives(place):
         refuse(user, give(user, "cut.ova", bytes(data[:700])), "")
 
 
+GRUB = """set default=0
+menuentry 'Linux' {
+    insmod ext2
+    linux {kernel} root=LABEL=top ro $vt_handoff quiet ${extra} {more}
+    initrd {initrd}
+}
+menuentry 'older' { linux /boot/vmlinuz-0 root=none
+    initrd /boot/initrd-0 }
+"""
+
+
+def make_tree(user, grub, top="boot"):
+    """A directory as a root file system, or a file system for /boot, has it."""
+    tree = pathlib.Path(tempfile.mkdtemp(dir=user.home))
+    (tree / top / "grub").mkdir(parents=True)
+    (tree / top / "grub" / "grub.cfg").write_text(grub)
+    (tree / top / "vmlinuz-1").write_bytes(b"kernel" * 40000)
+    (tree / top / "initrd.img-1").write_bytes(b"initrd" * 90000)
+    return tree
+
+
+def make_whole_disk(user, name, *trees):
+    """An MBR with a file system for each tree."""
+    disk = bytearray(MIB)
+    disk[510:512] = b"\x55\xaa"
+    for number, tree in enumerate(trees):
+        part = f"{user.home}/part"
+        pathlib.Path(part).write_bytes(bytes(8 * MIB))
+        subprocess.run(["/usr/sbin/mke2fs", "-q", "-t", "ext4", "-d", str(tree), part], check=True)
+        disk[446 + 16 * number:462 + 16 * number] = struct.pack(
+            "<IIII", 0, 0x83, len(disk) // 512, 8 * MIB // 512)
+        disk += pathlib.Path(part).read_bytes()
+        os.unlink(part)
+    return give(user, name, bytes(disk))
+
+
+def find_kernels(place):
+    with User(place) as user:
+        plain = GRUB.replace("{kernel}", "/boot/vmlinuz-1").replace("{initrd}", "/boot/initrd.img-1")
+        apart = GRUB.replace("{kernel}", "/vmlinuz-1").replace("{initrd}", "/initrd.img-1")
+        trees = {"whole": [make_tree(user, plain.replace("{more}", "console=ttyS0,9600"))],
+                 "apart": [make_tree(user, "nothing here", "etc"),
+                           make_tree(user, apart.replace("{more}", "x=1"), ".")]}
+        for name, more in (("whole", "console=ttyS0,9600"), ("apart", "x=1 console=ttyS0")):
+            _, err = user.run("image", "import", make_whole_disk(user, f"{name}.raw", *trees[name]))
+            expect(err == "", err)
+            place_of = image_disk(user, name).parent
+            expect((place_of / "vmlinuz").read_bytes() == b"kernel" * 40000 and
+                   (place_of / "initrd").read_bytes() == b"initrd" * 90000, f"{name}: other files")
+            about = json.loads((place_of / "image.json").read_text())
+            expect(about["cmdline"] == f"root=LABEL=top ro quiet {more}", about)
+        # What cannot be had is said, and the disk comes in all the same.
+        config = plain.replace("{more}", "")
+        for number, (grub, text) in enumerate((
+                (config.replace("vmlinuz-1", "vmlinuz-2"), "vmlinuz-2"),
+                (config.replace("/boot/vmlinuz-1", "/boot/vmlinuz-1;rm"), "no Linux"),
+                (config.replace("/boot/vmlinuz-1", "vmlinuz-1"), "no Linux"),
+                (config.replace("root=LABEL=top", "root=" + "x" * 9000), "no Linux"),
+                ("linux", "no Linux"), ("\0" * 70000, "no GRUB"))):
+            tree = make_tree(user, grub)
+            os.unlink(tree / "boot/grub/grub.cfg")
+            (tree / "boot/grub/grub.cfg").write_text(grub.replace("linux /boot/vmlinuz-0", "nothing"))
+            _, err = user.run("image", "import", make_whole_disk(user, f"bad{number}.raw", tree))
+            expect("no kernel was found" in err and text in err, f"{number}: {err}")
+            expect(not (image_disk(user, f"bad{number}").parent / "vmlinuz").exists(), "a kernel")
+            _, err = user.run("run", f"bad{number}", status=1)
+            expect("no kernel" in err, err)
+        good = pathlib.Path(user.home, "whole.raw").read_bytes()
+        noise = random.Random(12)
+        for number in range(8):
+            data = bytearray(good)
+            for _ in range(40):  # the tables of the file system, whose magic stays
+                at = MIB + noise.choice((1024, 4096, 8192, 64 * 1024)) + noise.randrange(1024)
+                if not 1024 + 56 <= at - MIB < 1024 + 58:
+                    data[at] = noise.randrange(256)
+            user.run("image", "import", give(user, "broken.raw", bytes(data)), "--replace")
+
+
+def boot_from_elsewhere(place):
+    """A disk that came alone starts with the kernel that is on it."""
+    with User(place) as user:
+        source = f"{user.home}/source.raw"
+        subprocess.run(["cp", "--sparse=always", guest("debian").disk, source], check=True)
+        os.chmod(source, 0o644)
+        user.run("image", "import", source, "--name", "cloud")
+        os.unlink(source)
+        user.run("run", "cloud", "--detach", "--wait", "--engine", ENGINE)
+        user.run("stop", "cloud")
+
+
 TESTS = [
     ("a disk is fetched once, cached, listed and pruned", fetch_plainly),
     ("redirects are followed, but not for ever", follow_redirects),
@@ -502,6 +595,8 @@ TESTS = [
     ("images that name other files, lie or are cut off are refused", refuse_hostile_images),
     ("disks longer than allowed are refused, however well packed", refuse_bombs),
     ("archives with tricks in them are refused", refuse_hostile_archives),
+    ("the kernel on a whole disk is found", find_kernels),
+    ("a whole disk from elsewhere boots", boot_from_elsewhere),
 ]
 
 if __name__ == "__main__":
