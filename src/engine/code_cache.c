@@ -389,7 +389,8 @@ static void unit_kill(struct translator *t, struct unit *unit)
     /* Jump caches may still lead here: the first instruction becomes a jump to the lookup. */
     uint8_t *first = t->rw + unit->code + unit->indirect;
     uint64_t bytes;
-    uint32_t rel = (uint32_t)(t->dead - (t->rx + unit_entry(unit)));
+    uint32_t rel =
+        (uint32_t)(t->dead - (t->rx + unit->code + unit->indirect + UNIT_INDIRECT_BYTES));
 
     memcpy(&bytes, first, sizeof(bytes));
     bytes = (bytes & 0xffffff0000000000ull) | (uint64_t)rel << 8 | 0xe9u;

@@ -161,10 +161,11 @@ struct unit {
     uint16_t code_bytes;
     uint16_t mark_bytes;
     uint16_t body_spilled;
-    uint8_t indirect; /* offset from code, for jump caches only: hot.target is the guest's RIP */
+    uint8_t indirect; /* offset from code, for jump caches only: UNIT_STANDARD_BORROWED is */
     uint8_t mode;
     _Atomic bool dead;
-    uint8_t trace_count; /* guest instructions */
+    uint8_t trace_count : 7; /* guest instructions */
+    uint8_t flags_dead : 1;  /* nothing reads the arithmetic flags that it begins with */
     uint8_t
         first_line;    /* 64-byte lines of the first page that it was made from; UNIT_ALIAS, _ODD */
     uint8_t last_line; /* with UNIT_CROSSES, UNIT_SAMPLED */
@@ -176,7 +177,11 @@ struct unit {
 #define UNIT_CROSSES 0x80u
 #define UNIT_SAMPLED 0x40u /* written with the engine lock held */
 #define UNIT_LINE 0x3fu
+/* R10 and R11: what user code borrows most, and what is borrowed from one unit to the next when
+ * a jump cache leads there. */
+#define UNIT_STANDARD_BORROWED 0x0c00u
 #define UNIT_INDIRECT_BYTES 5u
+#define UNIT_BORROW_BYTES 18u /* to take these two or to give them back */
 
 /* A guest page with units. */
 struct code_page {
@@ -195,17 +200,15 @@ struct code_page_ref {
 };
 
 /*
- * Ways on by the jump cache; registers are the guest's, but for the borrowed
- * that are named. To the address in RCX, which is borrowed: flags in the host's;
- * in their slot; in their slot, and RAX is borrowed, too. To hot.offset from the
- * start of the page: flags in the host's; in their slot.
+ * Ways on by the jump cache, by where the flags are: the host's or their slot. R10 and R11 are
+ * borrowed, and RCX, which holds the target; RCX alone. To a page offset in R10, of which
+ * R11 has the page part: both are borrowed. To the one in hot.offset: nothing is.
  */
 struct thunk_dispatch {
-    const uint8_t *flags_host;
-    const uint8_t *flags_slot;
-    const uint8_t *rax_spilled;
-    const uint8_t *offset_flags_host;
-    const uint8_t *offset_flags_slot;
+    const uint8_t *target[2];
+    const uint8_t *target_in_rcx[2];
+    const uint8_t *offset[2];
+    const uint8_t *offset_in_slot[2];
 };
 #define THUNK_DISPATCH_COPIES 16u
 /* Registers, in the order in which units borrow them, that have lookups of their own. */
@@ -253,9 +256,11 @@ struct translator {
      * whether it is a write, and the size. */
     uint16_t compact_slot[16][16][2][COMPACT_SIZES];
     unsigned compact_count;
-    uint32_t compact_slots;   /* offset of the first */
-    const uint8_t *jump_miss; /* an indirect branch that is not in the jump cache */
-    const uint8_t *dead;      /* where the indirect entry of a dead unit leads */
+    uint32_t compact_slots;      /* offset of the first */
+    const uint8_t *jump_miss[2]; /* an indirect branch that is not in the jump cache */
+    /* A target that wants its flags in the host's; by MMU mode. */
+    const uint8_t *restore_flags[3];
+    const uint8_t *dead; /* where the indirect entry of a dead unit leads */
     struct thunk_dispatch dispatch[THUNK_DISPATCH_COPIES][3]; /* by MMU mode */
     /*
      * The same exits for units that borrow two registers (or one, named twice), which are given
@@ -343,7 +348,11 @@ static inline uintptr_t unit_guest_next(const struct unit *unit)
 /* All registers and flags in place. */
 static inline uint32_t unit_entry(const struct unit *unit)
 {
-    return unit->code + unit->indirect + UNIT_INDIRECT_BYTES;
+    uint32_t indirect = unit->code + unit->indirect;
+
+    return unit->body_spilled == UNIT_STANDARD_BORROWED
+               ? indirect - UNIT_BORROW_BYTES
+               : indirect + UNIT_INDIRECT_BYTES + UNIT_BORROW_BYTES;
 }
 
 /* True when one more unit fits. */

@@ -49,20 +49,31 @@ static const struct thunk_dispatch *dispatch_of(const struct xlate *x, unsigned 
     return &x->t->dispatch[copy][mode & UNIT_MODE_MMU];
 }
 
+/* Here the way on is worth its room. */
+static bool is_inline(const struct xlate *x, unsigned mode)
+{
+    return !x->is_compact && (mode & UNIT_MODE_MMU) == MMU_USER;
+}
+
 /* RCX holds the target already when it is borrowed and in_rcx is set. */
 void exit_indirect(struct xlate *x, bool in_rcx)
 {
     const struct thunk_dispatch *dispatch = dispatch_of(x, x->ti->mode);
-    bool has_rax = (x->spilled & REG_BIT(X86_RAX)) == 0 || x->flags == FLAGS_HOST;
+    unsigned in_slot = x->flags == FLAGS_HOST ? 0 : 1;
+    bool is_rcx_alone;
 
-    xlate_reload(x, ~(REG_BIT(X86_RCX) | (has_rax ? 0u : REG_BIT(X86_RAX))));
-    xlate_spill(x, REG_BIT(X86_RCX));
+    xlate_reload(x, ~(unsigned)(REG_BIT(X86_RCX) | UNIT_STANDARD_BORROWED));
+    is_rcx_alone = (x->spilled & UNIT_STANDARD_BORROWED) == 0 && !is_inline(x, x->ti->mode);
+    xlate_spill(x, REG_BIT(X86_RCX) | (is_rcx_alone ? 0u : UNIT_STANDARD_BORROWED));
     if (!in_rcx) {
         emit_gs_load(&x->e, X86_RCX, GS_HOT(target));
     }
-    emit_jmp_to(&x->e, rw_thunk(x, x->flags == FLAGS_HOST ? dispatch->flags_host
-                                   : has_rax              ? dispatch->flags_slot
-                                                          : dispatch->rax_spilled));
+    if (is_inline(x, x->ti->mode)) {
+        thunk_emit_jump(x->t, &x->e, MMU_USER, in_slot);
+        return;
+    }
+    emit_jmp_to(&x->e, rw_thunk(x, is_rcx_alone ? dispatch->target_in_rcx[in_slot]
+                                                : dispatch->target[in_slot]));
 }
 
 /* The registers that are borrowed just now, when these are one or two; the first is the lower. */
@@ -83,6 +94,21 @@ static void emit_lookup(struct xlate *x, const struct unit_exit *exit)
     unsigned in_slot = x->flags == FLAGS_HOST ? 0 : 1;
     unsigned regs[2];
 
+    if (is_inline(x, exit->mode)) {
+        xlate_reload(x, ~UNIT_STANDARD_BORROWED);
+        xlate_spill(x, UNIT_STANDARD_BORROWED | REG_BIT(X86_RCX));
+        thunk_emit_jump_by(x->t, &x->e, MMU_USER, in_slot, exit->target_offset);
+        return;
+    }
+    if (x->unit->body_spilled == UNIT_STANDARD_BORROWED) {
+        xlate_reload(x, ~UNIT_STANDARD_BORROWED);
+        xlate_spill(x, UNIT_STANDARD_BORROWED);
+        emit_mov_imm32(&x->e, X86_R10, (uint32_t)exit->target_offset);
+        emit_mov_imm32(&x->e, X86_R11,
+                       (uint32_t)exit->target_offset & ~(uint32_t)(GMEM_PAGE_BYTES - 1));
+        emit_jmp_to(&x->e, rw_thunk(x, dispatch->offset[in_slot]));
+        return;
+    }
     xlate_reload(x, ~(unsigned)x->unit->body_spilled);
     if ((exit->mode & UNIT_MODE_MMU) == MMU_USER && has_few_borrowed(x, regs) &&
         xlate_scratch_rank(regs[0]) < THUNK_LOOKUP_REGS &&
@@ -94,8 +120,7 @@ static void emit_lookup(struct xlate *x, const struct unit_exit *exit)
     }
     xlate_reload(x, UINT16_MAX);
     emit_gs_store_imm32(&x->e, GS_HOT(offset), (uint32_t)exit->target_offset);
-    emit_jmp_to(&x->e, rw_thunk(x, in_slot == 0 ? dispatch->offset_flags_host
-                                                : dispatch->offset_flags_slot));
+    emit_jmp_to(&x->e, rw_thunk(x, dispatch->offset_in_slot[in_slot]));
 }
 
 /* To C, which finds out by the number of the exit what is wanted. */

@@ -89,7 +89,7 @@ void light_init_jump_cache(struct engine_vcpu *v)
         v->hot.jump_count[table] = 0;
         v->hot.jump_local[table] = false;
         for (unsigned set = 0; set < JUMP_CACHE_SETS; set++) {
-            v->hot.jump[table][set].rip = jump_cache_empty(set);
+            v->hot.jump[table][set].minus_rip = jump_cache_empty(set);
         }
     }
 }
@@ -104,7 +104,7 @@ static void flush_table(struct engine_vcpu *v, unsigned table)
     for (uint32_t i = 0; i < v->hot.jump_count[table]; i++) {
         uint32_t set = v->hot.jump_used[table][i];
 
-        v->hot.jump[table][set].rip = jump_cache_empty(set);
+        v->hot.jump[table][set].minus_rip = jump_cache_empty(set);
     }
     v->hot.jump_count[table] = 0;
     v->hot.jump_local[table] = false;
@@ -118,8 +118,8 @@ static void flush_page(struct engine_vcpu *v, unsigned table, uint64_t va)
     for (uint32_t i = 0; i < v->hot.jump_count[table]; i++) {
         struct jump_entry *entry = &v->hot.jump[table][v->hot.jump_used[table][i]];
 
-        if (page - (entry->rip >> GMEM_PAGE_SHIFT) <= 1) {
-            entry->rip = jump_cache_empty(v->hot.jump_used[table][i]);
+        if (page - (entry->page >> GMEM_PAGE_SHIFT) <= 1) {
+            entry->minus_rip = jump_cache_empty(v->hot.jump_used[table][i]);
             v->hot.jump_used[table][i] = v->hot.jump_used[table][--v->hot.jump_count[table]];
             i--;
         }
@@ -236,10 +236,12 @@ struct unit *light_find(struct engine_vcpu *v, unsigned mode)
     return code_cache_find(v->vm->translator, (uintptr_t)host, mode, (uintptr_t)next);
 }
 
+/* indirect: as in struct found_entry. */
 static void remember(struct engine_vcpu *v, unsigned mode, uint32_t indirect, bool is_local)
 {
+    const struct translator *t = v->vm->translator;
     unsigned cache = current_table(v, mode);
-    uint32_t set = jump_cache_offset(v->st.rip) / (uint32_t)sizeof(struct jump_entry);
+    uint32_t set = jump_cache_set(v->st.rip);
     struct jump_entry *entry = &v->hot.jump[cache][set];
 
     if ((mode & UNIT_MODE_SINGLE) != 0) {
@@ -249,7 +251,7 @@ static void remember(struct engine_vcpu *v, unsigned mode, uint32_t indirect, bo
         light_flush_jump_cache(v);
         v->hot.jump_mode = mode & UNIT_MODE_REST;
     }
-    if (entry->rip == jump_cache_empty(set)) {
+    if (entry->minus_rip == jump_cache_empty(set)) {
         v->hot.jump_used[cache][v->hot.jump_count[cache]++] = (uint16_t)set;
     }
     v->hot.jump_pages[page_bit(v->st.rip) / 64] |= 1ull << (page_bit(v->st.rip) % 64);
@@ -258,15 +260,24 @@ static void remember(struct engine_vcpu *v, unsigned mode, uint32_t indirect, bo
     } else if ((mode & UNIT_MODE_MMU) == MMU_USER) {
         v->hot.jump_global = true;
     }
-    entry->rip = v->st.rip;
-    entry->host = code_rx(v->vm->translator, indirect);
+    entry->minus_rip = 0 - v->st.rip;
+    entry->page = v->st.rip & ~PAGE_MASK;
+    entry->host = code_rx(t, indirect & ~FOUND_FLAGS_DEAD);
+    entry->host_slot = (indirect & FOUND_FLAGS_DEAD) != 0
+                           ? entry->host
+                           : (uintptr_t)t->restore_flags[mode & UNIT_MODE_MMU];
+}
+
+static uint32_t found_indirect(const struct unit *unit)
+{
+    return (unit->code + unit->indirect) | (unit->flags_dead ? FOUND_FLAGS_DEAD : 0);
 }
 
 void light_remember(struct engine_vcpu *v, const struct unit *unit)
 {
     uint64_t next = (v->st.rip & ~PAGE_MASK) + GMEM_PAGE_BYTES;
 
-    remember(v, unit->mode, unit->code + unit->indirect,
+    remember(v, unit->mode, found_indirect(unit),
              unit_crosses(unit) && !mmu_fetch_is_global(v, next));
 }
 
@@ -286,7 +297,7 @@ static void note_found(struct engine_vcpu *v, const struct unit *unit)
     struct found_entry *found = &v->hot.found[found_set(key)];
 
     found->entry = unit_entry(unit);
-    found->indirect = unit->code + unit->indirect;
+    found->indirect = found_indirect(unit);
     __atomic_store_n(&found->key, key, __ATOMIC_SEQ_CST);
     /* Who kills a unit marks it dead first, and looks here then. */
     if (atomic_load(&unit->dead)) {

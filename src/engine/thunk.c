@@ -121,93 +121,173 @@ static const uint8_t *here(struct translator *t, const struct emit *e)
     return t->rx + code_offset(t, e->p);
 }
 
-static const uint8_t *rw_of(struct translator *t, const uint8_t *rx)
+static const uint8_t *rw_of(const struct translator *t, const uint8_t *rx)
 {
     return t->rw + (rx - t->rx);
 }
 
-static void emit_save_flags(struct emit *e)
+/* R10: where the entry for the address in hot.target and RCX is, in the tables of the mode. */
+static void emit_jump_entry(struct emit *e, unsigned mode)
 {
-    emit_bytes(e, "\x9f\x0f\x90\xc0", 4); /* lahf; seto al */
-}
+    _Static_assert(sizeof(struct jump_entry) == 32 && JUMP_CACHE_SETS == 1u << 13,
+                   "16 bits of which three are 0, times four");
 
-static void emit_restore_flags(struct emit *e)
-{
-    emit_bytes(e, "\x04\x7f\x9e", 3); /* add al, 0x7f; sahf */
-}
-
-/* To the unit for the address in RCX. RAX holds the flags; it and RCX are borrowed. */
-static void emit_dispatch(struct translator *t, struct emit *e, unsigned mode)
-{
-    uint32_t cache = (uint32_t)(offsetof(struct engine_vcpu, hot.jump) +
-                                jump_cache_table(mode) * JUMP_TABLE_BYTES);
-
-    emit_gs_store(e, X86_RDX, GS_SPILL(X86_RDX));
-    emit_rr(e, false, 0x69, X86_RDX, X86_RCX); /* imul edx, ecx, imm32 */
-    emit_u32(e, JUMP_CACHE_HASH);
-    emit_shift_imm(e, false, 5, X86_RDX, JUMP_CACHE_SHIFT);
-    emit_alu_imm(e, false, 4, X86_RDX, (int32_t)((JUMP_CACHE_SETS - 1) << 4));
+    emit_gs_prefix(e); /* movzx r11d, word [target + 1] */
+    emit_bytes(e, "\x44\x0f\xb7\x1c\x25", 5);
+    emit_u32(e, (uint32_t)emit_gs_disp(e, GS_HOT(target) + 1));
+    emit_mem(e, false, EMIT_LEA, X86_R10, X86_RCX, X86_R11, 8, 0);
+    emit_mem(e, false, EMIT_LEA, X86_R10, EMIT_NO_REG, X86_R10, 8, 0);
+    emit_bytes(e, "\x45\x0f\xb7\xd2", 4); /* movzx r10d, r10w */
     if (mode == MMU_USER) {
-        emit_gs(e, EMIT_ADD_LOAD, X86_RDX, GS_HOT(jump_context));
+        emit_gs_load(e, X86_R11, GS_HOT(jump_context));
     }
-    emit_gs_indexed(e, EMIT_CMP_LOAD, X86_RCX, X86_RDX,
-                    cache + (uint32_t)offsetof(struct jump_entry, rip));
-    emit_jcc_to(e, EMIT_CC_NE, rw_of(t, t->jump_miss));
-    emit_gs_indexed(e, EMIT_MOV_LOAD, X86_RDX, X86_RDX,
-                    cache + (uint32_t)offsetof(struct jump_entry, host));
-    emit_gs_store(e, X86_RDX, GS_HOT(resume));
-    emit_gs_store(e, X86_RCX, GS_HOT(target));
-    emit_alu_imm(e, true, 4, X86_RCX, -(int32_t)GMEM_PAGE_BYTES);
-    emit_gs_store(e, X86_RCX, GS_HOT(page));
-    emit_restore_flags(e);
-    emit_gs_load(e, X86_RAX, GS_SPILL(X86_RAX));
-    emit_gs_load(e, X86_RCX, GS_SPILL(X86_RCX));
-    emit_gs_load(e, X86_RDX, GS_SPILL(X86_RDX));
-    emit_resume_jump(e);
+    emit_mem(e, true, EMIT_LEA, X86_R10, mode == MMU_USER ? X86_R11 : EMIT_NO_REG, X86_R10, 4, 0);
 }
 
-/* RCX, which is saved: hot.page + hot.offset. */
-static void emit_offset_target(struct emit *e)
+static uint32_t jump_field(unsigned mode, size_t field)
 {
-    emit_gs_store(e, X86_RCX, GS_SPILL(X86_RCX));
-    emit_gs(e, 0x63, X86_RCX, GS_HOT(offset)); /* movsxd */
+    return (uint32_t)(offsetof(struct engine_vcpu, hot.jump) +
+                      jump_cache_table(mode) * JUMP_TABLE_BYTES + field);
+}
+
+static void emit_jump_field(struct emit *e, unsigned mode, size_t field)
+{
+    emit_gs_prefix(e);
+    emit_mem(e, false, 0xff, 4, X86_R10, EMIT_NO_REG, 1, emit_gs_disp(e, jump_field(mode, field)));
+}
+
+enum dispatch_page {
+    PAGE_DONE,    /* hot.page is the target's */
+    PAGE_OF_ENTRY /* as the entry says */
+};
+
+/*
+ * To the unit for the address in RCX; R10, R11 and RCX are borrowed. The flags stay where they
+ * are, for most units do not read those they begin with: hence LEA, and JRCXZ to compare.
+ */
+static void emit_dispatch(const struct translator *t, struct emit *e, unsigned mode,
+                          unsigned in_slot, enum dispatch_page page)
+{
+    emit_gs_store(e, X86_RCX, GS_HOT(target));
+    emit_gs_store_imm32(e, GS_HOT(flags_in_slot), in_slot);
+    emit_jump_entry(e, mode);
+    emit_gs_indexed(e, EMIT_MOV_LOAD, X86_R11, X86_R10,
+                    jump_field(mode, offsetof(struct jump_entry, minus_rip)));
+    emit_mem(e, true, EMIT_LEA, X86_RCX, X86_RCX, X86_R11, 1, 0);
+    emit_bytes(e, "\xe3\x05", 2); /* jrcxz over the jump */
+    emit_jmp_to(e, rw_of(t, t->jump_miss[in_slot]));
+    if (page == PAGE_OF_ENTRY) {
+        emit_gs_indexed(e, EMIT_MOV_LOAD, X86_RCX, X86_R10,
+                        jump_field(mode, offsetof(struct jump_entry, page)));
+        emit_gs_store(e, X86_RCX, GS_HOT(page));
+    }
+    emit_gs_load(e, X86_RCX, GS_SPILL(X86_RCX));
+    emit_jump_field(e, mode,
+                    in_slot != 0 ? offsetof(struct jump_entry, host_slot)
+                                 : offsetof(struct jump_entry, host));
+}
+
+static void emit_borrow_standard(struct emit *e)
+{
+    emit_gs_store(e, X86_R10, GS_SPILL(X86_R10));
+    emit_gs_store(e, X86_R11, GS_SPILL(X86_R11));
+}
+
+/*
+ * hot.page does not wait for the entry: where it does, each jump waits for the one before,
+ * since the next target is computed from it.
+ */
+static enum dispatch_page emit_page_of_target(struct emit *e, unsigned in_slot)
+{
+    if (in_slot == 0) {
+        return PAGE_OF_ENTRY;
+    }
+    emit_mov(e, true, X86_R11, X86_RCX);
+    emit_alu_imm(e, true, 4, X86_R11, -(int32_t)GMEM_PAGE_BYTES);
+    emit_gs_store(e, X86_R11, GS_HOT(page));
+    return PAGE_DONE;
+}
+
+void thunk_emit_jump(const struct translator *t, struct emit *e, unsigned mode, unsigned in_slot)
+{
+    emit_dispatch(t, e, mode, in_slot, emit_page_of_target(e, in_slot));
+}
+
+void thunk_emit_jump_by(const struct translator *t, struct emit *e, unsigned mode, unsigned in_slot,
+                        int32_t offset)
+{
+    emit_gs_load(e, X86_RCX, GS_HOT(page));
+    emit_lea(e, X86_R11, X86_RCX, offset & -(int32_t)GMEM_PAGE_BYTES);
+    emit_gs_store(e, X86_R11, GS_HOT(page));
+    emit_lea(e, X86_RCX, X86_RCX, offset);
+    emit_dispatch(t, e, mode, in_slot, PAGE_DONE);
 }
 
 static void emit_dispatches(struct translator *t, struct emit *e, struct thunk_dispatch *out,
-                            unsigned mode)
+                            unsigned mode, unsigned in_slot)
 {
-    out->offset_flags_slot = here(t, e);
-    emit_offset_target(e);
-    emit_gs(e, EMIT_ADD_LOAD, X86_RCX, GS_HOT(page));
-    out->flags_slot = here(t, e);
-    emit_gs_store(e, X86_RAX, GS_SPILL(X86_RAX));
-    out->rax_spilled = here(t, e);
-    emit_gs_load(e, X86_RAX, GS_HOT(flags));
-    emit_dispatch(t, e, mode);
+    out->offset_in_slot[in_slot] = here(t, e);
+    emit_borrow_standard(e);
+    emit_gs_store(e, X86_RCX, GS_SPILL(X86_RCX));
+    emit_gs(e, 0x63, X86_RCX, GS_HOT(offset)); /* movsxd */
+    emit_gs_load(e, X86_R11, GS_HOT(page));
+    emit_mem(e, true, EMIT_LEA, X86_RCX, X86_RCX, X86_R11, 1, 0);
+    emit_dispatch(t, e, mode, in_slot, emit_page_of_target(e, in_slot));
 
-    out->offset_flags_host = here(t, e);
-    emit_gs_store(e, X86_RAX, GS_SPILL(X86_RAX));
-    emit_save_flags(e);
-    emit_offset_target(e);
-    emit_gs(e, EMIT_ADD_LOAD, X86_RCX, GS_HOT(page));
-    emit_dispatch(t, e, mode);
+    out->offset[in_slot] = here(t, e);
+    emit_gs_store(e, X86_RCX, GS_SPILL(X86_RCX));
+    emit_gs_load(e, X86_RCX, GS_HOT(page));
+    emit_rr(e, true, 0x63, X86_R10, X86_R10); /* movsxd */
+    emit_rr(e, true, 0x63, X86_R11, X86_R11);
+    emit_mem(e, true, EMIT_LEA, X86_R11, X86_R11, X86_RCX, 1, 0);
+    emit_gs_store(e, X86_R11, GS_HOT(page));
+    emit_mem(e, true, EMIT_LEA, X86_RCX, X86_RCX, X86_R10, 1, 0);
+    emit_dispatch(t, e, mode, in_slot, PAGE_DONE);
 
-    out->flags_host = here(t, e);
-    emit_gs_store(e, X86_RAX, GS_SPILL(X86_RAX));
-    emit_save_flags(e);
-    emit_dispatch(t, e, mode);
+    out->target_in_rcx[in_slot] = here(t, e);
+    emit_borrow_standard(e);
+    out->target[in_slot] = here(t, e);
+    emit_dispatch(t, e, mode, in_slot, emit_page_of_target(e, in_slot));
+}
+
+/* Not in the jump cache: C looks for hot.target. R10, R11 and RCX are borrowed. */
+static void emit_jump_misses(struct translator *t, struct emit *e)
+{
+    for (unsigned in_slot = 0; in_slot < 2; in_slot++) {
+        t->jump_miss[in_slot] = here(t, e);
+        emit_gs_load(e, X86_RCX, GS_HOT(target));
+        emit_gs_store(e, X86_RCX, GS_ST(rip));
+        emit_gs_load(e, X86_RCX, GS_SPILL(X86_RCX));
+        emit_gs_load(e, X86_R10, GS_SPILL(X86_R10));
+        emit_gs_load(e, X86_R11, GS_SPILL(X86_R11));
+        emit_gs_store_imm32(e, GS_HOT(exit), 0);
+        emit_jmp_to(e, rw_of(t, in_slot != 0 ? t->exit_slot : t->exit_host));
+    }
 }
 
 /* A unit that is no more was reached by a jump cache: hot.target is looked up again. */
 static void emit_dead(struct translator *t, struct emit *e)
 {
     t->dead = here(t, e);
-    emit_gs_store(e, X86_RAX, GS_SPILL(X86_RAX));
     emit_gs_store(e, X86_RCX, GS_SPILL(X86_RCX));
-    emit_gs_store(e, X86_RDX, GS_SPILL(X86_RDX));
-    emit_save_flags(e);
-    emit_gs_load(e, X86_RCX, GS_HOT(target));
-    emit_jmp_to(e, rw_of(t, t->jump_miss));
+    emit_gs32(e, EMIT_MOV_LOAD, X86_RCX, GS_HOT(flags_in_slot));
+    emit_bytes(e, "\xe3\x05", 2); /* jrcxz over the jump */
+    emit_jmp_to(e, rw_of(t, t->jump_miss[1]));
+    emit_jmp_to(e, rw_of(t, t->jump_miss[0]));
+}
+
+/* The flags lie in their slot, but the unit that R10 found reads them. */
+static void emit_restore_flags(struct translator *t, struct emit *e)
+{
+    for (unsigned mode = 0; mode < ARRAY_LEN(t->restore_flags); mode++) {
+        t->restore_flags[mode] = here(t, e);
+        emit_gs_store_imm32(e, GS_HOT(flags_in_slot), 0);
+        emit_gs_store(e, X86_RAX, GS_HOT(scratch));
+        emit_gs_load(e, X86_RAX, GS_HOT(flags));
+        emit_bytes(e, "\x04\x7f\x9e", 3); /* add al, 0x7f; sahf */
+        emit_gs_load(e, X86_RAX, GS_HOT(scratch));
+        emit_jump_field(e, mode, offsetof(struct jump_entry, host));
+    }
 }
 
 #define TLB_ENTRY_SHIFT 4u
@@ -439,8 +519,7 @@ static void emit_lookups_borrowed(struct translator *t, struct emit *e, unsigned
             t->lookup_borrowed[copy][rank][rank2][i & 1] = code_offset(t, e->p);
             emit_store32(e, low, GS_HOT(offset));
             emit_give_back(e, low, high);
-            emit_jmp_to(e, rw_of(t, (i & 1) == 0 ? dispatch->offset_flags_host
-                                                 : dispatch->offset_flags_slot));
+            emit_jmp_to(e, rw_of(t, dispatch->offset_in_slot[i & 1]));
         }
     }
 }
@@ -486,18 +565,13 @@ void thunk_emit_all(struct translator *t)
     emit_gs_store(&e, X86_RAX, GS_HOT(resume));
     emit_jmp_to(&e, rw_of(t, resume));
 
-    t->jump_miss = here(t, &e);
-    emit_gs_store(&e, X86_RCX, GS_ST(rip));
-    emit_gs_store(&e, X86_RAX, GS_HOT(flags));
-    emit_gs_load(&e, X86_RAX, GS_SPILL(X86_RAX));
-    emit_gs_load(&e, X86_RCX, GS_SPILL(X86_RCX));
-    emit_gs_load(&e, X86_RDX, GS_SPILL(X86_RDX));
-    emit_gs_store_imm32(&e, GS_HOT(exit), 0);
-    emit_jmp_to(&e, rw_of(t, t->exit_slot));
+    emit_jump_misses(t, &e);
     emit_dead(t, &e);
+    emit_restore_flags(t, &e);
     for (unsigned copy = 0; copy < THUNK_DISPATCH_COPIES; copy++) {
         for (unsigned mode = 0; mode < ARRAY_LEN(t->dispatch[0]); mode++) {
-            emit_dispatches(t, &e, &t->dispatch[copy][mode], mode);
+            emit_dispatches(t, &e, &t->dispatch[copy][mode], mode, 0);
+            emit_dispatches(t, &e, &t->dispatch[copy][mode], mode, 1);
         }
         emit_lookups_borrowed(t, &e, copy);
     }

@@ -37,6 +37,16 @@ enum translate_leave {
 /* To index: where the entry for the address lies in its table; clobbers flags. */
 void thunk_emit_tlb_index(struct emit *e, unsigned index, unsigned address);
 
+/*
+ * What the dispatch thunks do, in a unit: where it runs often, its own branch is
+ * predicted better than one that many share. UNIT_STANDARD_BORROWED and RCX are
+ * borrowed. To the target in RCX; or to an offset from the start of the page.
+ */
+void thunk_emit_jump(const struct translator *translator, struct emit *e, unsigned mode,
+                     unsigned in_slot);
+void thunk_emit_jump_by(const struct translator *translator, struct emit *e, unsigned mode,
+                        unsigned in_slot, int32_t offset);
+
 void thunk_emit_all(struct translator *translator);
 
 /*

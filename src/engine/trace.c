@@ -322,6 +322,7 @@ static bool is_elsewhere(const struct translator *t, const uint8_t *page, uint32
 int trace_build(const struct translator *t, const uint8_t *page, uint32_t offset,
                 const uint8_t *next_page, unsigned mode, struct trace *trace)
 {
+    bool is_hot = code_cache_is_hot(t, (uintptr_t)page + offset);
     bool more = true;
     unsigned branches = 0;
 
@@ -350,7 +351,7 @@ int trace_build(const struct translator *t, const uint8_t *page, uint32_t offset
         trace->crosses = crosses;
         more = add_insn(trace, &offset);
         branches += trace->insns[trace->count - 1].role == TRACE_BRANCH ? 1 : 0;
-        if (crosses || branches == TRACE_BRANCHES_MAX) {
+        if (crosses || (branches == TRACE_BRANCHES_MAX && !is_hot)) {
             break;
         }
     }

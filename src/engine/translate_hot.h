@@ -15,17 +15,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define JUMP_CACHE_SETS 16384u
+#define JUMP_CACHE_SETS 8192u
 /* Two for the kernel (enum mmu_mode without user), and one for each context's user mode. */
 #define JUMP_CACHE_TABLES (2u + MMU_CONTEXTS)
 #define JUMP_PAGE_BITS 32768u
-#define JUMP_CACHE_HASH 0x9e3779b1u
-#define JUMP_CACHE_SHIFT 14u /* the product's best bits are the upper ones */
 
-/* Byte offset of an entry in its cache: translated code computes the same. */
-static inline uint32_t jump_cache_offset(uint64_t rip)
+/* The set for an address: translated code computes the same, without touching the flags. */
+static inline uint32_t jump_cache_set(uint64_t rip)
 {
-    return ((uint32_t)rip * JUMP_CACHE_HASH >> JUMP_CACHE_SHIFT) & ((JUMP_CACHE_SETS - 1) << 4);
+    return ((uint32_t)rip + ((uint32_t)(rip >> 8) & 0xffff) * 8) & (JUMP_CACHE_SETS - 1);
 }
 
 /* Table of an MMU mode; for MMU_USER the first of them. */
@@ -34,15 +32,17 @@ static inline unsigned jump_cache_table(unsigned mode)
     return mode == MMU_KERNEL ? 0 : mode == MMU_KERNEL_AC ? 1 : 2;
 }
 
-/* What an empty entry holds: an address that is never looked up in that set. */
+/* What an empty entry holds: an address, negated, that is never looked up in that set. */
 static inline uint64_t jump_cache_empty(uint32_t set)
 {
-    return set == 0 ? 1 : 0; /* 0 belongs to set 0, 1 to another */
+    return set == 0 ? UINT64_MAX : 0; /* 0 belongs to set 0, 1 to another */
 }
 
 struct jump_entry {
-    uint64_t rip;
-    uint64_t host; /* the indirect entry of a unit */
+    uint64_t minus_rip;
+    uint64_t page;      /* of rip */
+    uint64_t host;      /* the indirect entry of a unit */
+    uint64_t host_slot; /* the same with the flags in their slot */
 };
 #define JUMP_TABLE_BYTES (sizeof(struct jump_entry) * JUMP_CACHE_SETS)
 
@@ -52,10 +52,12 @@ struct jump_entry {
  */
 #define FOUND_SETS 4096u
 
+#define FOUND_FLAGS_DEAD 1u /* beside an offset, which is even */
+
 struct found_entry {
     uint64_t key; /* 0: empty */
     uint32_t entry;
-    uint32_t indirect;
+    uint32_t indirect; /* with FOUND_FLAGS_DEAD */
 };
 
 static inline uint64_t found_key(uintptr_t guest, unsigned mode)
@@ -116,18 +118,19 @@ struct translate_hot {
     uint64_t flags;
     uint64_t page; /* guest-virtual page of the running unit */
     uint64_t host_rsp;
-    uint64_t va;           /* of the access that missed */
-    uint64_t target;       /* of an indirect branch */
-    uint64_t scratch;      /* for a moment within one sequence */
-    uint64_t resume;       /* where translated code goes on */
-    void *self;            /* the struct engine_vcpu, for calls into C */
-    uint64_t check_return; /* where a check by thunk goes on */
-    int32_t check_budget;  /* checks by thunk until the next sample; below 0: it is due */
-    uint32_t site;         /* SITE_*: which access missed */
-    uint32_t site_size;    /* its bytes */
-    int32_t offset;        /* target of a direct branch, from the start of the page */
-    uint32_t exit;         /* index of the struct unit_exit that was taken */
-    uint32_t leave;        /* enum translate_leave */
+    uint64_t va;            /* of the access that missed */
+    uint64_t target;        /* of an indirect branch */
+    uint64_t flags_in_slot; /* while it is on its way: they are not in the host's */
+    uint64_t scratch;       /* for a moment within one sequence */
+    uint64_t resume;        /* where translated code goes on */
+    void *self;             /* the struct engine_vcpu, for calls into C */
+    uint64_t check_return;  /* where a check by thunk goes on */
+    int32_t check_budget;   /* checks by thunk until the next sample; below 0: it is due */
+    uint32_t site;          /* SITE_*: which access missed */
+    uint32_t site_size;     /* its bytes */
+    int32_t offset;         /* target of a direct branch, from the start of the page */
+    uint32_t exit;          /* index of the struct unit_exit that was taken */
+    uint32_t leave;         /* enum translate_leave */
     uint32_t host_mxcsr;
     uint64_t (*fn_access)(void *vcpu);
     uint64_t (*fn_exit)(void *vcpu);

@@ -3,8 +3,7 @@
 #include "engine/translate_int.h"
 
 #define INDIRECT_ALIGN 8u
-/* Borrowed by a return: RCX for the target; RAX, so that the flags can be saved in passing. */
-#define RETURN_REGS (REG_BIT(X86_RAX) | REG_BIT(X86_RCX))
+#define RETURN_REGS REG_BIT(X86_RCX) /* for the target */
 #define BODY_SCRATCH 2u
 
 /* An instruction begins: notes the boundary and brings home what it reads. */
@@ -421,15 +420,35 @@ static uint16_t choose_body_spilled(const struct translator *t, const struct tra
     return (uint16_t)chosen;
 }
 
+/* So that what follows after so many bytes is aligned. */
+static void align_after(struct emit *e, unsigned bytes)
+{
+    while ((((uintptr_t)e->p + bytes) & (INDIRECT_ALIGN - 1)) != 0) {
+        emit_u8(e, 0xcc);
+    }
+}
+
+/*
+ * Two ways in: with all registers in place (unit_entry()), and the indirect one, where those of
+ * UNIT_STANDARD_BORROWED are in their slots. Behind both, the body.
+ */
 static void emit_entries(struct xlate *x)
 {
     struct emit *e = &x->e;
+    bool is_standard = x->unit->body_spilled == UNIT_STANDARD_BORROWED;
 
-    emit_align(e, INDIRECT_ALIGN);
+    align_after(e, is_standard ? UNIT_BORROW_BYTES : 0);
+    if (is_standard) {
+        xlate_spill(x, UNIT_STANDARD_BORROWED);
+    }
     x->unit->indirect = (uint8_t)(code_offset(x->t, e->p) - x->unit->code);
     /* NOP of five bytes, which code_cache.c turns into a jump when the unit dies. */
-    emit_bytes(e, "\x0f\x1f\x44\x00\x00", 5);
-    xlate_spill(x, x->unit->body_spilled);
+    emit_bytes(e, "\x0f\x1f\x44\x00\x00", UNIT_INDIRECT_BYTES);
+    if (!is_standard) {
+        x->spilled = UNIT_STANDARD_BORROWED;
+        xlate_reload(x, UNIT_STANDARD_BORROWED);
+        xlate_spill(x, x->unit->body_spilled);
+    }
     x->unit->body = code_offset(x->t, e->p);
 }
 
@@ -480,7 +499,7 @@ static struct unit *end_unit(struct xlate *x, unsigned trace_count)
 
     t->used_bytes = code_offset(t, x->e.p);
     unit->code_bytes = (uint16_t)(t->used_bytes - unit->code);
-    unit->trace_count = (uint8_t)trace_count;
+    unit->trace_count = trace_count & 0x7fu;
     unit->mark_bytes =
         (uint16_t)unit_marks_pack(unit, x->marks, x->mark_count, t->arena + t->arena_used);
     (void)code_cache_alloc_as_is(t, unit->mark_bytes);
@@ -507,6 +526,7 @@ struct unit *xlate_alias(struct translator *t, uintptr_t guest, unsigned mode)
     x->unit->first_line = (of->first_line & UNIT_LINE) | UNIT_ALIAS;
     x->unit->last_line = of->last_line & UNIT_LINE;
     x->unit->body_spilled = of->body_spilled;
+    x->unit->flags_dead = mark.flags == FLAGS_DEAD;
     emit_entries(x);
     mark.code = (uint16_t)(x->unit->body - x->unit->code);
     x->marks[x->mark_count++] = mark;
@@ -531,6 +551,7 @@ struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr
         memcpy(unit + 1, &guest_next, sizeof(guest_next));
     }
     unit->body_spilled = choose_body_spilled(t, trace);
+    unit->flags_dead = trace->insns[0].live == 0;
     emit_entries(x);
     emit_trace(x);
     exit_emit_cold(x);
