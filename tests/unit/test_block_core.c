@@ -220,6 +220,32 @@ static void test_adjacent_requests_travel_together(void **state)
     }
 }
 
+/* Long ones, several at once, of which other threads may take some. */
+static void test_long_reads_of_a_batch_arrive_once_each(void **state)
+{
+    (void)state;
+    for (unsigned m = 0; m < ARRAY_LEN(modes); m++) {
+        struct rig *rig = rig_create(&modes[m]);
+
+        write_batch(rig, OPS);
+        block_drain(rig->block);
+        for (unsigned round = 0; round < 32; round++) {
+            for (unsigned i = 0; i < OPS; i++) {
+                memset(rig->ops[i].data, 0xee, MAX_BYTES);
+                submit(rig, &rig->ops[i], BLOCK_READ, (uint64_t)i * MAX_BYTES % DISK_BYTES,
+                       MAX_BYTES);
+            }
+            block_drain(rig->block);
+            check_results(rig, OPS);
+            for (unsigned i = 0; i < OPS; i++) {
+                assert_memory_equal(rig->ops[i].data,
+                                    rig->model + (uint64_t)i * MAX_BYTES % DISK_BYTES, MAX_BYTES);
+            }
+        }
+        rig_destroy(rig);
+    }
+}
+
 /* The host lets files grow to a limit that lies within a joined transfer: what is below is written. */
 static void test_a_joined_failure_is_only_told_to_who_failed(void **state)
 {
@@ -521,6 +547,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_engine_reads_what_was_written),
         cmocka_unit_test(test_adjacent_requests_travel_together),
+        cmocka_unit_test(test_long_reads_of_a_batch_arrive_once_each),
         cmocka_unit_test(test_a_joined_failure_is_only_told_to_who_failed),
         cmocka_unit_test(test_odd_addresses_of_direct_disks_are_served),
         cmocka_unit_test(test_each_failing_transfer_is_told),
