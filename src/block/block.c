@@ -11,7 +11,9 @@
 #include <string.h>
 #include <time.h>
 
-#define MAX_WORKERS 16u
+/* A disk works on many direct writes at once; into the cache of a file goes one at a time. */
+#define MAX_WORKERS 8u
+#define MAX_DIRECT_WORKERS 16u
 #define LOCK_TRIES 30u
 
 unsigned block_lane_count(const struct block *block)
@@ -285,7 +287,7 @@ void block_stop(struct block *block)
 static int lanes_init(struct block *block, const struct block_config *config, struct err *err)
 {
     unsigned count = config->lanes == 0 ? 1 : config->lanes;
-    int r = io_pool_create(MAX_WORKERS, &block->pool);
+    int r = io_pool_create(config->direct ? MAX_DIRECT_WORKERS : MAX_WORKERS, &block->pool);
 
     if (r < 0) {
         return err_set_errno(err, r, "cannot make a disk's threads");
