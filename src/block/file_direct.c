@@ -161,7 +161,9 @@ static int direct_preadv(struct block_file *file, struct iovec *iov, unsigned co
     int r;
 
     if (is_aligned(file, iov, count, offset)) {
-        direct->inner->zeroes_past_end = file->zeroes_past_end;
+        if (file->zeroes_past_end) { /* the format said so to this file; calls run side by side */
+            __atomic_store_n(&direct->inner->zeroes_past_end, true, __ATOMIC_RELAXED);
+        }
         return direct->inner->ops->preadv(direct->inner, iov, count, offset);
     }
     r = direct->inner->ops->get_size(direct->inner, &size);

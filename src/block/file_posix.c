@@ -52,7 +52,7 @@ static int posix_preadv(struct block_file *file, struct iovec *iov, unsigned cou
             return -errno;
         }
         if (n == 0 && iov->iov_len > 0) {
-            if (!file->zeroes_past_end) {
+            if (!__atomic_load_n(&file->zeroes_past_end, __ATOMIC_RELAXED)) {
                 return -EIO; /* the file became shorter behind our back */
             }
             for (unsigned i = 0; i < count; i++) {
