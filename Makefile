@@ -66,6 +66,7 @@ test-lockstep: all
 
 bench: all
 	@bench/run --document docs/benchmarks.md
+	@bench/block --document docs/benchmarks.md
 
 install: all
 	@meson install -C $(BUILD) --no-rebuild
