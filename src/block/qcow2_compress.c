@@ -150,11 +150,25 @@ static int write_whole(struct qcow2 *q, const uint8_t *cluster, uint64_t offset,
     return r;
 }
 
+/* The end of a disk that ends within its last cluster. */
+static int write_padded(struct qcow2 *q, const void *buf, uint64_t offset, uint64_t len)
+{
+    uint8_t *padded = calloc(1, q->cluster_bytes);
+    int r;
+
+    if (!padded) {
+        return -ENOMEM;
+    }
+    memcpy(padded, buf, len);
+    r = write_whole(q, padded, offset, len);
+    free(padded);
+    return r;
+}
+
 int qcow2_write_compressed(struct block_image *image, const void *buf, uint64_t len,
                            uint64_t offset)
 {
     struct qcow2 *q = qcow2_of(image, true, NULL);
-    CLEANUP_FREE uint8_t *padded = NULL;
     unsigned epoch;
     int r;
 
@@ -166,15 +180,9 @@ int qcow2_write_compressed(struct block_image *image, const void *buf, uint64_t 
         (len < q->cluster_bytes && offset + len != qcow2_size(q))) {
         return -EINVAL;
     }
-    if (len < q->cluster_bytes) {
-        padded = calloc(1, q->cluster_bytes);
-        if (!padded) {
-            return -ENOMEM;
-        }
-        memcpy(padded, buf, len);
-    }
     epoch = qcow2_enter(q);
-    r = write_whole(q, padded ? padded : buf, offset, len);
+    r = len < q->cluster_bytes ? write_padded(q, buf, offset, len)
+                               : write_whole(q, buf, offset, len);
     qcow2_leave(q, epoch);
     return r;
 }
