@@ -32,6 +32,7 @@
 
 struct accel_vm;
 struct cpuid_table;
+struct lapic_state; /* irqchip/lapic.h */
 
 enum vmexit_reason {
     VMEXIT_INTR, /* kicked, or nothing to say: call run() again when ready */
@@ -44,6 +45,7 @@ enum vmexit_reason {
     VMEXIT_EOI,      /* split irqchip: EOI broadcast of eoi.vector */
     VMEXIT_DEBUG,    /* breakpoint, watchpoint or single step asked for by guest_debug */
     VMEXIT_TPR,      /* CR8 was written (VM_IRQCHIP_USER): state.cr8 is new */
+    VMEXIT_RESET,    /* split irqchip: INIT reached the bootstrap processor */
     VMEXIT_ERROR     /* the accelerator cannot go on; error.text says why, and its code
                         -EOWNERDEAD that the process which ran guest code is dead */
 };
@@ -204,6 +206,7 @@ struct accel_ops {
      * run() look again for interrupts. Any thread, async-signal-safe. */
     void (*kick)(struct accel_vcpu *vcpu);
 
+    /* apic_base and tsc_deadline are the accelerator's APIC's where it has one. */
     int (*get_state)(struct accel_vcpu *vcpu, struct vcpu_state *ret_state);
     int (*set_state)(struct accel_vcpu *vcpu, const struct vcpu_state *state);
     int (*inject_nmi)(struct accel_vcpu *vcpu);
@@ -222,8 +225,14 @@ struct accel_ops {
     int (*msi_route)(struct accel_vm *vm, unsigned gsi, uint64_t address, uint32_t data);
     int (*irqfd)(struct accel_vm *vm, unsigned gsi, int fd, bool add);
     /* (optional) in-kernel chips as after power-on; no vCPU runs. Any thread. With a split
-     * irqchip, EOI exits come for vectors of the msi_route()s of GSI 0 to 23, the pins. */
+     * irqchip, EOI exits come for vectors of the msi_route()s of GSI 0 to 23, the pins; without
+     * msi_route for all whose message was level-triggered. */
     int (*irqchip_reset)(struct accel_vm *vm);
+
+    /* (optional) split irqchip: all of a vCPU's local APIC; it is stopped. A state from anywhere
+     * is made sound. */
+    int (*get_apic)(struct accel_vcpu *vcpu, struct lapic_state *ret_state);
+    int (*set_apic)(struct accel_vcpu *vcpu, const struct lapic_state *state);
 
     /* (optional) guest writes, in the layout of gmem_dirty_log_fetch. */
     int (*dirty_log_start)(struct accel_vm *vm);

@@ -540,6 +540,11 @@ void engine_queue_interrupt(struct accel_vcpu *vcpu, uint8_t vector)
     vcpu_of(vcpu)->st.mp_state = X86_MP_RUNNABLE;
 }
 
+void engine_count_kicks(struct accel_vcpu *vcpu, _Atomic uint32_t *count)
+{
+    vcpu_of(vcpu)->kick_count = count;
+}
+
 void engine_invalidate(struct accel_vm *vm, gpa_t gpa, uint64_t len)
 {
     engine_invalidate_code(vm_of(vm), gpa, len);

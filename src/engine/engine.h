@@ -17,6 +17,9 @@ extern const struct accel_ops engine_accel_ops;
 bool engine_can_take_interrupt(struct accel_vcpu *vcpu);
 /* A vector acknowledged already, when it can be taken: run() begins with it. Its thread. */
 void engine_queue_interrupt(struct accel_vcpu *vcpu, uint8_t vector);
+/* Each kick signal that its thread takes from now on also counts *count up: whoever sleeps on it
+ * wakes or does not fall asleep. Its thread. */
+void engine_count_kicks(struct accel_vcpu *vcpu, _Atomic uint32_t *count);
 /* Somebody else wrote [gpa, gpa + len): drops what was translated from there. Any thread. */
 void engine_invalidate(struct accel_vm *vm, gpa_t gpa, uint64_t len);
 

@@ -61,7 +61,8 @@ struct refused_site {
 struct engine_vcpu {
     struct accel_vcpu base; /* first: ops, vm, index */
     struct engine_vm *vm;
-    _Atomic uint32_t kick; /* leave run() soon, or look for interrupts */
+    _Atomic uint32_t kick;        /* leave run() soon, or look for interrupts */
+    _Atomic uint32_t *kick_count; /* counts the kick signals; NULL: nobody asks */
 
     struct vcpu_state st ALIGNED(64);
     struct mmu_tlb tlb[MMU_MODE_COUNT];

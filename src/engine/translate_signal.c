@@ -152,7 +152,10 @@ static bool on_kick(void *opaque, int signal, siginfo_t *info, ucontext_t *conte
 
     (void)signal;
     (void)info;
-    atomic_store(&v->kick, 1); /* it may come from another process */
+    atomic_store(&v->kick, 1); /* it may come from another process or a timer */
+    if (v->kick_count != NULL) {
+        atomic_fetch_add(v->kick_count, 1);
+    }
     if (atomic_load(&v->hot.in_code) && rip - (uintptr_t)t->rx < t->size_bytes) {
         seek_boundary(v, context);
     }

@@ -18,6 +18,8 @@ struct executor {
     struct accel_vm *vm;
     struct executor_bell started; /* threads, which make a few system calls first */
     _Atomic uint32_t created;     /* vCPUs */
+    struct executor_thread *threads;
+    struct lapic_set *apics; /* NULL: the monitor has them */
 };
 
 struct executor_thread {
@@ -27,12 +29,37 @@ struct executor_thread {
     struct vcpu_env env;
     struct cpuid_table cpuid;
     struct accel_vcpu *vcpu;
-    struct vmexit exit;
-    bool pending; /* of this run */
+    struct vmexit exit;          /* the engine's, and the answer to it */
+    enum vmexit_reason reported; /* what the monitor was told; it answers that */
+    bool pending;                /* of this run: the monitor has an interrupt */
+    bool wants_out;              /* ... that could be taken now */
+
+    struct lapic *apic; /* NULL: the monitor has it */
+    int timer;          /* of the kernel's: sends the kick signal */
+    uint32_t wake_seen; /* the page's wake when all was looked at */
+    int eoi;            /* a vector whose end the monitor is to know, or -1 */
+    _Atomic uint64_t stat_accesses;
+    _Atomic uint64_t stat_halts;
 };
 
 /* vcpu.c. A thread that does what its page asks for. */
 void *executor_vcpu_main(void *opaque);
+
+/* vcpu.c. Makes its thread look around: at IRR, requests, wake. Any thread. */
+void executor_vcpu_wake(struct executor_thread *t);
+
+/* apic.c. The local APICs of all vCPUs. */
+int executor_apics_create(struct executor *executor) MUST_CHECK;
+/* The rest is the vCPU's own thread's. Its timer: */
+int executor_apic_attach(struct executor_thread *t, struct err *err) MUST_CHECK;
+/* Answers t->exit when it is the APIC's. */
+bool executor_apic_answer(struct executor_thread *t);
+/* INIT, SIPI, NMI; true: the monitor is to reset the machine. No exit is unanswered. */
+bool executor_apic_requests(struct executor_thread *t);
+/* apic_base and tsc_deadline of a state are the APIC's. */
+void executor_apic_get(struct executor_thread *t, struct vcpu_state *state);
+void executor_apic_set(struct executor_thread *t, const struct vcpu_state *state);
+void executor_apic_reset(struct executor_thread *t);
 
 /* bell.c. Waits until the bell is no longer at seen; the new count. */
 uint32_t executor_bell_wait(struct executor_bell *bell, uint32_t seen);

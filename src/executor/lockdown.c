@@ -16,6 +16,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <time.h>
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_READ 22
@@ -114,6 +115,20 @@ static void allow_tgkill(struct filter *f)
     add_return(f, SECCOMP_RET_KILL_PROCESS);
 }
 
+/* timer_settime(): of a vCPU's own timer, whose signal is the kick. It reports nothing back. */
+static void allow_timer_settime(struct filter *f)
+{
+    begin(f, SYS_timer_settime, 8);
+    add(f, BPF_LD | BPF_W | BPF_ABS, ARG_LOW(1), 0, 0);
+    add(f, BPF_JMP | BPF_JEQ | BPF_K, TIMER_ABSTIME, 0, 5);
+    add(f, BPF_LD | BPF_W | BPF_ABS, ARG_LOW(3), 0, 0);
+    add(f, BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 3);
+    add(f, BPF_LD | BPF_W | BPF_ABS, ARG_HIGH(3), 0, 0);
+    add(f, BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 1);
+    add_return(f, SECCOMP_RET_ALLOW);
+    add_return(f, SECCOMP_RET_KILL_PROCESS);
+}
+
 static void build(struct filter *f)
 {
     static const uint32_t futex_ops[] = {FUTEX_WAIT, FUTEX_WAKE, FUTEX_WAIT | FUTEX_PRIVATE_FLAG,
@@ -133,6 +148,7 @@ static void build(struct filter *f)
     allow_mprotect(f);
     allow_if(f, SYS_madvise, 2, advices, ARRAY_LEN(advices));
     allow_tgkill(f);
+    allow_timer_settime(f);
     allow(f, SYS_clock_gettime);
     allow_if(f, SYS_arch_prctl, 0, bases, ARRAY_LEN(bases));
     allow_if(f, SYS_read, 0, life, ARRAY_LEN(life));

@@ -100,14 +100,16 @@ static int start_threads(struct executor *executor, struct err *err)
     struct executor_thread *threads = calloc(count, sizeof(*threads));
     int rc = 0;
 
-    if (threads == NULL) {
+    if (threads == NULL || (shared->has_apics != 0 && executor_apics_create(executor) != 0)) {
         return err_set(err, -ENOMEM, "out of memory");
     }
+    executor->threads = threads;
     for (unsigned i = 0; rc == 0 && i < count; i++) {
         threads[i].executor = executor;
         threads[i].page = &shared->vcpus[i];
         threads[i].index = i;
-        threads[i].exit.reason = VMEXIT_INTR;
+        threads[i].exit.reason = threads[i].reported = VMEXIT_INTR;
+        threads[i].eoi = -1;
         rc = start_thread(executor_vcpu_main, &threads[i], err);
     }
     rc = rc == 0 ? start_thread(life_main, executor, err) : rc;
@@ -117,6 +119,25 @@ static int start_threads(struct executor *executor, struct err *err)
     return rc;
 }
 
+/* What did not leave for the monitor. */
+static unsigned apic_stats(const struct executor *executor, struct accel_stat *ret_stats,
+                           unsigned max)
+{
+    struct accel_stat all[] = {{"apic_accesses", 0}, {"apic_halts", 0}};
+    unsigned count = max < ARRAY_LEN(all) ? max : ARRAY_LEN(all);
+
+    for (unsigned i = 0; executor->threads != NULL && i < executor->shared->vcpu_count; i++) {
+        const struct executor_thread *t = &executor->threads[i];
+
+        all[0].value += atomic_load_explicit(&t->stat_accesses, memory_order_relaxed);
+        all[1].value += atomic_load_explicit(&t->stat_halts, memory_order_relaxed);
+    }
+    for (unsigned i = 0; i < count; i++) {
+        ret_stats[i] = all[i];
+    }
+    return count;
+}
+
 static void put_stats(struct executor *executor, bool with_names)
 {
     struct executor_shared *shared = executor->shared;
@@ -124,6 +145,9 @@ static void put_stats(struct executor *executor, bool with_names)
     unsigned count = engine_accel_ops.stats(executor->vm, stats, EXECUTOR_MAX_STATS);
 
     count = count < EXECUTOR_MAX_STATS ? count : EXECUTOR_MAX_STATS;
+    if (executor->apics != NULL) {
+        count += apic_stats(executor, stats + count, EXECUTOR_MAX_STATS - count);
+    }
     for (unsigned i = 0; i < count; i++) {
         shared->stats[i] = stats[i].value;
         if (with_names) {
@@ -155,8 +179,10 @@ static int attach(struct executor *executor, struct err *err)
         rc = engine_accel_ops.vm_create(&config, err, &executor->vm);
     }
     if (rc == 0) {
-        put_stats(executor, true);
         rc = start_threads(executor, err);
+    }
+    if (rc == 0) {
+        put_stats(executor, true);
     }
     return rc;
 }

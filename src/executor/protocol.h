@@ -8,6 +8,10 @@
  * before use (proxy/fetch.c); nothing in here is a pointer, a length or an index
  * for it. The executor trusts the monitor.
  *
+ * With a split irqchip the local APICs are the executor's (apic.c): their registers
+ * lie in these pages, so that the monitor posts its interrupts there by itself. It
+ * looks at no register for anything but the choice of who gets a message.
+ *
  * One call: the asking side fills the fields of the command, counts `asked` up and
  * rings; the executor does it, fills the answer, sets `answered` to what it saw
  * in `asked` and rings back. Both words are futexes.
@@ -17,6 +21,7 @@
 
 #include "cpu/cpuid.h"
 #include "cpu/vcpu.h"
+#include "irqchip/lapic.h"
 
 #include <stdatomic.h>
 #include <stdint.h>
@@ -48,8 +53,24 @@ enum executor_command {
     EXECUTOR_SET_STATE,
     EXECUTOR_NMI,
     EXECUTOR_TRANSLATE, /* address -> address */
-    EXECUTOR_SET_DEBUG
+    EXECUTOR_SET_DEBUG,
+    EXECUTOR_RESET_APIC, /* power-on state; forgets requests */
+    EXECUTOR_GET_APIC,
+    EXECUTOR_SET_APIC
 };
+
+/* Where a vCPU's thread is, for whoever wants its attention: he counts executor_vcpu.wake up,
+ * then looks; it says where it goes, then looks whether wake was counted up. */
+enum executor_place {
+    EXECUTOR_OUTSIDE,  /* it looks by itself before it runs guest code */
+    EXECUTOR_IN_GUEST, /* the kick signal reaches it */
+    EXECUTOR_ASLEEP    /* waits on wake */
+};
+
+/* Bits of executor_vcpu.requests. */
+#define EXECUTOR_REQUEST_INIT 0x1u
+#define EXECUTOR_REQUEST_SIPI 0x2u
+#define EXECUTOR_REQUEST_NMI 0x4u
 
 /* The answer to the last exit. */
 struct executor_answer {
@@ -61,11 +82,11 @@ struct executor_answer {
 struct executor_exit {
     uint32_t reason;
     uint32_t size_bytes;
-    uint64_t address; /* port, gpa, MSR, rip, vector */
+    uint64_t address; /* port, gpa, MSR, rip, vector of an EOI */
     uint64_t data;    /* written value, cr8, dr6 */
     uint64_t tsc_offset;
     uint8_t flag;     /* is_write, is_breakpoint_insn */
-    uint8_t can_take; /* an interrupt could be delivered now */
+    uint8_t can_take; /* an interrupt of the monitor's could be delivered now */
     char text[200];   /* VMEXIT_ERROR; ends with a NUL */
 };
 
@@ -73,10 +94,18 @@ struct executor_vcpu {
     struct executor_bell asked ALIGNED(64);
     struct executor_bell answered ALIGNED(64);
 
+    /* Anybody's: interrupts, kicks. */
+    _Atomic uint32_t wake ALIGNED(64); /* futex; grows whenever there is something to look at */
+    _Atomic uint32_t requests;
+    _Atomic uint32_t sipi_vector;
+    _Atomic uint32_t leave; /* the monitor wants run() to return */
+    _Atomic uint32_t place; /* enum executor_place; the executor's */
+
     /* The monitor's words. */
     uint32_t command ALIGNED(64);
-    int32_t vector;   /* acknowledged, to be delivered first; -1: none */
-    uint32_t pending; /* another one waits: come out when it could be delivered */
+    int32_t vector;      /* acknowledged, to be delivered first; -1: none */
+    uint32_t pending;    /* another one waits: come out when it could be delivered */
+    uint64_t stay_until; /* host TSC at which run() is to return now and then; 0: no need */
     struct executor_answer answer;
     struct accel_debug debug;
     struct cpuid_table cpuid;
@@ -90,6 +119,7 @@ struct executor_vcpu {
     /* Of either. */
     uint64_t address;
     struct vcpu_state state;
+    struct lapic_state apic;
 };
 
 enum executor_service { EXECUTOR_INVALIDATE, EXECUTOR_STATS };
@@ -109,6 +139,7 @@ struct executor_shared {
     uint32_t check;      /* lock step with the reference */
     uint32_t self_bytes; /* of these pages with those of the vCPUs */
     uint64_t tsc_hz;
+    uint32_t has_apics; /* split irqchip */
 
     struct executor_bell phase ALIGNED(64);
     int32_t error_code;
@@ -128,6 +159,8 @@ struct executor_shared {
     /* Lines for the log: the newest EXECUTOR_LOG_LINES of log_count. */
     _Atomic uint32_t log_count;
     char log[EXECUTOR_LOG_LINES][EXECUTOR_LOG_BYTES];
+
+    struct lapic_regs apics[EXECUTOR_MAX_VCPUS] ALIGNED(64);
 
     struct executor_vcpu vcpus[] ALIGNED(4096);
 };

@@ -65,7 +65,7 @@ static bool deadline_arm_locked(struct lapic *lapic)
 static bool expire_locked(struct lapic *lapic)
 {
     struct lapic_timer *timer = &lapic->timer;
-    uint64_t now = clock_monotonic_ns();
+    uint64_t now = timer->deadline_ns == 0 ? 0 : clock_monotonic_ns();
 
     if (timer->deadline_ns == 0 || now < timer->deadline_ns) {
         return false; /* re-armed or disarmed since it went off */

@@ -86,6 +86,8 @@ static int vm_create(struct machine *machine, struct err *err)
         machine->irqchip = VM_IRQCHIP_SPLIT;
     } else if (caps.irqchip_full && !vm_config.emulated) { /* the stepper takes interrupts too */
         machine->irqchip = VM_IRQCHIP_FULL;
+    } else if (caps.irqchip_split && !caps.irqchip_full && !config->engine_check) {
+        machine->irqchip = VM_IRQCHIP_SPLIT; /* lock step: deadlines in the host's time are ours */
     }
     vm_config.irqchip = machine->irqchip;
     if (vm_config.emulated && machine->irqchip == VM_IRQCHIP_USER) {

@@ -245,6 +245,9 @@ static void handle_exit(struct machine_vcpu *vcpu)
             lapic_set_cr8(vcpu->lapic, vcpu->exit.tpr.cr8);
         }
         break;
+    case VMEXIT_RESET:
+        machine_request_reset(vcpu->machine);
+        break;
     case VMEXIT_ERROR:
         machine_request_end(vcpu->machine, MACHINE_END_ERROR, 0, &vcpu->exit.error);
         break;

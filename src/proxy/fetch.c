@@ -87,6 +87,10 @@ int fetch_exit(const struct executor_vcpu *page, struct vmexit *ret_exit, bool *
     case VMEXIT_INTR:
     case VMEXIT_HLT:
     case VMEXIT_SHUTDOWN:
+    case VMEXIT_RESET:
+        break;
+    case VMEXIT_EOI:
+        exit.eoi.vector = (uint8_t)e.address;
         break;
     case VMEXIT_PIO:
         rc = fetch_pio(&e, &exit);
@@ -115,7 +119,7 @@ int fetch_exit(const struct executor_vcpu *page, struct vmexit *ret_exit, bool *
         (void)err_set(&exit.error, -EIO, "%s", text);
         break;
     }
-    default: /* VMEXIT_EOI is for interrupt controllers that it does not have */
+    default:
         rc = -EPROTO;
         break;
     }
@@ -162,6 +166,11 @@ static void make_sound(struct vcpu_state *s)
     }
     memset(s->gdtr.pad, 0, sizeof(s->gdtr.pad));
     memset(s->idtr.pad, 0, sizeof(s->idtr.pad));
+}
+
+void fetch_apic(const struct executor_vcpu *page, struct lapic_state *ret_state)
+{
+    fetch(ret_state, &page->apic, sizeof(*ret_state));
 }
 
 void fetch_state(const struct executor_vcpu *page, struct vcpu_state *ret_state)

@@ -17,6 +17,8 @@
 
 /* How long a vCPU's two threads keep to one host CPU before the scheduler may choose again. */
 #define STAY_PARTS_OF_A_SECOND 20u
+/* ... which is worth it when they hand over so often. */
+#define OFTEN_PARTS_OF_A_SECOND 1000u
 
 extern const uint8_t proxy_image_start[];
 extern const uint8_t proxy_image_end[];
@@ -40,6 +42,7 @@ static int proxy_probe(struct err *err)
 static void proxy_caps(struct accel_caps *ret_caps)
 {
     memset(ret_caps, 0, sizeof(*ret_caps));
+    ret_caps->irqchip_split = true;
 }
 
 /* ---- the virtual machine ---- */
@@ -114,6 +117,7 @@ static int shared_create(struct proxy_vm *vm, const struct accel_vm_config *conf
     vm->shared->check = config->check ? 1 : 0;
     vm->shared->self_bytes = (uint32_t)vm->shared_bytes;
     vm->shared->tsc_hz = cpuid_tsc_hz();
+    vm->shared->has_apics = config->irqchip == VM_IRQCHIP_SPLIT;
     vm->service.asked = &vm->shared->service_asked;
     vm->service.answered = &vm->shared->service_answered;
     return 0;
@@ -140,6 +144,7 @@ static void proxy_vm_destroy(struct accel_vm *accel_vm)
     }
     gmem_set_code_listener(vm->gmem, NULL, NULL);
     process_stop(vm);
+    lapic_set_destroy(vm->apics);
     if (vm->shared != NULL) {
         log_drain(vm);
         (void)munmap(vm->shared, vm->shared_bytes);
@@ -153,9 +158,10 @@ static void proxy_vm_destroy(struct accel_vm *accel_vm)
 
 static int check_config(const struct accel_vm_config *config, struct err *err)
 {
-    if (config->irqchip != VM_IRQCHIP_USER || config->reference_only) {
+    if (config->irqchip == VM_IRQCHIP_FULL || config->reference_only) {
         return err_set(err, -EINVAL,
-                       "guest code in its own process has no other interrupt chips or reference");
+                       "guest code in its own process has no interrupt chips of the board and no "
+                       "reference");
     }
     if (config->vcpu_count < 1 || config->vcpu_count > EXECUTOR_MAX_VCPUS) {
         return err_set(err, -EINVAL, "the software engine runs at most %u vCPUs",
@@ -189,6 +195,9 @@ int proxy_vm_create(const struct accel_vm_config *config, const struct proxy_ima
     vm->shared_fd = vm->process.pid_fd = vm->process.life_fd = vm->process.quit_fd = -1;
     mutex_init(&vm->service_lock, LOCK_RANK_ENGINE);
     rc = shared_create(vm, config, err);
+    if (rc == 0 && config->irqchip == VM_IRQCHIP_SPLIT) {
+        rc = message_create(vm);
+    }
     if (rc == 0) {
         rc = process_start(vm, image == NULL ? &own : image, err);
     }
@@ -341,21 +350,25 @@ static void give_interrupts(struct proxy_vcpu *v)
  * A vCPU has two threads, ours and the executor's, of which one sleeps while the
  * other runs. The scheduler would wake each on an idle CPU, which takes many
  * times as long as a switch on one CPU: both are kept where the executor's last
- * ran. Now and then they are let go for one round, so that the scheduler may
- * choose another CPU for them.
+ * ran, while they do this often. Now and then they are let go for one round, so
+ * that the scheduler may choose another CPU for them; the executor comes out for it.
  */
 static void keep_together(struct proxy_vcpu *v)
 {
     uint64_t now = __builtin_ia32_rdtsc();
     uint32_t cpu;
+    uint64_t stay = cpuid_tsc_hz() / STAY_PARTS_OF_A_SECOND;
+    bool is_often = now - v->exit_tsc < cpuid_tsc_hz() / OFTEN_PARTS_OF_A_SECOND;
     cpu_set_t one;
 
-    if (v->cpu >= 0 && now - v->moved_tsc < cpuid_tsc_hz() / STAY_PARTS_OF_A_SECOND) {
+    v->exit_tsc = now;
+    if (v->cpu >= 0 ? now - v->moved_tsc < stay : !is_often) {
         return;
     }
     v->moved_tsc = now;
     if (v->cpu >= 0) {
         v->cpu = -1;
+        v->page->stay_until = 0;
         (void)sched_setaffinity(v->thread, sizeof(v->allowed), &v->allowed);
         (void)sched_setaffinity(0, sizeof(v->allowed), &v->allowed);
         return;
@@ -365,6 +378,7 @@ static void keep_together(struct proxy_vcpu *v)
         CPU_ZERO(&one);
         CPU_SET(cpu, &one);
         v->cpu = (int)cpu;
+        v->page->stay_until = now + stay;
         /* Only speed depends on it. */
         (void)sched_setaffinity(v->thread, sizeof(one), &one);
         (void)sched_setaffinity(0, sizeof(one), &one);
@@ -402,10 +416,34 @@ static int proxy_run(struct accel_vcpu *vcpu, struct vmexit *exit)
 static void proxy_kick(struct accel_vcpu *vcpu)
 {
     struct proxy_vcpu *v = vcpu_of(vcpu);
-    const struct proxy_vm *vm = vm_of_vcpu(v);
 
     process_hurry(&v->call);
-    (void)syscall(SYS_tgkill, vm->process.pid, v->thread, EXECUTOR_KICK_SIGNAL);
+    atomic_store(&v->page->leave, 1);
+    message_wake(vm_of_vcpu(v), v);
+}
+
+static int proxy_send_msi(struct accel_vm *accel_vm, uint64_t address, uint32_t data)
+{
+    struct proxy_vm *vm = vm_of(accel_vm);
+
+    if (vm->apics == NULL) {
+        return -EINVAL;
+    }
+    lapic_send_msi(vm->apics, address, data);
+    return 0;
+}
+
+static int proxy_irqchip_reset(struct accel_vm *accel_vm)
+{
+    struct proxy_vm *vm = vm_of(accel_vm);
+    int rc = 0;
+
+    for (unsigned i = 0; rc == 0 && i < vm->vcpu_count; i++) {
+        struct proxy_vcpu *v = atomic_load(&vm->vcpus[i]);
+
+        rc = v == NULL ? 0 : vcpu_call(v, EXECUTOR_RESET_APIC);
+    }
+    return rc;
 }
 
 static int proxy_get_state(struct accel_vcpu *vcpu, struct vcpu_state *ret_state)
@@ -458,6 +496,25 @@ static int proxy_set_debug(struct accel_vcpu *vcpu, const struct accel_debug *de
     return vcpu_call(v, EXECUTOR_SET_DEBUG);
 }
 
+static int proxy_get_apic(struct accel_vcpu *vcpu, struct lapic_state *ret_state)
+{
+    struct proxy_vcpu *v = vcpu_of(vcpu);
+    int rc = vcpu_call(v, EXECUTOR_GET_APIC);
+
+    if (rc == 0) {
+        fetch_apic(v->page, ret_state);
+    }
+    return rc;
+}
+
+static int proxy_set_apic(struct accel_vcpu *vcpu, const struct lapic_state *state)
+{
+    struct proxy_vcpu *v = vcpu_of(vcpu);
+
+    v->page->apic = *state;
+    return vcpu_call(v, EXECUTOR_SET_APIC);
+}
+
 const struct accel_ops proxy_accel_ops = {
     .name = "soft",
     .probe = proxy_probe,
@@ -473,5 +530,9 @@ const struct accel_ops proxy_accel_ops = {
     .inject_nmi = proxy_inject_nmi,
     .translate = proxy_translate,
     .set_debug = proxy_set_debug,
+    .send_msi = proxy_send_msi,
+    .irqchip_reset = proxy_irqchip_reset,
+    .get_apic = proxy_get_apic,
+    .set_apic = proxy_set_apic,
     .stats = proxy_stats,
 };

@@ -46,6 +46,7 @@ struct proxy_vcpu {
     cpu_set_t allowed;         /* host CPUs of this thread when it began */
     int cpu;                   /* host CPU that this thread and the executor's keep to; -1: none */
     uint64_t moved_tsc;        /* when that was decided */
+    uint64_t exit_tsc;         /* of its last exit */
 };
 
 struct proxy_vm {
@@ -55,6 +56,7 @@ struct proxy_vm {
     size_t shared_bytes;
     int shared_fd;
     unsigned vcpu_count;
+    struct lapic_set *apics; /* a view of the executor's; NULL: the machine has them */
     void (*died)(void *opaque, const struct err *why); /* NULL: nobody asks */
     void *opaque;
     struct proxy_process process;
@@ -80,9 +82,16 @@ int process_call(struct proxy_vm *vm, struct proxy_call *call, bool is_due) MUST
 /* The answer of the call under way, if there is one, is due soon. Any thread. */
 void process_hurry(struct proxy_call *call);
 
+/* message.c. The executor's local APICs, to send messages to. */
+int message_create(struct proxy_vm *vm) MUST_CHECK;
+/* Makes the executor's thread look around. Any thread, async-signal-safe. */
+void message_wake(const struct proxy_vm *vm, const struct proxy_vcpu *v);
+
 /* fetch.c. Copies what the executor wrote, once, and makes it sound. */
 int fetch_exit(const struct executor_vcpu *page, struct vmexit *ret_exit, bool *ret_can_take)
     MUST_CHECK; /* -EPROTO: it is nothing that an engine says */
+/* Registers of a local APIC are whatever they are: who loads them makes them sound. */
+void fetch_apic(const struct executor_vcpu *page, struct lapic_state *ret_state);
 void fetch_state(const struct executor_vcpu *page, struct vcpu_state *ret_state);
 /* A result code: 0 or a negative errno, whatever it was. */
 int fetch_result(const struct executor_vcpu *page);
