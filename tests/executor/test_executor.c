@@ -541,6 +541,57 @@ static void test_killed_executor_ends_a_run_with_an_error(void **state)
     rig_destroy(&rig);
 }
 
+/* The monitor's part of a local APIC that the executor has: messages in, ends of level-triggered
+ * interrupts out, and all of it as something to keep. */
+static void test_message_to_a_busy_guest_is_taken_and_ended(void **state)
+{
+    static const uint8_t spin[] = {0xfb, 0xeb, 0xfe}; /* sti; jmp . */
+    static const uint8_t handler[] = {
+        0x66, 0xb9, 0x0b, 0x08, 0,    0,    /* mov $0x80b, %ecx: EOI */
+        0x66, 0x31, 0xc0, 0x66, 0x31, 0xd2, /* xor %eax, %eax; xor %edx, %edx */
+        0x0f, 0x30, 0xe6, 0x80, 0xcf};      /* wrmsr; out %al, $0x80; iret */
+    static const uint16_t gate[] = {0x1800, 0};
+    struct lapic_state apic;
+    struct lapic_state kept;
+    struct rig rig;
+    pthread_t thread;
+
+    (void)state;
+    rig_create_with(&rig, VM_IRQCHIP_SPLIT, spin, sizeof(spin));
+    assert_int_equal(gmem_write(rig.gmem, gpa(0x1800), handler, sizeof(handler)), 0);
+    assert_int_equal(gmem_write(rig.gmem, gpa(0x41 * 4), gate, sizeof(gate)), 0);
+    assert_int_equal(proxy_accel_ops.get_apic(rig.vcpu, &apic), 0);
+    assert_int_equal(apic.base, X86_APIC_DEFAULT_BASE | X86_APIC_BASE_ENABLE | X86_APIC_BASE_BSP);
+    apic.base |= X86_APIC_BASE_X2APIC;
+    apic.svr = 0x1ff;
+    assert_int_equal(proxy_accel_ops.set_apic(rig.vcpu, &apic), 0);
+
+    for (unsigned i = 0; i < 100; i++) {
+        assert_int_equal(pthread_create(&thread, NULL, run_once, &rig), 0);
+        assert_int_equal(proxy_accel_ops.send_msi(rig.vm, 0xfee00000ull, 0xc041), 0);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+        assert_int_equal(rig.exit.reason, VMEXIT_EOI);
+        assert_int_equal(rig.exit.eoi.vector, 0x41);
+        assert_int_equal(proxy_accel_ops.run(rig.vcpu, &rig.exit), 0);
+        assert_int_equal(rig.exit.reason, VMEXIT_PIO);
+    }
+    proxy_accel_ops.kick(rig.vcpu);
+    assert_int_equal(proxy_accel_ops.run(rig.vcpu, &rig.exit), 0);
+    assert_int_equal(rig.exit.reason, VMEXIT_INTR);
+    apic.tpr = 0x50;
+    apic.irr[1] = 1u << 3; /* 0x43 waits behind TPR */
+    assert_int_equal(proxy_accel_ops.set_apic(rig.vcpu, &apic), 0);
+    assert_int_equal(proxy_accel_ops.get_apic(rig.vcpu, &kept), 0);
+    assert_int_equal(kept.tpr, 0x50);
+    assert_int_equal(kept.irr[1], 1u << 3);
+    assert_int_equal(kept.base, apic.base);
+    assert_int_equal(proxy_accel_ops.irqchip_reset(rig.vm), 0);
+    assert_int_equal(proxy_accel_ops.get_apic(rig.vcpu, &kept), 0);
+    assert_int_equal(kept.irr[1], 0);
+    assert_int_equal(kept.svr, 0xff);
+    rig_destroy(&rig);
+}
+
 static void test_executor_that_never_answers_is_ended(void **state)
 {
     static const uint8_t halt[] = {0xf4, 0xeb, 0xfd};
@@ -654,6 +705,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_scribbling_over_shared_pages_ends_only_the_guest),
         cmocka_unit_test(test_messages_to_scribbled_apics_harm_only_the_guest),
         cmocka_unit_test(test_killed_executor_ends_a_run_with_an_error),
+        cmocka_unit_test(test_message_to_a_busy_guest_is_taken_and_ended),
         cmocka_unit_test(test_executor_that_never_answers_is_ended),
         cmocka_unit_test(test_kicked_between_runs_it_is_left_alone),
         cmocka_unit_test(test_device_write_to_translated_code_is_heeded),

@@ -307,6 +307,8 @@ void ap_main(void)
 void ap_start(void (*fn)(void))
 {
     ap_fn = fn;
+    ap_running = false;
+    gdt[0x68 / 8] &= ~(1ull << 41); /* its TSS, which is busy when it has run before */
     memcpy((void *)0x8000, trampoline, (size_t)(trampoline_end - trampoline));
     apic_enable();
     wrmsr(APIC_ICR, 1ull << 32 | 0x4500); /* INIT */

@@ -118,7 +118,7 @@ void apic_eoi(void);
 #define APIC_TIMER_DIVIDE 0x83eu
 #define APIC_SELF_IPI 0x83fu
 
-/* Starts CPU 1, which calls fn in long mode with its own stack and interrupts off. */
+/* Starts CPU 1, whatever it does just then: it calls fn in long mode with its own stack and interrupts off. */
 void ap_start(void (*fn)(void));
 
 static inline void out8(uint16_t port, uint8_t value)
