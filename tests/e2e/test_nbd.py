@@ -323,6 +323,60 @@ def use_a_server_as_pool(place):
                "the snapshot has changed")
 
 
+def list_oddly(peer, names, then_leaves):
+    """A server's side of a look: it lists the names and knows a length for all of them."""
+    def answer(option, kind, data=b""):
+        peer.sendall(struct.pack(">QIII", 0x3e889045565a9, option, kind, len(data)) + data)
+
+    with contextlib.suppress(OSError):
+        peer.sendall(b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3))
+        peer.recv(4, socket.MSG_WAITALL)
+        while len(head := peer.recv(16, socket.MSG_WAITALL)) == 16:
+            option, length = struct.unpack(">8xII", head)
+            peer.recv(length, socket.MSG_WAITALL)
+            if option == 3:
+                for name in names:
+                    answer(3, 2, struct.pack(">I", len(name)) + name)
+                if then_leaves:
+                    break
+                answer(3, 1)
+            elif option == 6:
+                answer(6, 3, struct.pack(">HQH", 0, MIB, 1))
+                answer(6, 1)
+            else:
+                answer(option, 0x80000001)
+    peer.close()
+
+
+def survive_odd_servers(place):
+    with User(place) as user, socket.socket(socket.AF_UNIX) as listener:
+        path = os.path.join(user.home, "odd")
+        listener.bind(path)
+        listener.listen()
+        os.chmod(path, 0o777)
+
+        def look(names, *words, status=0, then_leaves=False):
+            command = user.start(*words)
+            peer, _ = listener.accept()
+            list_oddly(peer, names, then_leaves)
+            out, err = command.communicate(timeout=LIMIT_S)
+            expect(command.returncode == status, f"status {command.returncode}: {out}{err}")
+            return out, err
+
+        look([b"fine"], "pool", "create", "odd", f"nbd+unix:///?socket={path}")
+        names = [b"fine", b"x" * 48, b"x" * 4096, b"esc\x1b[2J", b"../../etc/passwd", b"a?b#c%41", b""]
+        out, err = look(names, "volume", "list", "--pool", "odd", "--json")
+        rows = {r["name"]: r["path"] for r in json.loads(out)}
+        expect(set(rows) == {"fine", "../../etc/passwd", "a?b#c%41", "default"}, rows)
+        expect(rows["a?b#c%41"] == f"nbd+unix:///a%3Fb%23c%2541?socket={path}", rows)
+        expect("3 exports" in err and "\x1b" not in err, err)
+        out, _ = look([b"n%d" % i for i in range(3000)], "volume", "list", "--pool", "odd", "--json")
+        expect(len(json.loads(out)) == 1024, "more than is kept")
+        out, _ = look([b"", b"default", b"default"], "volume", "list", "--pool", "odd", "--json")
+        expect(len(json.loads(out)) == 1, out)
+        look([b"fine"], "volume", "list", "--pool", "odd", status=1, then_leaves=True)
+
+
 def keep_qcow2_on_exports(place):
     """An image inside an export, which has an end that does not move."""
     with User(place) as user:
@@ -396,6 +450,7 @@ TESTS = [
     ("a disk is copied in, and a killed server lost nothing", copy_in),
     ("clients that misbehave harm nobody", survive_clients),
     ("a server is a pool of volumes", use_a_server_as_pool),
+    ("a server's list is not trusted", survive_odd_servers),
     ("a qcow2 image lives on an export", keep_qcow2_on_exports),
     ("a machine's disks are on a server", run_a_machine),
     ("disks on other people's servers are read", use_other_servers),
