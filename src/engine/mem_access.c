@@ -132,41 +132,9 @@ void mem_insn_begin(struct xlate *x)
     }
 }
 
-void mem_rsp_moved(struct xlate *x, int64_t delta)
-{
-    x->rsp_moved = true;
-    for (unsigned i = 0; i < WINDOW_COUNT; i++) {
-        if (x->windows[i].base == X86_RSP) {
-            x->windows[i].low -= delta;
-            x->windows[i].high -= delta;
-        }
-    }
-}
-
 static bool changes_segment_base(const struct insn *insn)
 {
     return insn->op == INSN_OP_SWAPGS || insn->op == INSN_OP_WRFSBASE;
-}
-
-void mem_insn_end(struct xlate *x)
-{
-    unsigned written = x->ti->insn.gpr_written;
-
-    if (x->rsp_moved) {
-        written &= ~REG_BIT(X86_RSP);
-    }
-    x->rsp_moved = false;
-    if (changes_segment_base(&x->ti->insn)) {
-        memset(x->held, 0, sizeof(x->held));
-    }
-    for (unsigned i = 0; i < WINDOW_COUNT; i++) {
-        struct window *w = &x->windows[i];
-
-        if (w->base == EMIT_NO_REG ? changes_segment_base(&x->ti->insn)
-                                   : (written & REG_BIT(w->base)) != 0) {
-            w->is_valid = false;
-        }
-    }
 }
 
 /* An access that a window can hold. */
@@ -206,36 +174,71 @@ static bool access_of(const struct trace_insn *ti, struct ea *ret_ea, unsigned *
     return false;
 }
 
-/* By how much the instruction moves RSP; false: nobody knows. */
-bool mem_rsp_delta(const struct insn *insn, int64_t *ret_delta)
+/* ADD, SUB, INC or DEC of a 64-bit register by a constant. */
+static bool constant_step(const struct insn *insn, unsigned reg, int64_t *ret_delta)
+{
+    unsigned ext = insn->bytes[insn->modrm_off] >> 3 & 7u;
+
+    if (insn->map != 0 || insn->opsize_bytes != 8 || insn->mem_bytes != 0 || insn->rm != reg) {
+        return false;
+    }
+    if (insn->opcode == 0xff) {
+        *ret_delta = ext == 0 ? 1 : -1;
+        return ext <= 1;
+    }
+    *ret_delta = ext == 0 ? (int64_t)insn->imm : -(int64_t)insn->imm;
+    return (insn->opcode == 0x83 || insn->opcode == 0x81) && insn->imm_off != 0 &&
+           (ext == 0 || ext == 5);
+}
+
+/* By how much the instruction moves the register; false: nobody knows. */
+static bool base_delta(const struct insn *insn, unsigned reg, int64_t *ret_delta)
 {
     *ret_delta = 0;
-    if ((insn->gpr_written & REG_BIT(X86_RSP)) == 0) {
+    if ((insn->gpr_written & REG_BIT(reg)) == 0) {
         return true;
     }
     switch (insn->op) {
     case INSN_OP_PUSH:
     case INSN_OP_PUSHF:
         *ret_delta = -8;
-        return insn->opsize_bytes == 8;
+        return reg == X86_RSP && insn->opsize_bytes == 8;
     case INSN_OP_POP:
         *ret_delta = 8;
-        return insn->opcode != 0x8f && insn->reg != X86_RSP && insn->opsize_bytes == 8;
+        return reg == X86_RSP && insn->opcode != 0x8f && insn->reg != X86_RSP &&
+               insn->opsize_bytes == 8;
     case INSN_OP_LEA:
         *ret_delta = insn->disp;
-        return insn->base == X86_RSP && insn->index == INSN_REG_NONE && insn->opsize_bytes == 8 &&
-               insn->addrsize_bytes == 8;
+        return insn->reg == reg && insn->base == reg && insn->index == INSN_REG_NONE &&
+               insn->opsize_bytes == 8 && insn->addrsize_bytes == 8;
     case INSN_OP_COPY:
-        if (insn->map == 0 && (insn->opcode == 0x83 || insn->opcode == 0x81) &&
-            insn->opsize_bytes == 8 && insn->rm == X86_RSP && insn->imm_off != 0) {
-            unsigned ext = insn->bytes[insn->modrm_off] >> 3 & 7u;
-
-            *ret_delta = ext == 0 ? (int64_t)insn->imm : -(int64_t)insn->imm;
-            return ext == 0 || ext == 5;
-        }
-        return false;
+        return constant_step(insn, reg, ret_delta);
     default:
         return false;
+    }
+}
+
+void mem_insn_end(struct xlate *x)
+{
+    int64_t delta;
+
+    if (changes_segment_base(&x->ti->insn)) {
+        memset(x->held, 0, sizeof(x->held));
+    }
+    for (unsigned i = 0; i < WINDOW_COUNT; i++) {
+        struct window *w = &x->windows[i];
+
+        if (!w->is_valid) {
+            continue;
+        }
+        if (w->base == EMIT_NO_REG) {
+            w->is_valid = !changes_segment_base(&x->ti->insn);
+        } else if (base_delta(&x->ti->insn, w->base, &delta)) {
+            w->low -= delta;
+            w->high -= delta;
+        } else {
+            w->is_valid = false;
+        }
     }
 }
 
@@ -273,13 +276,11 @@ static const struct trace_insn *look_ahead(const struct xlate *x, const struct a
             if (changes_segment_base(&ti->insn)) {
                 break;
             }
-        } else if (a->ea.base == X86_RSP) {
-            if (!mem_rsp_delta(&ti->insn, &delta)) {
+        } else {
+            if (!base_delta(&ti->insn, a->ea.base, &delta)) {
                 break;
             }
             moved += delta;
-        } else if ((ti->insn.gpr_written & REG_BIT(a->ea.base)) != 0) {
-            break;
         }
         if (ti->role != TRACE_INLINE && ti->role != TRACE_BRANCH && ti->role != TRACE_FOLLOW) {
             break;

@@ -105,7 +105,6 @@ struct xlate {
     bool failed;           /* something could not be encoded: the unit ends here */
     bool is_compact;       /* memory is checked by thunks */
     uint16_t narrow_bases; /* registers whose accesses share no checks any more */
-    bool rsp_moved;        /* the instruction's change of RSP is known to the windows */
     struct window windows[WINDOW_COUNT];
     struct held_slot held[HELD_SLOTS];
     unsigned mark_count;
@@ -157,15 +156,11 @@ void mem_operand_begin(struct xlate *x, const struct host_operand *op);
 bool mem_is_direct(const struct translator *t, unsigned mode);
 /* Where the vCPU has the software TLB for that. */
 uint32_t mem_tlb_offset(unsigned mode, bool is_write);
-/* RSP is now delta higher than when the windows were noted. */
-void mem_rsp_moved(struct xlate *x, int64_t delta);
 /* Before an instruction: forgets windows whose register it needs. */
 void mem_insn_begin(struct xlate *x);
-/* After it: forgets those whose base it changed. */
+/* After it: forgets those whose base it changed by no constant. */
 void mem_insn_end(struct xlate *x);
 unsigned mem_window_regs(const struct xlate *x);
-/* By how much the instruction moves RSP; false: it cannot be known. */
-bool mem_rsp_delta(const struct insn *insn, int64_t *ret_delta);
 void mem_forget(struct xlate *x); /* all windows */
 void mem_emit_cold(struct xlate *x);
 

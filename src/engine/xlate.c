@@ -16,12 +16,7 @@ static void insn_begin(struct xlate *x)
 
 static void insn_end(struct xlate *x)
 {
-    int64_t delta;
-
     x->spilled &= (uint16_t)~x->ti->insn.gpr_written;
-    if (mem_rsp_delta(&x->ti->insn, &delta)) {
-        mem_rsp_moved(x, delta);
-    }
     mem_insn_end(x);
 }
 
