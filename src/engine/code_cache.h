@@ -31,7 +31,7 @@ struct xlate;
 
 #define CODE_CACHE_MIN_BYTES (1u << 20)
 #define CODE_CACHE_MAX_BYTES (512u << 20)
-#define CODE_CACHE_DEFAULT_BYTES (25u << 20)
+#define CODE_CACHE_DEFAULT_BYTES (28u << 20)
 
 #define UNIT_INSNS_MAX 64u
 #define UNIT_MARKS_MAX (4 * UNIT_INSNS_MAX)

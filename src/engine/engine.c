@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 
@@ -238,6 +239,22 @@ static void vcpu_free(struct engine_vcpu *v)
     }
 }
 
+/* The C library writes zeroes to all of it when a thread begins, and most is used late or never. */
+void engine_vcpu_storage_clear(void *storage)
+{
+    const uintptr_t mask = (uintptr_t)GMEM_PAGE_BYTES - 1;
+    uint8_t *start = storage;
+    uint8_t *end = start + sizeof(struct engine_vcpu);
+    uint8_t *first = (uint8_t *)(((uintptr_t)start + mask) & ~mask);
+    uint8_t *last = (uint8_t *)((uintptr_t)end & ~mask);
+
+    if (first >= last || madvise(first, (size_t)(last - first), MADV_DONTNEED) != 0) {
+        first = last = end;
+    }
+    memset(start, 0, (size_t)(first - start));
+    memset(last, 0, (size_t)(end - last));
+}
+
 static int engine_vcpu_create(struct accel_vm *accel_vm, unsigned index, const struct vcpu_env *env,
                               struct err *err, struct accel_vcpu **ret_vcpu)
 {
@@ -250,16 +267,17 @@ static int engine_vcpu_create(struct accel_vm *accel_vm, unsigned index, const s
     }
     if (vm->mirror != NULL) {
         v = vm->vcpu_storage();
+        engine_vcpu_storage_clear(v);
         if (from_fs(v) != vm->vcpu_from_fs) {
             return err_set(err, -EINVAL, "the memory of vCPU %u is in the wrong place", index);
         }
     } else {
         v = aligned_alloc(64, (sizeof(*v) + 63) & ~(size_t)63);
+        if (v == NULL) {
+            return err_set(err, -ENOMEM, "not enough memory for a virtual CPU");
+        }
+        memset(v, 0, sizeof(*v));
     }
-    if (v == NULL) {
-        return err_set(err, -ENOMEM, "not enough memory for a virtual CPU");
-    }
-    memset(v, 0, sizeof(*v));
     r = vcpu_init(v, vm, index, env, err);
     v->process = getpid();
     v->thread = gettid();

@@ -41,5 +41,7 @@ int engine_stepper_run(struct engine_stepper *stepper, struct vcpu_state *state,
  * some 3 MiB in each thread of a program that names this function.
  */
 void *engine_vcpu_storage(void);
+/* Fills such storage with zeroes that take no memory yet; for threads that are no vCPU, too. */
+void engine_vcpu_storage_clear(void *storage);
 
 #endif

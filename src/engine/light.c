@@ -89,7 +89,10 @@ void light_init_jump_cache(struct engine_vcpu *v)
         v->hot.jump_count[table] = 0;
         v->hot.jump_local[table] = false;
         for (unsigned set = 0; set < JUMP_CACHE_SETS; set++) {
-            v->hot.jump[table][set].minus_rip = jump_cache_empty(set);
+            /* Most are so already, in memory that nobody has touched. */
+            if (v->hot.jump[table][set].minus_rip != jump_cache_empty(set)) {
+                v->hot.jump[table][set].minus_rip = jump_cache_empty(set);
+            }
         }
     }
 }

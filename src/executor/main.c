@@ -71,6 +71,7 @@ static void *life_main(void *opaque)
     struct executor *executor = opaque;
     char byte;
 
+    engine_vcpu_storage_clear(engine_vcpu_storage());
     executor_bell_add(&executor->started);
     while (read(EXECUTOR_LIFE_FD, &byte, 1) < 0 && errno == EINTR) {
     }
