@@ -31,7 +31,8 @@ def end(place, m):
 def tell(text, seen, begin):
     print(f"# {text}: {seen['check_instructions']} instructions in {seen['check_units']} units compared, "
           f"{seen['check_retries']} again, {seen['check_reference_only']} on the reference alone, "
-          f"{seen['mirror_maps']} mappings of kernel memory, {seen['interrupts']} interrupts, {time.monotonic() - begin:.0f} s", flush=True)
+          f"{seen['mirror_maps']} mappings of kernel memory, {seen['interrupts']} interrupts, "
+          f"{time.monotonic() - begin:.0f} s", flush=True)
 
 
 def go_on_until(place, m, reached):
