@@ -73,7 +73,7 @@ struct compute_call {
 int compute_create(struct compute *compute, const struct compute_call *call, enum kind kind,
                    const json_t *wanted, json_t **ret_answer, struct fault *fault) MUST_CHECK;
 
-/* One object by id, or by name within the project. "revision" in it is for compute_change(). */
+/* One object by id, or by name within the project (without one: if only one has that name). "revision" in it is for compute_change(). */
 int compute_get(struct compute *compute, const struct compute_call *call, enum kind kind,
                 const char *id, json_t **ret_object, struct fault *fault) MUST_CHECK;
 

@@ -357,7 +357,8 @@ static int make_runtime(const char *dir, int *ret_lock_fd, struct err *err)
 
     rc = rc < 0 ? rc : path_make_dirs(dir, err);
     rc = rc < 0 ? rc : try_lock(dir, true, ret_lock_fd, err);
-    return rc < 0 ? rc : 0;
+    return rc == 0 ? err_set(err, -EBUSY, "%s is locked by another process", dir)
+                   : (rc < 0 ? rc : 0);
 }
 
 static int start_monitor(struct task *task, const struct object *instance, const char *dir,

@@ -183,26 +183,50 @@ static int find_in_project(struct compute *compute, enum kind kind, const char *
 struct search {
     const char *id;
     struct object found;
+    unsigned names; /* objects of that name, in different projects */
 };
 
-static int match_id(void *opaque, struct object *object)
+static int match(void *opaque, struct object *object)
 {
     struct search *search = opaque;
+    bool is_id = strcmp(object->id, search->id) == 0;
 
-    if (strcmp(object->id, search->id) != 0) {
+    if (!is_id && !object_is(object, "name", search->id)) {
         return 0;
     }
+    search->names = is_id ? 1 : search->names + 1;
+    object_done(&search->found);
     search->found = *object;
     search->found.json = json_incref(object->json);
-    return 1;
+    return is_id;
+}
+
+static int find_anywhere(struct compute *compute, enum kind kind, const char *id,
+                         struct object *ret_object, struct fault *fault)
+{
+    struct search search = {.id = id};
+    int rc = object_each(compute, kind, NULL, match, &search, fault);
+
+    if (rc == 0 && search.names == 0) {
+        rc = refuse_absent(kind, id, fault);
+    } else if (rc == 0 && search.names > 1) {
+        rc = fault_set(fault, FAULT_INVALID, "project",
+                       "%u projects have a %s \"%s\"; say which project", search.names,
+                       kind_spec(kind)->name, id);
+    }
+    if (rc < 0) {
+        object_done(&search.found);
+        return rc;
+    }
+    *ret_object = search.found;
+    return 0;
 }
 
 int object_find(struct compute *compute, enum kind kind, const char *project, const char *id,
                 struct object *ret_object, struct fault *fault)
 {
-    struct search search = {.id = id};
     char project_id[ID_BYTES] = GLOBAL_PROJECT;
-    int rc = 0;
+    int rc;
 
     if (!name_is_safe(id)) {
         return refuse_absent(kind, id, fault);
@@ -214,15 +238,7 @@ int object_find(struct compute *compute, enum kind kind, const char *project, co
         rc = object_find_project(compute, project, project_id, fault);
         return rc < 0 ? rc : find_in_project(compute, kind, project_id, id, ret_object, fault);
     }
-    rc = object_each(compute, kind, NULL, match_id, &search, fault);
-    if (rc < 0) {
-        return rc;
-    }
-    if (search.found.json == NULL) {
-        return refuse_absent(kind, id, fault);
-    }
-    *ret_object = search.found;
-    return 0;
+    return find_anywhere(compute, kind, id, ret_object, fault);
 }
 
 int object_find_project(struct compute *compute, const char *name, char ret_id[ID_BYTES],

@@ -195,7 +195,10 @@ static int note_running(struct task *task, struct object *instance)
     int rc = machine_learn(task, instance, &err);
 
     if (rc < 0) {
-        /* It may just have ended; a monitor that does not answer is asked again later. */
+        if (rc == -EPIPE || rc == -ECONNREFUSED || rc == -ENOENT || rc == -ECONNRESET) {
+            task_again(task, clock_monotonic_ns() + UNSURE_NS); /* it is just ending */
+            return SETTLED;
+        }
         return log_failure(task, rc, &err);
     }
     object_set_time(instance, "started");

@@ -98,7 +98,9 @@ static int do_work(struct task *task, const struct work *work, const struct obje
     rc = rc < 0 ? rc : open_pool(task->compute, true, &pool, err);
     rc = rc < 0 ? rc : work->run(pool, volume, err);
     pool_close(pool);
-    return rc < 0 ? rc : task_step(task, work->step, true);
+    rc = rc < 0 ? rc : task_step(task, work->step, true);
+    err->code = rc; /* of what was done already, too, there is a sentence */
+    return rc;
 }
 
 /* How large it really is, when it did not become larger. */

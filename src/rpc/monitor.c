@@ -145,16 +145,12 @@ int monitor_start(const struct monitor_start *start, struct monitor *ret_monitor
                                      start->name)
                      : 0;
     }
-    close_child(&child);
-    if (rc < 0) {
-        return rc;
-    }
-    start_ticks = process_start_ticks(pid);
-    if (start->record != NULL) {
-        rc = start->record(start->opaque, pid, start_ticks, err);
+    if (rc == 0) {
+        start_ticks = process_start_ticks(pid);
+        rc = start->record != NULL ? start->record(start->opaque, pid, start_ticks, err) : 0;
     }
     if (rc == 0) {
-        rc = io_write_full(go, "g", 1);
+        rc = io_write_full(go, "g", 1); /* our own reading end is open: no SIGPIPE */
         rc =
             rc < 0 ? err_set_errno(err, rc, "the monitor of \"%s\" ended at once", start->name) : 0;
     }
