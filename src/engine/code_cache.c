@@ -334,6 +334,30 @@ static bool bridge_to(struct translator *t, struct unit_exit *exit, const struct
     return true;
 }
 
+void code_cache_link_lookup(struct translator *t, struct unit_exit *exit)
+{
+    const struct unit *unit = unit_get(t, exit->unit);
+    const struct thunk_dispatch *dispatch =
+        &t->dispatch[(unit->code >> 6) % THUNK_DISPATCH_COPIES][exit->mode & UNIT_MODE_MMU];
+    struct emit e = {t->rw + t->used_bytes, t->vcpu_at};
+    uint32_t lookup = t->used_bytes;
+
+    if ((exit->state & (EXIT_LINKED | EXIT_UNLINKABLE)) != 0 || atomic_load(&unit->dead) ||
+        t->size_bytes - t->used_bytes < BRIDGE_BYTES_MAX) {
+        return;
+    }
+    for (unsigned rest = unit->body_spilled; rest != 0; rest &= rest - 1) {
+        unsigned r = (unsigned)__builtin_ctz(rest);
+
+        emit_gs_load(&e, r, GS_SPILL(r));
+    }
+    emit_gs_store_imm32(&e, GS_HOT(offset), (uint32_t)exit->target_offset);
+    emit_jmp_to(&e, t->rw + (dispatch->offset_in_slot[0] - t->rx));
+    t->used_bytes = code_offset(t, e.p);
+    patch(t, unit->code + exit->branch, lookup);
+    exit->state |= EXIT_UNLINKABLE;
+}
+
 void code_cache_link(struct translator *t, struct unit_exit *exit, struct unit *target)
 {
     const struct unit *unit = unit_get(t, exit->unit);

@@ -451,6 +451,9 @@ void code_cache_publish(struct translator *translator, struct unit *unit, gpa_t 
 /* The unit whose code holds the RX address, or NULL. No lock; for a vCPU in code. */
 struct unit *code_cache_unit_at(const struct translator *translator, uintptr_t rx);
 
+/* Makes the exit's branch go to a lookup in the jump cache: its target is one here, another there. */
+void code_cache_link_lookup(struct translator *translator, struct unit_exit *exit);
+
 /* Makes the exit's branch go straight to target. */
 void code_cache_link(struct translator *translator, struct unit_exit *exit, struct unit *target);
 

@@ -263,7 +263,7 @@ static struct unit *find_or_translate(struct engine_vcpu *v, unsigned mode)
 static void link_exit(struct translator *t, struct unit_exit *exit, struct unit *unit)
 {
     if (unit_crosses(unit)) {
-        exit->state |= EXIT_UNLINKABLE;
+        code_cache_link_lookup(t, exit);
     } else if (exit->mode == unit->mode &&
                ((unit_get(t, exit->unit)->guest ^ unit->guest) & ~PAGE_MASK) == 0) {
         exit->state &= (uint8_t)~EXIT_UNLINKABLE;

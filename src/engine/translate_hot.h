@@ -50,7 +50,7 @@ struct jump_entry {
  * Units found lately, by the host address of their guest code and their mode:
  * cheaper than the tables of the code cache. Other threads may clear entries.
  */
-#define FOUND_SETS 4096u
+#define FOUND_SETS 16384u
 
 #define FOUND_FLAGS_DEAD 1u /* beside an offset, which is even */
 
@@ -67,7 +67,7 @@ static inline uint64_t found_key(uintptr_t guest, unsigned mode)
 
 static inline uint32_t found_set(uint64_t key)
 {
-    return (uint32_t)(key * 0x9e3779b97f4a7c15ull >> 52) & (FOUND_SETS - 1);
+    return (uint32_t)(key * 0x9e3779b97f4a7c15ull >> 40) & (FOUND_SETS - 1);
 }
 
 /*
