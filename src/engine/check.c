@@ -48,6 +48,7 @@ struct engine_check {
     bool stopped_untellable;
     bool stopped_in_access; /* the next instruction faulted or met a device */
     unsigned steps;
+    unsigned known; /* entries of insns: steps, and perhaps the next one */
     unsigned write_count;
     struct check_stats stats;
     unsigned captured; /* writes whose new bytes are taken */
@@ -205,6 +206,24 @@ static bool is_untellable(const struct insn *in)
            in->op == INSN_OP_XRSTOR || (in->op == INSN_OP_COPY && !is_repeatable(in));
 }
 
+/* No unit goes on behind it. */
+static bool leaves_unit(const struct insn *in, uint64_t rip, uint64_t next_rip)
+{
+    switch ((enum insn_op)in->op) {
+    case INSN_OP_JCC:
+    case INSN_OP_JCXZ:
+    case INSN_OP_LOOP:
+        return next_rip != rip + in->len;
+    case INSN_OP_JMP_IND:
+    case INSN_OP_CALL:
+    case INSN_OP_CALL_IND:
+    case INSN_OP_RET:
+        return true;
+    default:
+        return false;
+    }
+}
+
 /* The interpreter's way, up to what cannot be done twice. */
 static void record(struct engine_vcpu *v, unsigned limit)
 {
@@ -216,6 +235,7 @@ static void record(struct engine_vcpu *v, unsigned limit)
     c->stopped_untellable = false;
     c->stopped_in_access = false;
     c->steps = 0;
+    c->known = 0;
     c->write_count = 0;
     c->captured = 0;
     c->bytes_used = 0;
@@ -230,6 +250,7 @@ static void record(struct engine_vcpu *v, unsigned limit)
         c->insns[c->steps].flags = 0;
         c->insns[c->steps].flags_read = 0;
         c->insns[c->steps].flags_written = 0;
+        c->known = c->steps + 1;
         int r = interp_try(v, is_repeatable, &c->insns[c->steps]);
 
         if (r != 0) {
@@ -249,6 +270,9 @@ static void record(struct engine_vcpu *v, unsigned limit)
         if ((c->insns[c->steps - 1].flags & VECTOR_FLAGS) != 0) {
             memcpy(c->fpu[c->fpu_count], v->st.xsave, COMPARED_FPU_BYTES);
             c->fpu_at[c->steps] = c->fpu[c->fpu_count++];
+        }
+        if (leaves_unit(&c->insns[c->steps - 1], c->insn_rip[c->steps - 1], v->st.rip)) {
+            break;
         }
     }
     c->recording = false;
@@ -364,7 +388,7 @@ static uint64_t dead_flags(const struct engine_check *c, unsigned i)
     uint64_t live = 0;
     uint64_t dead = 0;
 
-    for (; i < c->steps + (c->stopped_in_access ? 0 : 1) && i < STEPS_MAX; i++) {
+    for (; i < (c->stopped_in_access ? c->steps : c->known); i++) {
         live |= c->insns[i].flags_read & ~dead;
         dead |= c->insns[i].flags_written & ~live;
     }
@@ -384,7 +408,7 @@ static bool point_matches(struct engine_check *c, unsigned i, const struct check
         want.rflags = have->rflags;
     }
     /* An instruction that raises #XM has set its status flags when it is started again. */
-    if (i < STEPS_MAX && (c->insns[i].flags & (INSN_SSE | INSN_AVX)) != 0 &&
+    if (i < c->known && (c->insns[i].flags & (INSN_SSE | INSN_AVX)) != 0 &&
         (have->mxcsr & ~0x3full) == (want.mxcsr & ~0x3full) && (want.mxcsr & ~have->mxcsr) == 0) {
         want.mxcsr = have->mxcsr;
     }
