@@ -145,6 +145,9 @@ static void proxy_vm_destroy(struct accel_vm *accel_vm)
     gmem_set_code_listener(vm->gmem, NULL, NULL);
     process_stop(vm);
     lapic_set_destroy(vm->apics);
+    for (unsigned i = 0; i < vm->vcpu_count; i++) {
+        free(atomic_load(&vm->vcpus[i]));
+    }
     if (vm->shared != NULL) {
         log_drain(vm);
         (void)munmap(vm->shared, vm->shared_bytes);
@@ -285,8 +288,6 @@ static int proxy_vcpu_create(struct accel_vm *accel_vm, unsigned index, const st
     if (rc != 0) {
         char text[sizeof(v->page->exit.text)];
 
-        atomic_store(&vm->vcpus[index], NULL);
-        free(v);
         if (rc == -EOWNERDEAD) {
             return process_explain(vm, err);
         }
@@ -301,12 +302,10 @@ static int proxy_vcpu_create(struct accel_vm *accel_vm, unsigned index, const st
     return 0;
 }
 
+/* Devices may still send messages to it, and the watcher looks at it: its memory goes with the VM. */
 static void proxy_vcpu_destroy(struct accel_vcpu *vcpu)
 {
-    struct proxy_vcpu *v = vcpu_of(vcpu);
-
-    atomic_store(&vm_of_vcpu(v)->vcpus[v->base.index], NULL);
-    free(v);
+    (void)vcpu;
 }
 
 /* The caller's answer to the last exit, where the executor looks for it. */
