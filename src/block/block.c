@@ -356,11 +356,11 @@ void block_destroy(struct block *block)
     if (!block) {
         return;
     }
+    io_pool_destroy(block->pool); /* first: a worker may still be waking a lane */
     for (unsigned i = 0; i < block->lane_count; i++) {
         assert(!block->lanes[i].has_thread && atomic_load(&block->lanes[i].in_flight) == 0);
         lane_done(&block->lanes[i]);
     }
-    io_pool_destroy(block->pool);
     block_image_close(block->image);
     (void)pthread_cond_destroy(&block->changed);
     mutex_done(&block->lock);

@@ -603,12 +603,16 @@ void io_engine_submit(struct io_engine *engine)
     (void)tell_finished(engine);
 }
 
+void io_engine_clear(struct io_engine *engine)
+{
+    (void)io_eventfd_drain(engine->event_fd);
+}
+
 unsigned io_engine_reap(struct io_engine *engine)
 {
     unsigned count = 0;
     unsigned before;
 
-    (void)io_eventfd_drain(engine->event_fd);
     do {
         before = count;
         reap_ring(engine);

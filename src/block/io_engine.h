@@ -63,7 +63,7 @@ struct io_fault {
 
 struct io_engine_config {
     enum io_backend backend;
-    struct io_pool *pool; /* outlives the engine */
+    struct io_pool *pool; /* ends after all work of the engine, before the engine itself */
 };
 
 /* -ENOSYS, -EPERM ... when io_uring was asked for by name and is refused; -ENOMEM, -EMFILE. */
@@ -82,6 +82,8 @@ int io_engine_event_fd(const struct io_engine *engine); /* the engine's */
 void io_engine_queue(struct io_engine *engine, struct io_op *op);
 /* Starts what is queued; calls done of what has finished already. */
 void io_engine_submit(struct io_engine *engine);
+/* Forgets why the event descriptor is readable: before reaping. */
+void io_engine_clear(struct io_engine *engine);
 /* Calls done of all that has finished; starts what had to wait. How many were done. */
 unsigned io_engine_reap(struct io_engine *engine);
 /* Returns when reaping is worth while. */

@@ -45,15 +45,31 @@ static struct io_task *list_take(struct io_task_list *list)
     return task;
 }
 
-/* Under the lock: the port's thread need only be told of the first. */
-static void give_back_locked(struct io_task *task)
+/* Whether the port's thread has to be told: it need only be of the first. */
+static bool give_back_locked(struct io_task *task)
 {
     struct io_port *port = task->port;
-    bool wake = port->done.first == NULL;
+    bool is_first = port->done.first == NULL;
 
     list_append(&port->done, task);
-    if (wake) {
-        io_eventfd_signal(port->event_fd);
+    return is_first;
+}
+
+/* Under the lock, given up meanwhile: who is woken would only wait for it. The descriptor lives, for
+ * the pool ends before the ports. */
+static NO_LOCK_ANALYSIS void run_locked(struct io_pool *pool, struct io_task *task)
+{
+    int event_fd = task->port->event_fd;
+
+    pool->waiting--;
+    task->port->offered -= task->is_offered;
+    mutex_unlock(&pool->lock);
+    task->run(task);
+    mutex_lock(&pool->lock);
+    if (give_back_locked(task)) {
+        mutex_unlock(&pool->lock);
+        io_eventfd_signal(event_fd);
+        mutex_lock(&pool->lock);
     }
 }
 
@@ -65,21 +81,15 @@ static void *worker_main(void *opaque)
     mutex_lock(&pool->lock);
     for (;;) {
         task = list_take(&pool->work);
-        if (!task) {
-            if (pool->is_stopping) {
-                break;
-            }
+        if (task) {
+            run_locked(pool, task);
+        } else if (pool->is_stopping) {
+            break;
+        } else {
             pool->idle_workers++;
             (void)pthread_cond_wait(&pool->work_cond, &pool->lock.raw); /* cannot fail */
             pool->idle_workers--;
-            continue;
         }
-        pool->waiting--;
-        task->port->offered -= task->is_offered;
-        mutex_unlock(&pool->lock);
-        task->run(task);
-        mutex_lock(&pool->lock);
-        give_back_locked(task);
     }
     mutex_unlock(&pool->lock);
     return NULL;
@@ -91,7 +101,7 @@ void io_port_init(struct io_port *port, struct io_pool *pool, int event_fd)
     list_init(&port->done);
 }
 
-/* Whether a worker will see it, sooner or later. */
+/* Whether a worker will see it, sooner or later; the caller wakes one, without the lock. */
 static bool append_locked(struct io_pool *pool, struct io_task *task)
 {
     if (pool->idle_workers <= pool->waiting && pool->workers < pool->max_workers &&
@@ -103,7 +113,6 @@ static bool append_locked(struct io_pool *pool, struct io_task *task)
     }
     list_append(&pool->work, task);
     pool->waiting++;
-    (void)pthread_cond_signal(&pool->work_cond); /* cannot fail */
     return true;
 }
 
@@ -118,11 +127,12 @@ void io_port_submit(struct io_port *port, struct io_task *task)
     mutex_lock(&pool->lock);
     has_worker = append_locked(pool, task);
     mutex_unlock(&pool->lock);
+    if (has_worker) {
+        (void)pthread_cond_signal(&pool->work_cond); /* cannot fail */
+    }
     if (!has_worker) {
         task->run(task);
-        mutex_lock(&pool->lock);
-        give_back_locked(task);
-        mutex_unlock(&pool->lock);
+        io_port_post(task);
     }
 }
 
@@ -130,17 +140,22 @@ void io_port_submit(struct io_port *port, struct io_task *task)
 void io_port_offer(struct io_port *port, struct io_task *task)
 {
     struct io_pool *pool = port->pool;
+    bool wakes;
 
     task->port = port;
     task->is_offered = true;
     port->in_flight++;
     mutex_lock(&pool->lock);
-    if (port->offered > 0 || !append_locked(pool, task)) {
+    wakes = port->offered == 0 && append_locked(pool, task);
+    if (!wakes) {
         list_append(&pool->work, task);
         pool->waiting++;
     }
     port->offered++;
     mutex_unlock(&pool->lock);
+    if (wakes) {
+        (void)pthread_cond_signal(&pool->work_cond); /* cannot fail */
+    }
 }
 
 struct io_task *io_port_take_back(struct io_port *port)
@@ -183,7 +198,9 @@ void io_port_post(struct io_task *task)
     struct io_pool *pool = task->port->pool;
 
     mutex_lock(&pool->lock);
-    give_back_locked(task);
+    if (give_back_locked(task)) { /* with the lock, which keeps the port */
+        io_eventfd_signal(task->port->event_fd);
+    }
     mutex_unlock(&pool->lock);
 }
 

@@ -42,7 +42,8 @@ struct io_port {
 };
 
 int io_pool_create(unsigned max_workers, struct io_pool **ret_pool) MUST_CHECK;
-void io_pool_destroy(struct io_pool *pool); /* nothing is in flight; accepts NULL */
+void io_pool_destroy(struct io_pool *pool); /* nothing is in flight; before its ports' event
+                                             * descriptors are closed; accepts NULL */
 
 void io_port_init(struct io_port *port, struct io_pool *pool, int event_fd);
 

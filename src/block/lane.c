@@ -367,6 +367,7 @@ void lane_pump(struct lane *lane)
 {
     bool more;
 
+    io_engine_clear(lane->engine);
     do {
         take_up_stopped(lane);
         more = io_engine_reap(lane->engine) > 0;
