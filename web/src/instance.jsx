@@ -12,20 +12,16 @@ import { Console } from "./terminal.jsx";
 
 const KEPT = 150; // samples: five minutes at one in two seconds
 
-// Counters of the monitor, found wherever they stand in its answer.
+const sum = (answer, names) => names.reduce((total, name) => total + (answer[name] ?? 0), 0);
+
+// What the charts show, of the monitor's counters.
 function counters(answer) {
-  const flat = {};
-  const walk = (value, path) => {
-    if (typeof value === "number") flat[path] = value;
-    else if (value && typeof value === "object") for (const [name, inner] of Object.entries(value)) walk(inner, path ? `${path}.${name}` : name);
-  };
-  walk(answer, "");
-  const sum = (pattern) => Object.entries(flat).filter(([name]) => pattern.test(name)).reduce((total, [, value]) => total + value, 0);
+  const disks = Object.keys(answer).filter((name) => /^(disk|blk)\S*\.(read|written)_bytes$/.test(name));
   return {
-    cpu_ns: sum(/cpu_ns$|cpu_time_ns$/),
-    disk: sum(/(read|write|written)_bytes$/),
-    net: sum(/(rx|tx|received|sent)_bytes$/),
-    exits: sum(/exits(\.[a-z_]+)?$/),
+    disk: sum(answer, disks),
+    net: sum(answer, ["net.tx_bytes", "net.rx_bytes"]),
+    exits: sum(answer, ["exits"]),
+    interrupts: sum(answer, ["interrupts"]),
   };
 }
 
@@ -61,10 +57,10 @@ function Charts({ instance }) {
     <Chart key={title} title={title} unit={unit} times={times} series={[{ label: title, values: rate(samples, name, factor) }]} />;
   return (
     <div class="charts">
-      {chart("CPU", "%", "cpu_ns", 100 / 1e9)}
       {chart("Disk", " MB/s", "disk", 1e-6)}
       {chart("Network", " MB/s", "net", 1e-6)}
       {chart("Exits", " k/s", "exits", 1e-3)}
+      {chart("Interrupts", " k/s", "interrupts", 1e-3)}
     </div>
   );
 }

@@ -5,7 +5,7 @@ import { live } from "./live.js";
 import { useLive, useRoute } from "./hooks.js";
 import { Dashboard, Events, Instances, Kind, Launch, Operations, Tokens, Users } from "./pages.jsx";
 import { Instance } from "./instance.jsx";
-import { Form, show, Toasts } from "./ui.jsx";
+import { attempt, Form, show, Toasts } from "./ui.jsx";
 import "./style.css";
 
 const MENU = [
@@ -94,12 +94,13 @@ function App() {
   const identify = async () => {
     try {
       setMe(await get("/v1/session"));
-      await live.start();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       setMe(null);
       if (error.status !== 401) show(error.message, "error");
+      return;
     }
+    await attempt(() => live.start());
   };
   useEffect(() => { identify(); }, []);
   const signOut = async () => {

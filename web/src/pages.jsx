@@ -151,7 +151,9 @@ function choicesFor(live, schema) {
   for (const name of Object.keys(schema.properties)) {
     const kind = name in KINDS ? name : null;
     if (kind) {
-      choices[name] = live.all(kind).map((object) => ({ value: object.name ?? object.id, text: object.name ?? object.id }));
+      const all = live.all(kind).sort((a, b) =>
+        (a.memory_mib ?? 0) - (b.memory_mib ?? 0) || (a.name ?? a.id).localeCompare(b.name ?? b.id));
+      choices[name] = all.map((object) => ({ value: object.name ?? object.id, text: object.name ?? object.id }));
     }
   }
   return choices;

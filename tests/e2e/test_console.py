@@ -1,0 +1,257 @@
+#!/usr/bin/python3
+"""The web console in a real Chromium: what a person does there, with real machines behind it.
+
+CORBEL_SCREENSHOTS=DIR keeps a picture of each page, wide and narrow, light and dark.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+
+from harness import LIMIT_S, SOURCE, expect, run_tests
+
+try:
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+except ImportError:
+    print("skipped: python3-selenium is not installed")
+    sys.exit(77)
+
+from platform_rig import Platform
+
+AXE = SOURCE / "web/node_modules/axe-core/axe.min.js"
+for needed in ("chromium", "chromedriver"):
+    if shutil.which(needed) is None:
+        print(f"skipped: {needed} is not installed")
+        sys.exit(77)
+if not AXE.exists():
+    print("skipped: the web console's libraries are not there (scripts/setup fetches them by npm)")
+    sys.exit(77)
+
+PICTURES = os.environ.get("CORBEL_SCREENSHOTS")
+WIDE, NARROW = (1280, 860), (400, 860)
+
+
+class Browser:
+    """Chromium, headless, that knows no other host than this one."""
+
+    def __init__(self, port):
+        self.origin = f"http://127.0.0.1:{port}"
+        self.profile = tempfile.mkdtemp(prefix="corbel-chromium-")
+        options = webdriver.ChromeOptions()
+        for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                         "--no-first-run", "--disable-background-networking",
+                         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+                         f"--user-data-dir={self.profile}"):
+            options.add_argument(argument)
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+        service = webdriver.chrome.service.Service(shutil.which("chromedriver"))
+        self.driver = webdriver.Chrome(service=service, options=options)
+        self.driver.set_window_size(*WIDE)
+        self.outside = set()
+
+    def wait(self, condition, what):
+        def met(_):
+            try:
+                return condition()
+            except Exception as error:  # elements come and go while a page is drawn
+                self.last = type(error).__name__ + ": " + str(error).splitlines()[0]
+                return None
+
+        self.last = "never true"
+        try:
+            return WebDriverWait(self.driver, LIMIT_S, poll_frequency=0.1).until(met)
+        except Exception as error:
+            text = self.driver.find_element(By.TAG_NAME, "body").text
+            raise AssertionError(f"{what} did not come ({self.last}); the page says:\n{text[:2000]}") from error
+
+    def all(self, css):
+        return self.driver.find_elements(By.CSS_SELECTOR, css)
+
+    def one(self, css):
+        return self.wait(lambda: self.driver.find_element(By.CSS_SELECTOR, css), css)
+
+    def text(self):
+        return self.driver.find_element(By.TAG_NAME, "body").text
+
+    def button(self, name, within=""):
+        def find():
+            for element in self.all(f"{within} button, {within} a"):
+                if element.text == name and element.is_displayed():
+                    return element
+            return None
+        return self.wait(find, f"the button {name!r}")
+
+    def go(self, route, heading):
+        self.driver.get(f"{self.origin}/#/{route}")
+        self.wait(lambda: self.one("h1").text == heading, f"the page {heading!r}")
+
+    def fill(self, field, text):
+        element = self.one(f"#field-{field}")
+        element.clear()
+        element.send_keys(text)
+
+    def pick(self, field, value):
+        self.wait(lambda: Select(self.one(f"#field-{field}")).select_by_visible_text(value) or True,
+                  f"the choice {value}")
+
+    def sign_in(self, name, password):
+        self.driver.get(self.origin)
+        self.fill("name", name)
+        self.fill("password", password)
+        self.button("Sign in").click()
+
+    def picture(self, name):
+        if PICTURES:
+            pathlib.Path(PICTURES).mkdir(parents=True, exist_ok=True)
+            self.driver.save_screenshot(f"{PICTURES}/{name}.png")
+
+    def check_access(self, page):
+        """axe finds nothing serious (WCAG 2.1 A and AA)."""
+        self.driver.execute_script(AXE.read_text())
+        found = self.driver.execute_async_script(
+            "const done = arguments[0]; axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21aa']})"
+            ".then(r => done(r.violations.map(v => [v.impact, v.id, v.nodes.map(n => n.html).slice(0, 3)])))")
+        bad = [violation for violation in found if violation[0] in ("serious", "critical")]
+        expect(not bad, f"{page}: {json.dumps(bad, indent=1)}")
+
+    def check_requests(self):
+        """Nothing was asked of another host, and nothing was logged as an error."""
+        for entry in self.driver.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            if message["method"] == "Network.requestWillBeSent":
+                url = message["params"]["request"]["url"]
+                expect(url.startswith((self.origin, "data:", "blob:", "chrome:", "about:")), f"asked for {url}")
+        errors = [entry for entry in self.driver.get_log("browser")
+                  if entry["level"] == "SEVERE" and "/v1/session" not in entry["message"]]
+        expect(not errors, f"{errors}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        self.driver.quit()
+        shutil.rmtree(self.profile, ignore_errors=True)
+
+
+def work_in_the_console(place):
+    with Platform(place) as platform:
+        platform.ok("POST", "/v1/users", {"name": "ann", "password": "correct horse", "role": "admin"})
+        with Browser(platform.port) as browser:
+            browser.sign_in("ann", "wrong horse")
+            browser.wait(lambda: "no user has this name" in browser.text(), "the refusal")
+            browser.picture("sign-in")
+            browser.check_access("sign-in")
+            browser.sign_in("ann", "correct horse")
+            browser.wait(lambda: browser.one("h1").text == "Dashboard", "the dashboard")
+
+            browser.button("Launch instance").click()
+            browser.fill("name", "web")
+            browser.pick("image", "busybox")
+            browser.pick("engine", "soft")
+            browser.fill("memory_mib", "128")
+            browser.picture("launch")
+            browser.check_access("launch")
+            browser.fill("tags", "env=prod")
+            browser.button("Launch").click()
+            browser.wait(lambda: browser.one("h1").text == "web", "the instance's page")
+            browser.wait(lambda: any(b.text == "running" for b in browser.all(".badge")), "running")
+            browser.wait(lambda: len(browser.all(".chart canvas")) == 4, "the charts")
+            browser.picture("instance")
+            browser.check_access("instance")
+
+            browser.button("Console").click()
+            browser.wait(lambda: "connected" in browser.text(), "the console's connection")
+            area = browser.one(".console textarea")
+            area.send_keys(Keys.ENTER)
+            browser.wait(lambda: "#" in browser.one(".console .xterm-rows").text, "a prompt")
+            area.send_keys("echo $((6 * 7))-inside" + Keys.ENTER)
+            browser.wait(lambda: "42-inside" in browser.one(".console .xterm-rows").text, "the guest's answer")
+            browser.picture("console")
+
+            # A refusal stands at its field, in words.
+            browser.go("volumes", "Volumes")
+            browser.button("New").click()
+            browser.fill("name", "data")
+            browser.fill("size_gib", "1")
+            browser.button("Create", "dialog").click()
+            browser.wait(lambda: "available" in browser.text(), "the volume")
+            browser.picture("volumes")
+
+            # All at once: filter, select, stop.
+            browser.go("instances", "Instances")
+            browser.one(".filter").send_keys("prod running")
+            browser.wait(lambda: len(browser.all("tbody tr")) == 1, "one row")
+            browser.one("thead input[type=checkbox]").click()
+            browser.picture("instances")
+            browser.check_access("instances")
+            browser.button("Pause", ".bulk").click()
+            browser.one(".filter").clear()
+            browser.one(".filter").send_keys("paused")
+            browser.wait(lambda: [b.text for b in browser.all("tbody .badge")] == ["paused"], "paused")
+            browser.button("Resume", ".bulk").click()
+
+            for route, heading in (("", "Dashboard"), ("images", "Images"), ("volumes", "Volumes"),
+                                   ("keys", "Key pairs"), ("types", "Instance types"), ("projects", "Projects"),
+                                   ("events", "Events"), ("operations", "Operations"), ("tokens", "API tokens"),
+                                   ("users", "Users")):
+                browser.go(route, heading)
+                browser.wait(lambda: browser.all("table") or browser.all(".empty"), "rows")
+                browser.picture(heading.lower().replace(" ", "-"))
+                browser.check_access(heading)
+            for theme in ("dark", "light"):
+                Select(browser.one("header select")).select_by_visible_text(theme.capitalize())
+                for size, word in ((WIDE, "wide"), (NARROW, "narrow")):
+                    browser.driver.set_window_size(*size)
+                    for route, heading in (("", "Dashboard"), ("instances", "Instances")):
+                        browser.go(route, heading)
+                        browser.picture(f"{heading.lower()}-{theme}-{word}")
+                        browser.check_access(f"{heading} {theme} {word}")
+                        wide = browser.driver.execute_script(
+                            "return document.documentElement.scrollWidth - innerWidth")
+                        expect(wide <= 0, f"{heading} is {wide} pixels wider than {size}")
+            browser.driver.set_window_size(*WIDE)
+            browser.go("instances/web", "web")
+            browser.button("Delete").click()
+            browser.button("Delete", "dialog").click()
+            browser.go("instances", "Instances")
+            browser.wait(lambda: "No instance yet" in browser.text(), "an empty list")
+            browser.button("Sign out").click()
+            browser.wait(lambda: browser.all(".sign-in"), "the sign-in page")
+            browser.check_requests()
+
+
+def use_the_keyboard_only(place):
+    """From the address bar to a new volume without a mouse."""
+    with Platform(place) as platform:
+        platform.ok("POST", "/v1/users", {"name": "kim", "password": "correct horse", "role": "member"})
+        with Browser(platform.port) as browser:
+            browser.sign_in("kim", "correct horse")
+            browser.wait(lambda: browser.one("h1").text == "Dashboard", "the dashboard")
+            expect("Users" not in browser.one("nav.menu").text, "a member sees the users' page")
+            browser.go("volumes", "Volumes")
+
+            def focused():
+                return browser.driver.switch_to.active_element
+
+            def tab_to(text):
+                for _ in range(60):
+                    element = focused()
+                    if text in (element.text, element.get_attribute("id"), element.get_attribute("name")):
+                        return element
+                    element.send_keys(Keys.TAB)
+                raise AssertionError(f"no way to {text!r} by keyboard")
+            tab_to("New").send_keys(Keys.ENTER)
+            browser.one("dialog[open]")
+            tab_to("field-name").send_keys("typed")
+            tab_to("field-size_gib").send_keys("1" + Keys.ENTER)
+            browser.wait(lambda: "typed" in browser.one("table").text, "the volume")
+
+
+if __name__ == "__main__":
+    run_tests([("work in the console", work_in_the_console), ("use the keyboard only", use_the_keyboard_only)])
