@@ -4,8 +4,8 @@ import { post, remove } from "./api.js";
 import { attempt, show } from "./ui.jsx";
 
 export const ACTIONS = [
-  { name: "start", title: "Start", from: ["stopped", "failed", "crashed"] },
-  { name: "stop", title: "Stop", from: ["running", "paused", "starting"] },
+  { name: "start", title: "Start", from: ["stopped", "failed"] },
+  { name: "stop", title: "Stop", from: ["running", "paused"] },
   { name: "restart", title: "Restart", from: ["running"] },
   { name: "pause", title: "Pause", from: ["running"] },
   { name: "resume", title: "Resume", from: ["paused"] },

@@ -4,9 +4,9 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { get, patch } from "./api.js";
 import { useLive } from "./hooks.js";
 import { ACTIONS, actOn, canDo, deleteAll } from "./actions.js";
-import { address, bodySchema } from "./pages.jsx";
+import { address, bodySchema, EventTable, sizes } from "./pages.jsx";
 import { size, tags } from "./format.js";
-import { attempt, Badge, Confirm, Dialog, Empty, Form, Page, Table, Time } from "./ui.jsx";
+import { attempt, Badge, Confirm, Dialog, Empty, Form, Page, Time } from "./ui.jsx";
 import { Chart } from "./chart.jsx";
 import { Console } from "./terminal.jsx";
 
@@ -68,9 +68,10 @@ function Charts({ instance }) {
 function Facts({ instance }) {
   const facts = [
     ["Id", <code>{instance.id}</code>], ["State", <Badge state={instance.state} />],
-    ["Reason", instance.reason], ["Type", instance.type], ["vCPUs", instance.cpus],
-    ["Memory", size(instance.memory_mib)], ["Image", instance.image], ["Address", address(instance)],
-    ["Engine", instance.engine], ["Key", instance.key], ["Tags", tags(instance)],
+    ["Reason", instance.reason], ["Type", instance.type], ["vCPUs", sizes(instance).cpus],
+    ["Memory", size(sizes(instance).memory)], ["Image", instance.image], ["Ports", address(instance)],
+    ["To get in", instance.ssh_port && <code>corbel ssh {instance.name ?? instance.id}</code>],
+    ["Engine", instance.engine_used ?? instance.engine], ["Restarts", instance.restarts || null], ["Tags", tags(instance)],
     ["Created", <Time at={instance.created} />],
   ].filter(([, value]) => value !== undefined && value !== "" && value !== null);
   return <dl class="facts">{facts.map(([name, value]) => <div key={name}><dt>{name}</dt><dd>{value}</dd></div>)}</dl>;
@@ -94,7 +95,7 @@ export function Instance({ id, tab = "overview" }) {
   const [dialog, setDialog] = useState(null);
   const instance = live.find("instance", id);
   if (!instance) return <Page title="Instance"><Empty>There is no instance {id}. <a href="#/instances">All instances</a></Empty></Page>;
-  const events = live.all("event").filter((event) => JSON.stringify(event).includes(instance.id))
+  const events = live.all("event").filter((event) => event.target === instance.id)
     .sort((a, b) => (b.created ?? 0) - (a.created ?? 0));
   return (
     <Page title={instance.name ?? instance.id} actions={<>
@@ -109,9 +110,7 @@ export function Instance({ id, tab = "overview" }) {
       {tab === "overview" && <><Facts instance={instance} /><Charts instance={instance} /></>}
       {tab === "console" && (instance.state === "running" ? <Console instance={instance} />
         : <Empty>The console is there while the instance runs.</Empty>)}
-      {tab === "events" && <Table label="Events" rows={events} empty="Nothing has happened yet."
-        columns={[{ name: "created", title: "When", of: (e) => <Time at={e.created} /> },
-          { name: "type", title: "What", of: (e) => e.type ?? e.name }, { name: "message", title: "Message", of: (e) => e.message ?? e.text ?? "" }]} />}
+      {tab === "events" && <EventTable events={events} />}
       {dialog === "edit" && <Edit instance={instance} onClose={() => setDialog(null)} />}
       {dialog === "delete" && <Confirm title="Delete instance" verb="Delete" onClose={() => setDialog(null)}
         text={`${instance.name ?? instance.id} is ended if it runs, and its disks go with it.`}

@@ -3,7 +3,7 @@
 import { useEffect, useState } from "preact/hooks";
 import { get, post, patch, remove } from "./api.js";
 import { useLive, usePolled } from "./hooks.js";
-import { KINDS } from "./live.js";
+import { KINDS, live } from "./live.js";
 import { size, tags, when } from "./format.js";
 import { ACTIONS, actOn, canDo, deleteAll } from "./actions.js";
 import { attempt, Badge, Confirm, Dialog, Empty, Filter, Form, Link, matching, Page, Table, Time, title } from "./ui.jsx";
@@ -60,14 +60,22 @@ export function Dashboard() {
   );
 }
 
-function EventTable({ events }) {
+// The name of the object that an event or operation is about, while it is there.
+function Target({ of }) {
+  const object = KINDS[of.kind] && live.find(of.kind, of.target);
+  const name = object?.name ?? of.target;
+  return of.kind === "instance" && object ? <Link to={`instances/${of.target}`}>{name}</Link> : <>{name}</>;
+}
+
+export function EventTable({ events }) {
   return (
     <Table label="Events" rows={events} empty="Nothing has happened yet."
       columns={[
         { name: "created", title: "When", of: (e) => <Time at={e.created} />, sort: (e) => e.created ?? 0 },
-        { name: "type", title: "What", of: (e) => e.type ?? e.name },
-        { name: "object", title: "Object", of: (e) => e.object ?? e.instance ?? "" },
-        { name: "message", title: "Message", of: (e) => e.message ?? e.text ?? "" },
+        { name: "level", title: "Level", of: (e) => <Badge state={e.level} /> },
+        { name: "action", title: "What" },
+        { name: "target", title: "Object", of: (e) => <Target of={e} /> },
+        { name: "text", title: "In words" },
         { name: "actor", title: "Who" },
       ]} />
   );
@@ -92,11 +100,12 @@ export function Operations() {
       <Table label="Operations" rows={operations} empty="No operation yet."
         columns={[
           { name: "created", title: "When", of: (o) => <Time at={o.created} />, sort: (o) => o.created ?? 0 },
-          { name: "action", title: "What", of: (o) => o.action ?? o.verb ?? o.name ?? o.id },
-          { name: "object", title: "Object", of: (o) => o.object ?? "" },
+          { name: "action", title: "What" },
+          { name: "target", title: "Object", of: (o) => <Target of={o} /> },
           { name: "state", title: "State", of: (o) => <Badge state={o.state} /> },
           { name: "progress", title: "Progress", of: (o) => <progress max={100} value={o.progress ?? 0} aria-label={`Progress of ${o.id}`} /> },
-          { name: "error", title: "Error", of: (o) => (typeof o.error === "string" ? o.error : o.error?.message ?? "") },
+          { name: "step", title: "Step" },
+          { name: "error", title: "Error" },
           { name: "cancel", title: "", of: (o) => (["pending", "running"].includes(o.state)
             ? <button type="button" onClick={() => attempt(() => post(`/v1/operations/${o.id}/cancel`))}>Cancel</button> : null) },
         ]} />
@@ -105,8 +114,13 @@ export function Operations() {
 }
 
 export const address = (instance) =>
-  [instance.address, ...(instance.forwards ?? []).map((f) => `localhost:${f.host_port} → ${f.guest_port}`)]
-    .filter(Boolean).join(", ");
+  (instance.ports ?? []).map((port) => `127.0.0.1:${port.host_port} → ${port.guest_port}`).join(", ");
+
+// What an instance has: its own figures, or its type's.
+export function sizes(instance) {
+  const type = live.find("type", instance.type);
+  return { cpus: instance.cpus ?? type?.cpus, memory: instance.memory_mib ?? type?.memory_mib };
+}
 
 export function Instances() {
   const live = useLive();
@@ -132,8 +146,8 @@ export function Instances() {
           { name: "name", title: "Name", of: (i) => <Link to={`instances/${i.id}`}>{i.name ?? i.id}</Link>, sort: (i) => i.name ?? i.id },
           { name: "state", title: "State", of: (i) => <Badge state={i.state} /> },
           { name: "type", title: "Type" },
-          { name: "cpus", title: "vCPUs", sort: (i) => i.cpus ?? 0 },
-          { name: "memory_mib", title: "Memory", of: (i) => size(i.memory_mib), sort: (i) => i.memory_mib ?? 0 },
+          { name: "cpus", title: "vCPUs", of: (i) => sizes(i).cpus, sort: (i) => sizes(i).cpus ?? 0 },
+          { name: "memory_mib", title: "Memory", of: (i) => size(sizes(i).memory), sort: (i) => sizes(i).memory ?? 0 },
           { name: "address", title: "Address", of: address },
           { name: "tags", title: "Tags", of: tags },
           { name: "created", title: "Age", of: (i) => <Time at={i.created} />, sort: (i) => i.created ?? 0 },
