@@ -1,4 +1,4 @@
-/* The one list of what the interface offers. docs/api.md and /v1/openapi.json follow from it. */
+/* The one list of what the interface offers. /v1/openapi.json follows from it; docs/api.md introduces it. */
 #include "api/api_int.h"
 
 #include <string.h>

@@ -1,6 +1,6 @@
 // A line over time.
 
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 
@@ -8,14 +8,15 @@ export function Chart({ title, unit, times, series }) {
   const place = useRef();
   const plot = useRef();
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  useEffect(() => {
+  // Before painting, and undone before the place is gone: the observer must not see it without.
+  useLayoutEffect(() => {
     const lines = ["--accent", "--good", "--warn"];
     const options = {
-      title, width: Math.max(240, place.current.clientWidth), height: 180, legend: { show: series.length > 1 },
+      title: `${title} (${unit.trim()})`, width: Math.max(240, place.current.clientWidth), height: 180, legend: { show: series.length > 1 },
       cursor: { drag: { x: false, y: false } },
       axes: [
         { stroke: color("--muted"), grid: { stroke: color("--line") } },
-        { stroke: color("--muted"), grid: { stroke: color("--line") }, size: 60, values: (_, ticks) => ticks.map((tick) => `${tick}${unit}`) },
+        { stroke: color("--muted"), grid: { stroke: color("--line") }, size: 55 },
       ],
       scales: { y: { range: (_, low, high) => [Math.min(0, low), Math.max(high * 1.1, 1)] } },
       series: [{}, ...series.map((line, i) => ({ label: line.label, stroke: color(lines[i]), width: 2, points: { show: false } }))],

@@ -52,7 +52,7 @@ export function Dashboard() {
           text={`${size(host.memory_mib.used)} of ${size(host.memory_mib.total)} given away`} />}
         <div class="card"><h2>Storage</h2>
           <p class="big">{live.all("volume").length}</p>
-          <p>volumes, {live.all("image").length} images</p></div>
+          <p>{live.all("volume").length === 1 ? "volume" : "volumes"}, images: {live.all("image").length}</p></div>
       </div>
       <h2>What happened</h2>
       <EventTable events={events} />

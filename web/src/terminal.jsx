@@ -1,6 +1,6 @@
 // The serial console of a running instance.
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Terminal } from "@xterm/xterm";
 import { FitAddon } from "@xterm/addon-fit";
 import "@xterm/xterm/css/xterm.css";
@@ -9,7 +9,7 @@ export function Console({ instance }) {
   const place = useRef();
   const [state, setState] = useState("connecting");
   const [attempt, setAttempt] = useState(0);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const terminal = new Terminal({ cursorBlink: true, fontSize: 14, scrollback: 5000 });
     const fit = new FitAddon();
     terminal.loadAddon(fit);

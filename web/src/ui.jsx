@@ -64,10 +64,11 @@ export function Table({ label, columns, rows, selected, onSelect, empty }) {
             {columns.map((c) => (
               <th key={c.name} scope="col"
                 aria-sort={order.name === c.name ? (order.isDown ? "descending" : "ascending") : undefined}>
-                <button type="button" class="sort"
-                  onClick={() => setOrder({ name: c.name, isDown: order.name === c.name && !order.isDown })}>
-                  {c.title}{order.name === c.name ? (order.isDown ? " ↓" : " ↑") : ""}
-                </button>
+                {c.title ? (
+                  <button type="button" class="sort"
+                    onClick={() => setOrder({ name: c.name, isDown: order.name === c.name && !order.isDown })}>
+                    {c.title}{order.name === c.name ? (order.isDown ? " ↓" : " ↑") : ""}
+                  </button>) : <span class="hidden">Actions</span>}
               </th>))}
           </tr>
         </thead>
