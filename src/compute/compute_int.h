@@ -105,7 +105,6 @@ struct compute {
     struct loop *loop;
     pthread_t loop_thread;
     bool has_loop_thread;
-    struct loop_timer *janitor;
 };
 
 /* ---- object.c: records ---- */
