@@ -21,7 +21,7 @@
 #define TABLES 0x1000u
 #define CODE 0x200000u
 
-static void fail(const char *what)
+static _Noreturn void fail(const char *what)
 {
     (void)fprintf(stderr, "translate-bench: %s\n", what);
     exit(1);
