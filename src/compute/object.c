@@ -222,6 +222,25 @@ static int find_anywhere(struct compute *compute, enum kind kind, const char *id
     return 0;
 }
 
+int object_find_project(struct compute *compute, const char *name, char ret_id[ID_BYTES],
+                        struct fault *fault)
+{
+    struct object project = {0};
+    int rc = name_is_safe(name)
+                 ? find_in_project(compute, KIND_PROJECT, GLOBAL_PROJECT, name, &project, fault)
+                 : refuse_absent(KIND_PROJECT, name, fault);
+
+    if (rc < 0) {
+        if (rc == -ENOENT && fault != NULL) {
+            (void)snprintf(fault->field, sizeof(fault->field), "project");
+        }
+        return rc;
+    }
+    memcpy(ret_id, project.id, ID_BYTES);
+    object_done(&project);
+    return 0;
+}
+
 int object_find(struct compute *compute, enum kind kind, const char *project, const char *id,
                 struct object *ret_object, struct fault *fault)
 {
@@ -239,23 +258,6 @@ int object_find(struct compute *compute, enum kind kind, const char *project, co
         return rc < 0 ? rc : find_in_project(compute, kind, project_id, id, ret_object, fault);
     }
     return find_anywhere(compute, kind, id, ret_object, fault);
-}
-
-int object_find_project(struct compute *compute, const char *name, char ret_id[ID_BYTES],
-                        struct fault *fault)
-{
-    struct object project = {0};
-    int rc = object_find(compute, KIND_PROJECT, NULL, name, &project, fault);
-
-    if (rc < 0) {
-        if (rc == -ENOENT && fault != NULL) {
-            (void)snprintf(fault->field, sizeof(fault->field), "project");
-        }
-        return rc;
-    }
-    memcpy(ret_id, project.id, ID_BYTES);
-    object_done(&project);
-    return 0;
 }
 
 /* One page's objects; 1 when fn has seen enough. */

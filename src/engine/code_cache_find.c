@@ -85,10 +85,10 @@ static struct unit_insn mark_start(const struct unit *unit)
 }
 
 unsigned unit_marks_pack(const struct unit *unit, const struct unit_insn *marks, unsigned count,
-                         uint8_t *out)
+                         uint8_t *ret_bytes)
 {
     struct unit_insn last = mark_start(unit);
-    uint8_t *p = out;
+    uint8_t *p = ret_bytes;
 
     for (unsigned i = 0; i < count; i++) {
         const struct unit_insn *mark = &marks[i];
@@ -112,7 +112,7 @@ unsigned unit_marks_pack(const struct unit *unit, const struct unit_insn *marks,
         }
         last = *mark;
     }
-    return (unsigned)(p - out);
+    return (unsigned)(p - ret_bytes);
 }
 
 /* The mark at *p, which comes after the one in *mark; returns what is behind it. */
