@@ -126,7 +126,8 @@ class Browser:
             message = json.loads(entry["message"])["message"]
             if message["method"] == "Network.requestWillBeSent":
                 url = message["params"]["request"]["url"]
-                expect(url.startswith((self.origin, "data:", "blob:", "chrome:", "about:")), f"asked for {url}")
+                expect(url.startswith((self.origin, "data:", "blob:", "chrome:", "chrome-untrusted:",
+                                                 "about:")), f"asked for {url}")
         errors = [entry for entry in self.driver.get_log("browser")
                   if entry["level"] == "SEVERE" and "/v1/session" not in entry["message"]]
         expect(not errors, f"{errors}")
