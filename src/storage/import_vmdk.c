@@ -144,12 +144,15 @@ static int parse_extent(const char *line, struct extent *extent, struct err *err
     return 1;
 }
 
+/* The parentCID of a disk that stands on none. */
+#define NO_PARENT 0xffffffffu
+
 static int take_line(struct vmdk *v, const char *line, struct err *err)
 {
     struct extent extent = {.fd = -1};
     int rc;
 
-    if (strncmp(line, "parentCID=", 10) == 0 && strncasecmp(line + 10, "ffffffff", 8) != 0) {
+    if (strncmp(line, "parentCID=", 10) == 0 && strtoul(line + 10, NULL, 16) != NO_PARENT) {
         return err_set(err, -EPERM, "the VMDK disk stands on another, as a snapshot does");
     }
     if (strncmp(line, "parentFileNameHint", 18) == 0) {

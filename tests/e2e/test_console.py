@@ -163,6 +163,8 @@ def work_in_the_console(place):
             browser.wait(lambda: browser.one("h1").text == "web", "the instance's page")
             browser.wait(lambda: any(b.text == "running" for b in browser.all(".badge")), "running")
             browser.wait(lambda: len(browser.all(".chart canvas")) == 4, "the charts")
+            browser.wait(lambda: all("no value" not in chart.get_attribute("aria-label")
+                                     for chart in browser.all(".chart")), "values in the charts")
             browser.picture("instance")
             browser.check_access("instance")
 
