@@ -129,6 +129,27 @@ static void flush_page(struct engine_vcpu *v, unsigned table, uint64_t va)
     }
 }
 
+/*
+ * The page's bit stays only while an entry needs it, else each later flush of a page with that bit
+ * would look through all tables in vain.
+ */
+static void drop_page_bit(struct engine_vcpu *v, uint64_t va)
+{
+    const unsigned bit = page_bit(va);
+
+    if ((v->hot.jump_pages[bit / 64] >> (bit % 64) & 1) == 0) {
+        return;
+    }
+    for (unsigned table = 0; table < JUMP_CACHE_TABLES; table++) {
+        for (uint32_t i = 0; i < v->hot.jump_count[table]; i++) {
+            if (page_bit(v->hot.jump[table][v->hot.jump_used[table][i]].page) == bit) {
+                return;
+            }
+        }
+    }
+    v->hot.jump_pages[bit / 64] &= ~(1ull << (bit % 64));
+}
+
 void light_flush_jump_cache(struct engine_vcpu *v)
 {
     for (unsigned i = 0; i < JUMP_PAGE_BITS / 64; i++) {
@@ -175,6 +196,10 @@ void light_on_mmu_flush(struct engine_vcpu *v, enum mmu_flush what, uint64_t va)
                    (what != MMU_FLUSH_SWITCH || table != user)) {
             flush_table(v, table);
         }
+    }
+    if (what == MMU_FLUSH_PAGE) {
+        drop_page_bit(v, va);
+        drop_page_bit(v, va - GMEM_PAGE_BYTES);
     }
 }
 

@@ -18,7 +18,7 @@
 #define JUMP_CACHE_SETS 8192u
 /* Two for the kernel (enum mmu_mode without user), and one for each context's user mode. */
 #define JUMP_CACHE_TABLES (2u + MMU_CONTEXTS)
-#define JUMP_PAGE_BITS 32768u
+#define JUMP_PAGE_BITS 131072u
 
 /* The set for an address: translated code computes the same, without touching the flags. */
 static inline uint32_t jump_cache_set(uint64_t rip)
