@@ -340,7 +340,25 @@ def lose_nothing_when_killed(place):
                 user.run("volume", "snapshot", "delete", "v", f"s{number}")
 
 
+def make_a_huge_volume(place):
+    """16 TiB, thin: what is written near its end is there, and the file stays small."""
+    with User(place) as user:
+        user.run("volume", "create", "huge", "16T")
+        path = volume(user, "huge")["path"]
+        end = (16 << 40) - 65536
+        for offset in (0, 3 << 40, end):
+            subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -P 7 {offset} 65536", path], check=True)
+        for offset in (0, 3 << 40, end):
+            said = subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"read -q -P 7 {offset} 65536", path],
+                                  check=True, stdout=subprocess.PIPE, text=True).stdout
+            expect(said == "", f"at {offset}: {said}")
+        user.run("image", "check", path)
+        used = os.stat(path).st_blocks * 512
+        expect(used < 64 << 20, f"{used} bytes for 192 KiB of data")
+
+
 TESTS = [
+    ("a volume of 16 TiB is thin and whole", make_a_huge_volume),
     ("disks are converted both ways, packed and not", convert_disks),
     ("disks are described, mapped, compared, resized and cloned", look_at_disks),
     ("damage is found and mended", find_damage),
