@@ -48,12 +48,6 @@ const struct field account_session_fields[2] = {
      "the user's password"},
 };
 
-static const char *text_of(const json_t *object, const char *name)
-{
-    const char *text = json_string_value(json_object_get(object, name));
-    return text != NULL ? text : "";
-}
-
 static int load(struct api *api, const char *prefix, const char *id, json_t **ret_object,
                 uint64_t *ret_revision, struct fault *fault)
 {

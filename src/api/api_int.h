@@ -100,6 +100,8 @@ int auth_identify(struct api *api, const struct http_exchange *exchange, bool is
                   struct identity *ret_identity, struct fault *fault);
 int auth_permit(const struct identity *identity, const struct api_operation *operation,
                 struct fault *fault);
+/* The text of a member of a record; "" where there is none. */
+const char *text_of(const json_t *object, const char *name);
 const char *role_name(enum role role);
 /* "viewer", "member", "admin"; ROLE_NONE for anything else. */
 enum role role_find(const char *name);

@@ -78,7 +78,7 @@ static json_t *load_record(struct api *api, const char *prefix, const char *id)
     return object;
 }
 
-static const char *text_of(const json_t *object, const char *name)
+const char *text_of(const json_t *object, const char *name)
 {
     const char *text = json_string_value(json_object_get(object, name));
     return text != NULL ? text : "";

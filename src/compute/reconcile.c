@@ -25,7 +25,7 @@
 #define STEADY_S 60           /* who ran that long is not failing again and again */
 #define RESTART_MAX_S 60u
 
-/* What one look found; settled ends the work for now. */
+/* What one look found; settled: nothing is left to do. */
 enum outcome { LOOK_AGAIN = 1, SETTLED = 0 };
 
 static const char *const step_names[STEP_COUNT] = {
