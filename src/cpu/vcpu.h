@@ -143,6 +143,8 @@ struct accel_stepper_ops {
                struct vmexit *exit);
 };
 
+struct native;
+
 struct accel_vm_config {
     struct gmem *gmem;                       /* outlives the VM */
     const struct accel_stepper_ops *stepper; /* NULL: such an instruction ends the VM */
@@ -156,6 +158,7 @@ struct accel_vm_config {
     /* Software engine: memory for the vCPU of the calling thread, as far from the thread's FS base
      * in each of them, zero, freed by nobody. NULL: kernel code is not mirrored (engine/mirror.h). */
     void *(*vcpu_storage)(void);
+    const struct native *native; /* software engine: engine/native.h; NULL: all is translated */
     /* (optional) The process that ran guest code is dead: no run() succeeds any more. Any
      * thread, at most once, not after vm_destroy(). */
     void (*died)(void *opaque, const struct err *why);
