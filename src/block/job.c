@@ -641,6 +641,7 @@ void block_job_set_speed(struct block_job *job, uint64_t bytes_per_second)
     r = limit_set(&job->limit, &config, clock_monotonic_ns());
     assert(r == 0); /* in bounds */
     (void)r;
+    job->info.bytes_per_second = config.bytes_per_second;
     (void)pthread_cond_broadcast(&job->changed); /* cannot fail */
     mutex_unlock(&job->lock);
 }

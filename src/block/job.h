@@ -48,6 +48,7 @@ struct block_job_info {
     enum block_job_kind kind;
     enum block_job_state state;
     uint64_t done_bytes, total_bytes; /* of work; the total grows with what is written meanwhile */
+    uint64_t bytes_per_second;        /* the limit now; 0: none */
     uint64_t longest_hold_ns;         /* how long requests waited at most */
     bool is_noted;                    /* in the file before, that the disk went on in another */
     struct err error;                 /* when it failed */

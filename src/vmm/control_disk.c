@@ -32,6 +32,7 @@ static json_t *job_object(const struct block_job_info *job, const char *file)
     (void)json_object_set_new(object, "state", json_string(block_job_state_name(job->state)));
     set_number(object, "done_bytes", job->done_bytes);
     set_number(object, "total_bytes", job->total_bytes);
+    set_number(object, "speed", job->bytes_per_second);
     set_number(object, "longest_hold_ns", job->longest_hold_ns);
     if (file[0] != '\0') {
         (void)json_object_set_new(object, "file", json_string(file));
@@ -239,7 +240,7 @@ int control_disk_job(struct machine *machine, const json_t *request, struct err 
     };
     const char *name = json_string_value(json_object_get(request, "action"));
     const char *id = NULL;
-    uint64_t speed = 0;
+    uint64_t speed = UINT64_MAX;
     int rc = get_id(request, err, &id);
 
     if (rc == 0) {
@@ -250,6 +251,9 @@ int control_disk_job(struct machine *machine, const json_t *request, struct err 
     }
     for (unsigned i = 0; name != NULL && i < ARRAY_LEN(names); i++) {
         if (strcmp(name, names[i]) == 0) {
+            if (i == MACHINE_JOB_SPEED && speed == UINT64_MAX) {
+                return err_set(err, -EINVAL, "give \"speed\", bytes per second, or 0 for no limit");
+            }
             return machine_disk_job(machine, id, (enum machine_job_action)i, speed, err);
         }
     }

@@ -6,6 +6,7 @@ usage: test_boot.py [WORD...]     only the tests whose names hold a word
 """
 
 import os
+import subprocess
 
 from harness import Control, Machine, Ssh, expect, guest, run_tests, wait_greeting
 
@@ -14,6 +15,7 @@ DEBIAN_CMDLINE = ("rw console=ttyS0 systemd.log_color=0 "
                   "systemd.default_timeout_start_sec=900 systemd.default_device_timeout_sec=900")
 CONTROL = "control"
 
+MIB = 1 << 20
 ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
 
 
@@ -74,10 +76,43 @@ def use_debian(ssh, cpus):
     ssh.run("test \"$(seq 100000 | sort -R | sort -n | sha256sum)\" = \"$(seq 100000 | sha256sum)\"")
 
 
-def boot_debian(place, cpus, container, reboot):
+def taken(path):
+    return os.stat(path).st_blocks * 512
+
+
+def expect_trim_to_shrink(ssh, path, directory):
+    """What the guest deleted is given back to the host by fstrim; what it kept stays."""
+    ssh.run(f"cd {directory} && dd if=/dev/urandom of=kept bs=1M count=4 status=none && "
+            "sha256sum kept >kept.sum && fstrim . && touch a && sync")
+    before = taken(path)
+    ssh.run(f"dd if=/dev/urandom of={directory}/gone bs=1M count=32 conv=fsync status=none")
+    full = taken(path)
+    expect(full >= before + 30 * MIB, f"32 MiB of noise take {full - before} bytes more")
+    ssh.run(f"cd {directory} && rm gone && sync && fstrim . && touch b && sync")
+    after = taken(path)
+    expect(after <= before + 2 * MIB, f"{path} took {before}, then {full}, and {after} when trimmed")
+    ssh.run(f"cd {directory} && echo 3 >/proc/sys/vm/drop_caches && sha256sum -c kept.sum")
+
+
+def trim_disks(place, ssh):
+    """The root in a raw file, and a qcow2 disk that is plugged in."""
+    expect_trim_to_shrink(ssh, place.home / "debian.raw", "/var/tmp")
+    path = place.home / "trim.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "256M"], check=True)
+    with Control(place.home / CONTROL) as control:
+        control.expect_ok("disk-add", disk=f"{place.own(path)},id=trim,serial=trim,format=qcow2")
+    ssh.run("udevadm wait /dev/disk/by-id/virtio-trim && mkdir /var/tmp/trim && "
+            "mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 /dev/disk/by-id/virtio-trim && "
+            "mount /dev/disk/by-id/virtio-trim /var/tmp/trim")
+    expect_trim_to_shrink(ssh, path, "/var/tmp/trim")
+
+
+def boot_debian(place, cpus, container, reboot, trim=False):
     with start_debian(place, cpus, container) as m:
         ssh = wait_debian(m, place)
         use_debian(ssh, cpus)
+        if trim:
+            trim_disks(place, ssh)
         if reboot:
             ssh.run("touch /var/tmp/before")
             start = m.mark()
@@ -86,6 +121,9 @@ def boot_debian(place, cpus, container, reboot):
             ssh.run("test -e /var/tmp/before && sha256sum </var/tmp/a | cmp - /var/tmp/sum")
         ssh.start("systemctl poweroff")
         expect(m.wait_exit() == 0, f"powering off gives a non-zero status\n{m.story()}")
+    if trim:
+        subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", place.home / "trim.qcow2"],
+                       check=True)
     (place.home / "debian.raw").unlink()
 
 
@@ -94,7 +132,7 @@ TESTS = [
     ("busybox, 2 vCPUs, ordinary user", lambda p: boot_busybox(p, 2, False)),
     ("busybox, 2 vCPUs, container filter", lambda p: boot_busybox(p, 2, True)),
     ("debian, 1 vCPU, ordinary user, reboot", lambda p: boot_debian(p, 1, False, True)),
-    ("debian, 2 vCPUs, ordinary user", lambda p: boot_debian(p, 2, False, False)),
+    ("debian, 2 vCPUs, ordinary user, fstrim", lambda p: boot_debian(p, 2, False, False, True)),
     ("debian, 2 vCPUs, container filter", lambda p: boot_debian(p, 2, True, False)),
 ]
 

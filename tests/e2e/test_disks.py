@@ -231,12 +231,20 @@ def live_jobs(place):
         expect(guest_digest(m) != after, "the guest's writes are lost")
         base.unlink()
         before = guest_digest(m)
-        m.type("dd if=/dev/urandom of=/dev/vda bs=16k seek=300 count=400 conv=fsync\n")
-        control.must("disk-mirror", disk="vda", file=str(mirror))
+        # It gets on by no more than a step or two at a byte per second, until that is changed.
+        control.must("disk-mirror", disk="vda", file=str(mirror), speed=1)
         expect(control.disk("vda")["job"]["file"] == str(mirror), "the job does not name its file")
+        m.run("dd if=/dev/urandom of=/dev/vda bs=16k seek=300 count=400 conv=fsync")
+        for wrong in ({}, {"speed": -1}, {"speed": "fast"}):
+            answer = control.ask("disk-job", disk="vda", action="speed", **wrong)
+            expect(not answer["ok"] and "speed" in answer["error"], f"{wrong}: {answer}")
+        job = control.disk("vda")["job"]
+        expect(job["state"] == "running" and job["done_bytes"] < 2 * MIB < job["total_bytes"] and
+               job["speed"] == 1, f"a byte per second: {job}")
+        control.must("disk-job", disk="vda", action="speed", speed=2 ** 40)
+        expect(control.disk("vda")["job"]["speed"] == 2 ** 40, "the new speed is not told")
         event = watch.wait_event(job_is("done"))
         expect(event["disks"][0]["file"] == str(mirror), f"the event names another file: {event}")
-        m.run("wait")
         expect(control.disk("vda")["file"] == str(mirror), "the mirror is not in use")
         expect(guest_digest(m) != before, "the guest's writes are lost")
         digest = guest_digest(m)
