@@ -160,8 +160,13 @@ int import_copy_part(const struct import_part *in, int out, uint64_t offset)
             break; /* nothing but a hole is left */
         }
         if (data > 0 && (uint64_t)data > in->offset + done) {
-            done = ((uint64_t)data - in->offset) / GRAIN_BYTES * GRAIN_BYTES;
-            continue;
+            uint64_t next = ((uint64_t)data - in->offset) / GRAIN_BYTES * GRAIN_BYTES;
+
+            /* The part need not begin where a grain of its file does. */
+            if (next > done) {
+                done = next;
+                continue;
+            }
         }
         n = io_pread_full(in->fd, buf, want, in->offset + done);
         rc = n < 0 ? (int)n : (size_t)n != want ? -EIO : 0;

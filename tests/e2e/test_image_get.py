@@ -416,6 +416,22 @@ def refuse_parts(place):
         expect(image_disk(user, "good").read_bytes()[:len(DISK)] == DISK, "imported wrongly")
 
 
+def import_part_of_a_file(place):
+    """A part may begin anywhere in its file, and the file have holes anywhere."""
+    with User(place) as user:
+        part = bytes(512) + bytes(8 * 4096) + DISK[:4096] + bytes(16 * 4096)
+        give(user, "holes-flat.vmdk", b"")
+        with open(f"{user.home}/holes-flat.vmdk", "r+b") as file:
+            os.truncate(file.fileno(), len(part))
+            file.seek(512 + 8 * 4096)
+            file.write(DISK[:4096])
+        sectors = len(part) // 512 - 1
+        text = (f"# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n"
+                f'RW {sectors} FLAT "holes-flat.vmdk" 1\n')
+        user.run("image", "import", give(user, "holes.vmdk", text.encode()), "--name", "holes")
+        expect(image_disk(user, "holes").read_bytes() == part[512:], "imported wrongly")
+
+
 def refuse(user, path, text, *more, status=1):
     """The import fails with a sentence that holds the text, and leaves nothing."""
     os.chmod(path, 0o644)
@@ -592,6 +608,7 @@ TESTS = [
     ("disks of every format come in, and go out", import_all_formats),
     ("disks of every subformat come in", import_all_subformats),
     ("a disk in parts has its own parts and no others", refuse_parts),
+    ("a part begins anywhere in a file with holes", import_part_of_a_file),
     ("images that name other files, lie or are cut off are refused", refuse_hostile_images),
     ("disks longer than allowed are refused, however well packed", refuse_bombs),
     ("archives with tricks in them are refused", refuse_hostile_archives),
