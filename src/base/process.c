@@ -55,3 +55,27 @@ int process_open(pid_t pid, uint64_t start_ticks)
     /* Looked at only now: the number may have been given to another process before. */
     return process_is_alive(pid, start_ticks) ? steal_fd(&fd) : -ESRCH;
 }
+
+int process_thread_times(pid_t pid, pid_t tid, struct thread_times *ret_times)
+{
+    char path[64];
+    char text[128];
+    char *end;
+    ssize_t n;
+    uint64_t run_ns;
+    CLEANUP_CLOSE int fd = -1;
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/task/%d/schedstat", pid, tid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return access("/proc/self/schedstat", F_OK) == 0 ? -ENOENT : -ENOTSUP;
+    }
+    n = io_read_full(fd, text, sizeof(text) - 1);
+    if (n <= 0) {
+        return -ENOENT;
+    }
+    text[n] = '\0';
+    run_ns = strtoull(text, &end, 10);
+    *ret_times = (struct thread_times){.run_ns = run_ns, .wait_ns = strtoull(end, NULL, 10)};
+    return 0;
+}

@@ -17,6 +17,14 @@ uint64_t process_start_ticks(pid_t pid);
 /* True while that process lives. */
 bool process_is_alive(pid_t pid, uint64_t start_ticks);
 
+/* CPU time that a thread has had, and for how long it was ready and had none. */
+struct thread_times {
+    uint64_t run_ns, wait_ns;
+};
+
+/* Of a thread of a process; -ENOENT when there is none such, -ENOTSUP where the host counts not. */
+int process_thread_times(pid_t pid, pid_t tid, struct thread_times *ret_times) MUST_CHECK;
+
 /* A descriptor that becomes readable when the process ends; -ESRCH when it has ended already. */
 int process_open(pid_t pid, uint64_t start_ticks) MUST_CHECK;
 

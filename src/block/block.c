@@ -84,13 +84,16 @@ void block_stats(struct block *block, struct block_stats *ret_stats)
     for (unsigned i = 0; i < block->lane_count; i++) {
         struct lane *lane = &block->lanes[i];
 
-        for (unsigned op = 0; op < ARRAY_LEN(lane->requests); op++) {
-            ret_stats->requests[op] += atomic_load(&lane->requests[op]);
+        for (unsigned op = 0; op < ARRAY_LEN(lane->latencies); op++) {
+            latency_collect(&lane->latencies[op], &ret_stats->latencies[op]);
         }
         ret_stats->read_bytes += atomic_load(&lane->read_bytes);
         ret_stats->written_bytes += atomic_load(&lane->written_bytes);
         ret_stats->errors += atomic_load(&lane->errors);
         ret_stats->throttled += atomic_load(&lane->throttled);
+    }
+    for (unsigned op = 0; op < ARRAY_LEN(ret_stats->requests); op++) {
+        ret_stats->requests[op] = latency_total(&ret_stats->latencies[op]);
     }
 }
 

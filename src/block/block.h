@@ -18,6 +18,7 @@
 
 #include "base/compiler.h"
 #include "base/error.h"
+#include "base/latency.h"
 #include "block/io_engine.h"
 #include "block/limit.h"
 
@@ -97,10 +98,13 @@ struct block_request {
     /* The image's. */
     struct block_request *next;
     int result;
+    uint64_t submitted_ns;
 };
 
 struct block_stats {
     uint64_t requests[5]; /* by enum block_op */
+    /* From submission until the image had it, by enum block_op; waits for limits are in it. */
+    struct latency_sum latencies[5];
     uint64_t read_bytes, written_bytes;
     uint64_t errors;
     uint64_t throttled; /* requests that waited for a limit */

@@ -55,10 +55,11 @@ struct lane {
     unsigned started;
     bool is_throttled; /* the head of queued has been counted as such */
 
-    bool is_open;           /* may start requests; guarded by the block's mutex */
-    atomic_uint in_flight;  /* from submission until done has returned */
-    atomic_bool must_retry; /* take up what is stopped */
-    _Atomic uint64_t requests[5], read_bytes, written_bytes, errors, throttled;
+    bool is_open;                /* may start requests; guarded by the block's mutex */
+    atomic_uint in_flight;       /* from submission until done has returned */
+    atomic_bool must_retry;      /* take up what is stopped */
+    struct latency latencies[5]; /* by enum block_op; of the lane's thread */
+    _Atomic uint64_t read_bytes, written_bytes, errors, throttled;
 };
 
 struct block {

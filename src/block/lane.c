@@ -1,4 +1,5 @@
 /* The way of a request through the block core. */
+#include "base/clock.h"
 #include "base/io.h"
 #include "base/loop.h"
 #include "block/block_core.h"
@@ -63,6 +64,7 @@ void block_submit(struct block *block, unsigned index, struct block_request *req
     struct lane *lane = &block->lanes[index];
 
     request->result = check_request(block, request);
+    request->submitted_ns = clock_monotonic_ns();
     (void)atomic_fetch_add_explicit(&lane->in_flight, 1, memory_order_relaxed);
     list_append(request->result == 0 ? &lane->queued : &lane->done, request);
 }
@@ -188,16 +190,18 @@ static bool deliver(struct lane *lane)
     struct block_request *next = lane->done.first;
     unsigned count = 0;
     unsigned before;
+    uint64_t now_ns;
 
     if (!next) {
         return false;
     }
     list_init(&lane->done);
+    now_ns = clock_monotonic_ns();
     while (next) {
         struct block_request *request = next;
 
         next = request->next;
-        (void)atomic_fetch_add_explicit(&lane->requests[request->op], 1, memory_order_relaxed);
+        latency_add(&lane->latencies[request->op], now_ns - request->submitted_ns);
         if (request->op == BLOCK_READ || request->op == BLOCK_WRITE) {
             (void)atomic_fetch_add_explicit(request->op == BLOCK_READ ? &lane->read_bytes
                                                                       : &lane->written_bytes,

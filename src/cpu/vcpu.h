@@ -29,6 +29,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 struct accel_vm;
 struct cpuid_table;
@@ -241,6 +242,9 @@ struct accel_ops {
     int (*dirty_log_start)(struct accel_vm *vm);
     int (*dirty_log_stop)(struct accel_vm *vm);
     int (*dirty_log_fetch)(struct accel_vm *vm, uint64_t *bitmap);
+
+    /* (optional) The thread of another process that runs the guest's code for this vCPU's. */
+    void (*vcpu_thread)(struct accel_vcpu *vcpu, pid_t *ret_pid, pid_t *ret_tid);
 
     /* Fills at most max entries; returns how many there are. Any thread. */
     unsigned (*stats)(struct accel_vm *vm, struct accel_stat *ret_stats, unsigned max);

@@ -289,6 +289,7 @@ unsigned drives_stats(struct machine *machine, struct block_stats *ret_stats)
         block_stats(machine->drives[i]->block, &stats);
         for (unsigned op = 0; op < ARRAY_LEN(stats.requests); op++) {
             ret_stats->requests[op] += stats.requests[op];
+            latency_merge(&stats.latencies[op], &ret_stats->latencies[op]);
         }
         ret_stats->read_bytes += stats.read_bytes;
         ret_stats->written_bytes += stats.written_bytes;

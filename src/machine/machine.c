@@ -414,6 +414,7 @@ int machine_start(struct machine *machine, struct err *err)
     if (machine->state == MACHINE_CREATED) {
         bool wait = machine->config.gdb_listen != NULL && machine->config.gdb_wait;
 
+        machine->started_ns = clock_monotonic_ns();
         state_set_locked(machine, wait ? MACHINE_PAUSED : MACHINE_RUNNING);
         settle_locked(machine);
     }

@@ -21,6 +21,7 @@
 
 #include "base/compiler.h"
 #include "base/error.h"
+#include "base/latency.h"
 #include "block/block.h"
 #include "block/job.h"
 #include "cpu/vcpu.h"
@@ -34,7 +35,7 @@
 #define MACHINE_MAX_DISKS 16
 #define MACHINE_MAX_DISK_QUEUES 8
 #define MACHINE_MAX_FORWARDS 32
-#define MACHINE_MAX_STATS 128
+#define MACHINE_MAX_STATS 192
 #define MACHINE_MIN_MEMORY_BYTES (16ull << 20)
 #define MACHINE_MAX_MEMORY_BYTES (256ull << 30)
 
@@ -244,8 +245,44 @@ int machine_reset(struct machine *machine) MUST_CHECK;
 /* A copy; any thread. */
 void machine_status(struct machine *machine, struct machine_status *ret_status);
 
-/* Counters of engine and devices, at most max (MACHINE_MAX_STATS is enough); how many. Any thread. */
-unsigned machine_stats(struct machine *machine, struct accel_stat *ret_stats, unsigned max);
+/* Exits whose answers take time. */
+enum machine_exit_kind {
+    MACHINE_EXIT_PIO,
+    MACHINE_EXIT_MMIO,
+    MACHINE_EXIT_MSR,
+    MACHINE_EXIT_OTHER,
+    MACHINE_EXIT_KINDS
+};
+
+/* One vCPU. Times are 0 where the host does not count them. */
+struct machine_cpu_stats {
+    uint64_t guest_ns;  /* CPU time of the thread that runs the guest's code */
+    uint64_t run_ns;    /* with what its devices' registers and the monitor took */
+    uint64_t steal_ns;  /* it was ready, and the host ran something else */
+    uint64_t halted_ns; /* it had nothing to do, as far as it has told */
+    uint64_t exits[MACHINE_EXIT_KINDS];
+    uint64_t halts;
+};
+
+/* What a machine has done so far. Counters begin at 0 with the process. */
+struct machine_counters {
+    unsigned count;
+    struct accel_stat stats[MACHINE_MAX_STATS]; /* of the machine, its devices, its engine */
+    unsigned cpu_count;
+    struct machine_cpu_stats cpus[MACHINE_MAX_CPUS];
+    struct latency_sum exits[MACHINE_EXIT_KINDS];
+    bool has_disk;
+    struct latency_sum disk[5]; /* by enum block_op, of all disks */
+};
+
+/*
+ * Costs some reads of /proc. Asks the guest for its own numbers of memory, for
+ * a later call, only if it has been busy since: an idle guest sleeps on. One
+ * thread at a time.
+ */
+void machine_count(struct machine *machine, struct machine_counters *ret_counters);
+/* "pio" ...; static storage. */
+const char *machine_exit_kind_name(enum machine_exit_kind kind);
 
 /* Blocks until ENDED. Any thread but the machine's own. */
 enum machine_end machine_wait(struct machine *machine);

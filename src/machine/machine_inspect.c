@@ -1,109 +1,12 @@
-/* Looking into a machine: counters, and a debugger's view of its CPUs. */
-#include "dev/chardev.h"
+/* Looking into a machine: a debugger's view of its CPUs. */
 #include "machine/machine_internal.h"
 #include "netdev/netdev.h"
-#include "virtio/virtio_devices.h"
 
 #include <errno.h>
-
-struct stat_list {
-    struct accel_stat *stats;
-    unsigned max;
-    unsigned count;
-};
-
-static void stat_add(struct stat_list *list, const char *name, uint64_t value)
-{
-    if (list->count < list->max) {
-        list->stats[list->count] = (struct accel_stat){.name = name, .value = value};
-        list->count++;
-    }
-}
-
-static void vcpu_stats_add(const struct machine *machine, struct stat_list *list)
-{
-    uint64_t pio = 0;
-    uint64_t mmio = 0;
-    uint64_t msr = 0;
-    uint64_t halts = 0;
-
-    for (unsigned i = 0; i < machine->config.cpus; i++) {
-        const struct vcpu_stats *stats = &machine->vcpus[i].stats;
-
-        pio += atomic_load_explicit(&stats->pio, memory_order_relaxed);
-        mmio += atomic_load_explicit(&stats->mmio, memory_order_relaxed);
-        msr += atomic_load_explicit(&stats->msr, memory_order_relaxed);
-        halts += atomic_load_explicit(&stats->halts, memory_order_relaxed);
-    }
-    stat_add(list, "vcpu.pio", pio);
-    stat_add(list, "vcpu.mmio", mmio);
-    stat_add(list, "vcpu.msr", msr);
-    stat_add(list, "vcpu.halts", halts);
-}
-
-static void disk_stats_add(struct machine *machine, struct stat_list *list)
-{
-    struct block_stats sum;
-
-    if (drives_stats(machine, &sum) == 0) {
-        return;
-    }
-    stat_add(list, "disk.reads", sum.requests[BLOCK_READ]);
-    stat_add(list, "disk.writes", sum.requests[BLOCK_WRITE]);
-    stat_add(list, "disk.flushes", sum.requests[BLOCK_FLUSH]);
-    stat_add(list, "disk.read_bytes", sum.read_bytes);
-    stat_add(list, "disk.written_bytes", sum.written_bytes);
-    stat_add(list, "disk.errors", sum.errors);
-    stat_add(list, "disk.throttled", sum.throttled);
-}
-
-static void io_stats_add(struct machine *machine, struct stat_list *list)
-{
-    struct chardev_stats serial;
-
-    chardev_stats(machine->serial, &serial);
-    stat_add(list, "serial.in_bytes", serial.in_bytes);
-    stat_add(list, "serial.out_bytes", serial.out_bytes);
-    stat_add(list, "serial.dropped_bytes", serial.dropped_bytes);
-    disk_stats_add(machine, list);
-    if (machine->netdev != NULL) {
-        struct netdev_stats net;
-
-        netdev_stats(machine->netdev, &net);
-        stat_add(list, "net.tx_frames", net.tx_frames);
-        stat_add(list, "net.tx_bytes", net.tx_bytes);
-        stat_add(list, "net.rx_frames", net.rx_frames);
-        stat_add(list, "net.rx_bytes", net.rx_bytes);
-        stat_add(list, "net.tx_dropped", net.tx_dropped);
-        stat_add(list, "net.rx_dropped", net.rx_dropped);
-    }
-    if (machine->balloon != NULL) {
-        struct virtio_balloon_stats balloon;
-
-        virtio_balloon_stats(machine->balloon, &balloon);
-        stat_add(list, "balloon.target_bytes", balloon.target_bytes);
-        stat_add(list, "balloon.actual_bytes", balloon.actual_bytes);
-        stat_add(list, "balloon.discarded_bytes", balloon.discarded_bytes);
-    }
-}
 
 uint16_t machine_forward_port(const struct machine *machine, unsigned index)
 {
     return machine->netdev != NULL ? netdev_forward_port(machine->netdev, index) : 0;
-}
-
-unsigned machine_stats(struct machine *machine, struct accel_stat *ret_stats, unsigned max)
-{
-    struct stat_list list = {.stats = ret_stats, .max = max};
-
-    vcpu_stats_add(machine, &list);
-    io_stats_add(machine, &list);
-    if (machine->accel->stats != NULL && list.count < max) {
-        unsigned n = machine->accel->stats(machine->vm, ret_stats + list.count, max - list.count);
-
-        list.count += n < max - list.count ? n : max - list.count;
-    }
-    return list.count;
 }
 
 /* The vCPU, with the machine's mutex held so that it stays parked; NULL and an error otherwise. */

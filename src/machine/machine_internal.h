@@ -43,8 +43,12 @@ enum vcpu_place {
 #define VCPU_REQUEST_SIPI 0x2u
 #define VCPU_REQUEST_NMI 0x4u
 
+/* Counted by the vCPU's own thread. */
 struct vcpu_stats {
-    _Atomic uint64_t pio, mmio, msr, halts, other;
+    struct latency exits[MACHINE_EXIT_KINDS]; /* from leaving guest code until it is answered */
+    _Atomic uint64_t halts, halted_ns;
+    _Atomic pid_t tid;                  /* its thread's */
+    _Atomic pid_t guest_pid, guest_tid; /* of who runs the guest's code for it; 0: itself */
 };
 
 struct machine_vcpu {
@@ -141,6 +145,10 @@ struct machine {
     struct virtio_dev *balloon;
     struct virtio_dev *virtio[MACHINE_MAX_VIRTIO];
     unsigned virtio_count;
+
+    /* Of machine_count(), the caller's thread. */
+    uint64_t started_ns;
+    uint64_t asked_ns, asked_run_ns; /* when the guest's own numbers were asked for last */
 
     struct machine_vcpu vcpus[MACHINE_MAX_CPUS];
 };

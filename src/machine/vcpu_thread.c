@@ -6,6 +6,7 @@
  * where the thread is. The thread first says where it is going, then looks for
  * work. All of these are sequentially consistent, so one sees the other.
  */
+#include "base/clock.h"
 #include "base/log.h"
 #include "irqchip/ioapic.h"
 #include "irqchip/lapic.h"
@@ -16,16 +17,12 @@
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 /* How often an answered exit may lead to another before the thread gives up parking cleanly. */
 #define COMPLETION_TRIES 64
 #define HALT_RETRY_NS 1000000
 #define VAIN_HALTS_MAX 3u
-
-static void count(_Atomic uint64_t *counter)
-{
-    atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
-}
 
 void vcpu_kick(struct machine_vcpu *vcpu)
 {
@@ -92,7 +89,7 @@ static void handle_halt(struct machine_vcpu *vcpu)
 {
     static const struct timespec retry = {.tv_nsec = HALT_RETRY_NS};
 
-    count(&vcpu->stats.halts);
+    latency_count(&vcpu->stats.halts, 1);
     if (vcpu->vain_halts == 0 || !interrupt_pending(vcpu)) {
         vcpu->vain_halts = 0;
         vcpu_sleep(vcpu, true, NULL);
@@ -210,18 +207,15 @@ static void handle_exit(struct machine_vcpu *vcpu)
         vcpu->vain_halts = vain_halts;
         break;
     case VMEXIT_PIO:
-        count(&vcpu->stats.pio);
         handle_pio(vcpu);
         vcpu->owes_completion = true;
         break;
     case VMEXIT_MMIO:
-        count(&vcpu->stats.mmio);
         handle_mmio(vcpu);
         vcpu->owes_completion = true;
         break;
     case VMEXIT_MSR_READ:
     case VMEXIT_MSR_WRITE:
-        count(&vcpu->stats.msr);
         handle_msr(vcpu, vcpu->exit.reason == VMEXIT_MSR_WRITE);
         vcpu->owes_completion = true;
         break;
@@ -254,6 +248,37 @@ static void handle_exit(struct machine_vcpu *vcpu)
     }
 }
 
+static enum machine_exit_kind exit_kind(enum vmexit_reason reason)
+{
+    switch (reason) {
+    case VMEXIT_PIO:
+        return MACHINE_EXIT_PIO;
+    case VMEXIT_MMIO:
+        return MACHINE_EXIT_MMIO;
+    case VMEXIT_MSR_READ:
+    case VMEXIT_MSR_WRITE:
+        return MACHINE_EXIT_MSR;
+    default:
+        return MACHINE_EXIT_OTHER;
+    }
+}
+
+/* handle_exit() with what it took noted. */
+static void answer_exit(struct machine_vcpu *vcpu)
+{
+    enum vmexit_reason reason = vcpu->exit.reason; /* the answer may change the rest */
+    uint64_t begin_ns = clock_monotonic_ns();
+    uint64_t took_ns;
+
+    handle_exit(vcpu);
+    took_ns = clock_monotonic_ns() - begin_ns;
+    if (reason == VMEXIT_HLT) {
+        latency_count(&vcpu->stats.halted_ns, took_ns);
+    } else {
+        latency_add(&vcpu->stats.exits[exit_kind(reason)], took_ns);
+    }
+}
+
 /* One run() and what comes of it. */
 static void run_once(struct machine_vcpu *vcpu)
 {
@@ -265,7 +290,7 @@ static void run_once(struct machine_vcpu *vcpu)
         (void)err_set_errno(&vcpu->exit.error, rc, "vcpu %u cannot run", vcpu->index);
         vcpu->exit.reason = VMEXIT_ERROR;
     }
-    handle_exit(vcpu);
+    answer_exit(vcpu);
 }
 
 /* Lets the accelerator take the answer to the last exit, so that the state is at a boundary. */
@@ -351,6 +376,20 @@ static void vcpu_loop(struct machine_vcpu *vcpu)
     }
 }
 
+/* Whose CPU time is the vCPU's. */
+static void note_threads(struct machine_vcpu *vcpu)
+{
+    pid_t pid = 0;
+    pid_t tid = 0;
+
+    if (vcpu->machine->accel->vcpu_thread != NULL) {
+        vcpu->machine->accel->vcpu_thread(vcpu->accel, &pid, &tid);
+    }
+    atomic_store(&vcpu->stats.guest_pid, pid);
+    atomic_store(&vcpu->stats.guest_tid, tid);
+    atomic_store(&vcpu->stats.tid, gettid());
+}
+
 static int vcpu_create(struct machine_vcpu *vcpu)
 {
     struct machine *machine = vcpu->machine;
@@ -362,6 +401,7 @@ static int vcpu_create(struct machine_vcpu *vcpu)
         vcpu->accel = NULL;
         return rc;
     }
+    note_threads(vcpu);
     pc_initial_state(machine, vcpu->index, &state);
     rc = machine->accel->set_state(vcpu->accel, &state);
     if (rc != 0) {

@@ -506,6 +506,14 @@ static int proxy_get_apic(struct accel_vcpu *vcpu, struct lapic_state *ret_state
     return rc;
 }
 
+static void proxy_vcpu_thread(struct accel_vcpu *vcpu, pid_t *ret_pid, pid_t *ret_tid)
+{
+    const struct proxy_vcpu *v = vcpu_of(vcpu);
+
+    *ret_pid = vm_of_vcpu(v)->process.pid;
+    *ret_tid = v->thread; /* as the executor said: it may lie about itself only */
+}
+
 static int proxy_set_apic(struct accel_vcpu *vcpu, const struct lapic_state *state)
 {
     struct proxy_vcpu *v = vcpu_of(vcpu);
@@ -533,5 +541,6 @@ const struct accel_ops proxy_accel_ops = {
     .irqchip_reset = proxy_irqchip_reset,
     .get_apic = proxy_get_apic,
     .set_apic = proxy_set_apic,
+    .vcpu_thread = proxy_vcpu_thread,
     .stats = proxy_stats,
 };

@@ -9,7 +9,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#define ANSWER_MAX_BYTES 16384
+#define ANSWER_MAX_BYTES 65536
 
 /* Up to the newline: how many bytes, 0 when the monitor has gone without a whole line. */
 static size_t read_line(int fd, char *buf, size_t size)

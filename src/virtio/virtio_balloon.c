@@ -35,9 +35,16 @@ enum queue { INFLATE_QUEUE, DEFLATE_QUEUE, STATS_QUEUE, HINT_QUEUE, REPORT_QUEUE
 /* §5.5.6.3 */
 #define STAT_BYTES 10u
 #define STAT_MAX 16u
-#define STAT_FREE 4u
-#define STAT_TOTAL 5u
-#define STAT_AVAILABLE 6u
+enum stat_tag {
+    STAT_SWAP_IN,
+    STAT_SWAP_OUT,
+    STAT_MAJOR_FAULTS,
+    STAT_MINOR_FAULTS,
+    STAT_FREE,
+    STAT_TOTAL,
+    STAT_AVAILABLE,
+    STAT_CACHES
+};
 
 #define PFN_BYTES 4u
 #define PFN_BATCH 256u
@@ -119,6 +126,24 @@ static void inflate(struct virtio_balloon *balloon, const struct virtq_chain *ch
     }
 }
 
+static void note_stat(struct virtio_balloon_stats *stats, uint16_t tag, uint64_t value)
+{
+    uint64_t *const places[] = {
+        [STAT_SWAP_IN] = &stats->guest_swapped_in_bytes,
+        [STAT_SWAP_OUT] = &stats->guest_swapped_out_bytes,
+        [STAT_MAJOR_FAULTS] = &stats->guest_major_faults,
+        [STAT_MINOR_FAULTS] = &stats->guest_minor_faults,
+        [STAT_FREE] = &stats->guest_free_bytes,
+        [STAT_TOTAL] = &stats->guest_total_bytes,
+        [STAT_AVAILABLE] = &stats->guest_available_bytes,
+        [STAT_CACHES] = &stats->guest_cache_bytes,
+    };
+
+    if (tag < ARRAY_LEN(places)) {
+        *places[tag] = value;
+    }
+}
+
 static void read_stats(struct virtio_balloon *balloon, const struct virtq_chain *chain)
 {
     uint8_t raw[STAT_BYTES];
@@ -132,19 +157,7 @@ static void read_stats(struct virtio_balloon *balloon, const struct virtq_chain 
             return;
         }
         value = load_le64(raw + 2);
-        switch (load_le16(raw)) {
-        case STAT_FREE:
-            balloon->stats.guest_free_bytes = value;
-            break;
-        case STAT_TOTAL:
-            balloon->stats.guest_total_bytes = value;
-            break;
-        case STAT_AVAILABLE:
-            balloon->stats.guest_available_bytes = value;
-            break;
-        default:
-            break;
-        }
+        note_stat(&balloon->stats, load_le16(raw), value);
         balloon->stats.has_guest_stats = true;
     }
 }
@@ -277,7 +290,13 @@ void virtio_balloon_stats(struct virtio_dev *dev, struct virtio_balloon_stats *r
     ret_stats->target_bytes = (uint64_t)load_le32(dev->config + CONFIG_NUM_PAGES)
                               << GMEM_PAGE_SHIFT;
     ret_stats->actual_bytes = actual_bytes(dev);
-    return_stats_buffer(balloon);
+    virtio_dev_unlock(dev);
+}
+
+void virtio_balloon_ask(struct virtio_dev *dev)
+{
+    virtio_dev_lock(dev);
+    return_stats_buffer(to_balloon(dev));
     virtio_dev_unlock(dev);
 }
 

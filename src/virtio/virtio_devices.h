@@ -90,7 +90,10 @@ struct virtio_balloon_stats {
     uint64_t actual_bytes;    /* given by the guest */
     uint64_t discarded_bytes; /* given back to the host so far, by balloon and free pages */
     bool has_guest_stats;
-    uint64_t guest_free_bytes, guest_total_bytes, guest_available_bytes; /* as the guest says */
+    /* As the guest says. */
+    uint64_t guest_free_bytes, guest_total_bytes, guest_available_bytes, guest_cache_bytes;
+    uint64_t guest_swapped_in_bytes, guest_swapped_out_bytes;
+    uint64_t guest_major_faults, guest_minor_faults;
 };
 
 /* The guest gave or took back memory: what it says the balloon holds now. Any thread, with the
@@ -104,7 +107,9 @@ int virtio_balloon_create(const struct virtio_env *env, virtio_balloon_fn on_act
 void virtio_balloon_set_target(struct virtio_dev *dev, uint64_t bytes);
 /* Asks the guest for all its free pages once. Any thread. */
 void virtio_balloon_reclaim(struct virtio_dev *dev);
-/* A copy; any thread. Asks the guest for new statistics, for the next call. */
+/* Asks the guest for new statistics, which takes it an interrupt. Any thread. */
+void virtio_balloon_ask(struct virtio_dev *dev);
+/* A copy; any thread. */
 void virtio_balloon_stats(struct virtio_dev *dev, struct virtio_balloon_stats *ret_stats);
 
 /*

@@ -1,6 +1,7 @@
 #include "vmm/control.h"
 
 #include "vmm/control_disk.h"
+#include "vmm/control_statistics.h"
 
 #include <errno.h>
 #include <jansson.h>
@@ -104,15 +105,7 @@ static int run_status(struct call *call)
 
 static int run_statistics(struct call *call)
 {
-    struct accel_stat stats[MACHINE_MAX_STATS];
-    unsigned count = machine_stats(call_machine(call), stats, ARRAY_LEN(stats));
-    json_t *object = json_object();
-
-    for (unsigned i = 0; i < count; i++) {
-        (void)json_object_set_new(object, stats[i].name, json_integer((json_int_t)stats[i].value));
-    }
-    (void)json_object_set_new(call->answer, "statistics", object);
-    return 0;
+    return control_statistics(call_machine(call), call->answer);
 }
 
 static int run_watch(struct call *call)

@@ -280,6 +280,7 @@ static void test_statistics_travel_in_the_guests_buffer(void **state)
     assert_int_equal(stats.guest_free_bytes, MIB);
     assert_int_equal(stats.guest_total_bytes, 2 * MIB);
     assert_int_equal(stats.guest_available_bytes, 3 * MIB);
+    virtio_balloon_ask(f->dev);
     (void)test_wait_used(&f->driver, 2, &head);
 }
 

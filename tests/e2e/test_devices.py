@@ -70,6 +70,7 @@ def use_devices(place):
                "a file changed on its way over the network")
         m.run("test $(head -c 1000 /dev/hwrng | wc -c) = 1000")
         use_balloon(m, control)
+        count_what_was_done(control)
         m.type("poweroff -f\n")
         expect(m.wait_exit() == 0, f"powering off gives a non-zero status\n{m.story()}")
 
@@ -92,6 +93,27 @@ def use_balloon(m, path):
         m.run(f"test {free} -lt $((free - 28000))")
         move(0)
         m.run(f"test {free} -gt $((free - 8000))")
+
+
+def count_what_was_done(path):
+    """What the guest did above is in the counters, and they agree with each other."""
+    with Control(path) as control:
+        answer = control.expect_ok("statistics")
+    counted, cpus, latencies = (answer[key] for key in ("statistics", "vcpus", "latencies"))
+    expect(counted["disk.read_bytes"] >= DISK_BYTES, f"{counted}")
+    expect(counted["net.rx_bytes"] > 8 * MIB > counted["net.tx_bytes"] > 0, f"{counted}")
+    expect(counted["memory.configured_bytes"] == 128 * MIB >= counted["memory.resident_bytes"] > 16 * MIB,
+           f"{counted}")
+    expect(0 < counted["guest.free_bytes"] < counted["guest.total_bytes"] < 128 * MIB, f"{counted}")
+    for name, count in (("disk.read", "disk.reads"), ("disk.flush", "disk.flushes"),
+                        ("exit.pio", "vcpu.pio"), ("exit.mmio", "vcpu.mmio")):
+        expect(sum(latencies[name]["counts"]) == counted[count], f"{name}: {latencies} {counted}")
+    expect(latencies["disk.read"]["sum_ns"] == counted["disk.read_ns"] > 0, f"{latencies} {counted}")
+    expect(sum(cpu["exits"]["pio"] for cpu in cpus) == counted["vcpu.pio"] > 0, f"{cpus} {counted}")
+    expect(len(cpus) == 1 and counted["uptime_ns"] > 0, f"{cpus} {counted}")
+    if os.path.exists("/proc/self/schedstat"):
+        expect(0 < cpus[0]["guest_ns"] <= cpus[0]["run_ns"] == counted["vcpu.run_ns"], f"{cpus} {counted}")
+        expect(cpus[0]["run_ns"] + cpus[0]["steal_ns"] <= 2 * counted["uptime_ns"], f"{cpus} {counted}")
 
 
 def reset_in_the_middle(place):

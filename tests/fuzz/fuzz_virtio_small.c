@@ -32,6 +32,7 @@ static void balloon_host(struct fuzz *fuzz, struct fuzz_input *input)
     virtio_balloon_set_target(fuzz->dev, fuzz_u32(input));
     virtio_balloon_reclaim(fuzz->dev);
     virtio_balloon_stats(fuzz->dev, &stats);
+    virtio_balloon_ask(fuzz->dev);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)

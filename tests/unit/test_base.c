@@ -1,6 +1,9 @@
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/io.h"
+#include "base/latency.h"
 #include "base/log.h"
+#include "base/process.h"
 #include "base/thread.h"
 
 #include "test.h"
@@ -176,6 +179,42 @@ static void test_thread_has_its_name_and_keeps_only_its_own_signals(void **state
     assert_int_equal(sigismember(&mask, SIGTERM), 0); /* the caller's mask is as before */
 }
 
+static void test_latency_falls_into_the_class_below_whose_bound_it_is(void **state)
+{
+    struct latency latency = {0};
+    struct latency_sum sum = {0};
+
+    (void)state;
+    latency_add(&latency, 0);
+    for (unsigned class = 0; class + 1 < LATENCY_CLASSES; class ++) {
+        latency_add(&latency, latency_bound_ns(class) - 1);
+        latency_add(&latency, latency_bound_ns(class));
+    }
+    latency_add(&latency, UINT64_MAX / 2);
+    latency_collect(&latency, &sum);
+    for (unsigned class = 0; class < LATENCY_CLASSES; class ++) {
+        assert_int_equal(sum.counts[class], 2);
+    }
+    assert_int_equal(latency_total(&sum), 2 * LATENCY_CLASSES);
+}
+
+static void test_thread_times_grow_with_work(void **state)
+{
+    struct thread_times before, after;
+    int rc = process_thread_times(getpid(), gettid(), &before);
+
+    (void)state;
+    if (rc == -ENOTSUP) {
+        skip();
+    }
+    assert_int_equal(rc, 0);
+    do {
+        assert_int_equal(process_thread_times(getpid(), gettid(), &after), 0);
+    } while (after.run_ns == before.run_ns);
+    assert_true(after.run_ns > before.run_ns && after.wait_ns >= before.wait_ns);
+    assert_int_equal(process_thread_times(getpid(), 0, &after), -ENOENT);
+}
+
 #ifdef CORBEL_DEBUG_LOCKS
 static void test_mutexes_in_wrong_order_abort(void **state)
 {
@@ -214,6 +253,8 @@ int main(void)
         cmocka_unit_test(test_read_file_whole_too_big_and_directory),
         cmocka_unit_test(test_eventfd_counts_signals_and_drains),
         cmocka_unit_test(test_thread_has_its_name_and_keeps_only_its_own_signals),
+        cmocka_unit_test(test_latency_falls_into_the_class_below_whose_bound_it_is),
+        cmocka_unit_test(test_thread_times_grow_with_work),
 #ifdef CORBEL_DEBUG_LOCKS
         cmocka_unit_test(test_mutexes_in_wrong_order_abort),
 #endif
