@@ -6,6 +6,7 @@
 #include "base/loop.h"
 #include "machine/gdbstub.h"
 #include "machine/machine_internal.h"
+#include "netdev/netdev.h"
 #include "virtio/virtio_devices.h"
 
 #include <errno.h>
@@ -46,6 +47,7 @@ void machine_config_init(struct machine_config *config)
     }
     config->serial.in_fd = config->serial.out_fd = config->serial.listen_fd = -1;
     config->console.in_fd = config->console.out_fd = config->console.listen_fd = -1;
+    config->agent.in_fd = config->agent.out_fd = config->agent.listen_fd = -1;
 }
 
 /* ---- wants ---- */
@@ -506,6 +508,8 @@ void machine_status(struct machine *machine, struct machine_status *ret_status)
         .changes = machine->changes,
         .resets = machine->resets,
         .balloon_bytes = atomic_load(&machine->balloon_bytes),
+        .guest_address = machine->netdev != NULL ? netdev_guest_address(machine->netdev) : 0,
+        .is_agent_there = atomic_load(&machine->is_agent_there),
         .engine = machine->accel->name,
         .engine_reason = machine->engine_reason,
         .error = machine->end_error,

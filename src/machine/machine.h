@@ -161,6 +161,7 @@ struct machine_config {
 
     struct machine_chardev serial;  /* COM1 (ttyS0) */
     struct machine_chardev console; /* virtio console (hvc0); NONE: no such device */
+    struct machine_chardev agent;   /* a port for a guest agent; NONE: no such device */
 
     bool has_rng;
     bool has_balloon;
@@ -198,6 +199,8 @@ struct machine_status {
     unsigned changes;          /* of state, since creation */
     unsigned resets;           /* since start */
     uint64_t balloon_bytes;    /* what the guest says it has given up */
+    bool is_agent_there;       /* a program of the guest has the agent's port open */
+    uint32_t guest_address;    /* IPv4 in host byte order, as the guest says; 0: not known yet */
     const char *engine;        /* "kvm" or "soft" */
     const char *engine_reason; /* why that one, a phrase; owned by the machine */
     struct err error;
@@ -287,8 +290,8 @@ const char *machine_exit_kind_name(enum machine_exit_kind kind);
 /* Blocks until ENDED. Any thread but the machine's own. */
 enum machine_end machine_wait(struct machine *machine);
 
-/* Readable after each change of state and of balloon_bytes until drained (io_eventfd_drain);
- * the machine's. */
+/* Readable after each change of state, balloon_bytes, is_agent_there and guest_address
+ * until drained (io_eventfd_drain); the machine's. */
 int machine_event_fd(const struct machine *machine);
 
 /* The host port of config.net.forwards[index] as it was opened, 0 when there is none. Any thread. */

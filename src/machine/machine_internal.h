@@ -82,6 +82,13 @@ struct machine_vcpu {
 #define WANT_RESET 0x4u
 #define WANT_EXCLUSIVE 0x8u /* somebody changes the hardware: machine_exclusive_begin() */
 
+/* A virtio console or named port, and where its bytes go. */
+struct machine_port {
+    struct machine *machine;
+    struct chardev *chardev;
+    struct virtio_dev *dev;
+};
+
 struct machine {
     struct machine_config config; /* pointers in it are not used after creation */
 
@@ -140,8 +147,8 @@ struct machine {
     _Atomic uint32_t ejected;                        /* PCI slots whose disks the guest let go */
     _Atomic unsigned disk_changes;
     struct netdev *netdev;
-    struct chardev *console;
-    struct virtio_dev *console_dev;
+    struct machine_port console, agent;
+    _Atomic bool is_agent_there;
     struct virtio_dev *balloon;
     struct virtio_dev *virtio[MACHINE_MAX_VIRTIO];
     unsigned virtio_count;

@@ -15,6 +15,9 @@
 #include <stdio.h>
 #include <string.h>
 
+/* The name that guest agents look for. */
+#define AGENT_PORT "org.qemu.guest_agent.0"
+
 /* ---- power ---- */
 
 static void on_reset(void *opaque)
@@ -192,6 +195,13 @@ static int virtio_built(struct machine *machine, int rc, struct virtio_dev *dev,
     return 0;
 }
 
+static void on_address(void *opaque)
+{
+    struct machine *machine = opaque;
+
+    io_eventfd_signal(machine->event_fd); /* who watches looks for itself */
+}
+
 static int net_build(struct machine *machine, const struct virtio_env *env, struct err *err)
 {
     const struct machine_net *net = &machine->config.net;
@@ -214,6 +224,7 @@ static int net_build(struct machine *machine, const struct virtio_env *env, stru
     if (rc != 0) {
         return rc;
     }
+    netdev_watch_address(machine->netdev, on_address, machine);
     rc = virtio_net_create(env, machine->netdev, net->mac, &dev);
     return virtio_built(machine, rc, dev, "network card", err);
 }
@@ -228,61 +239,76 @@ static void on_balloon(void *opaque, uint64_t actual_bytes)
     }
 }
 
-/* The virtio console and its chardev: two ways of saying the same. */
-static size_t console_write(void *opaque, const uint8_t *data, size_t len)
+/* A virtio console or port and its chardev: two ways of saying the same. */
+static size_t port_write(void *opaque, const uint8_t *data, size_t len)
 {
-    struct machine *machine = opaque;
-    size_t taken = chardev_write(machine->console, data, len);
+    struct machine_port *port = opaque;
+    size_t taken = chardev_write(port->chardev, data, len);
 
     if (taken < len) {
-        (void)chardev_room(machine->console); /* asks to be told of room */
+        (void)chardev_room(port->chardev); /* asks to be told of room */
     }
     return taken;
 }
 
-static void console_may_input(void *opaque)
+static void port_may_input(void *opaque)
 {
-    struct machine *machine = opaque;
+    struct machine_port *port = opaque;
 
-    chardev_input_ready(machine->console);
+    chardev_input_ready(port->chardev);
 }
 
-static size_t console_input(void *opaque, const uint8_t *data, size_t len)
+static void port_guest_open(void *opaque, bool is_open)
 {
-    struct machine *machine = opaque;
+    struct machine_port *port = opaque;
 
-    return virtio_console_input(machine->console_dev, data, len);
+    atomic_store(&port->machine->is_agent_there, is_open);
+    io_eventfd_signal(port->machine->event_fd);
 }
 
-static void console_output_ready(void *opaque)
+static size_t port_input(void *opaque, const uint8_t *data, size_t len)
 {
-    struct machine *machine = opaque;
+    struct machine_port *port = opaque;
 
-    virtio_console_output_ready(machine->console_dev);
+    return virtio_console_input(port->dev, data, len);
 }
 
-static int console_build(struct machine *machine, const struct virtio_env *env, struct err *err)
+static void port_output_ready(void *opaque)
+{
+    struct machine_port *port = opaque;
+
+    virtio_console_output_ready(port->dev);
+}
+
+/* name: of a named port; NULL: a console. */
+static int port_build(struct machine *machine, const struct virtio_env *env,
+                      const struct machine_chardev *config, const char *name,
+                      struct machine_port *port, struct err *err)
 {
     static const struct virtio_console_ops device_ops = {
-        .write = console_write,
-        .may_input = console_may_input,
+        .write = port_write,
+        .may_input = port_may_input,
+        .guest_open = port_guest_open,
     };
     static const struct chardev_frontend_ops chardev_ops = {
-        .input = console_input,
-        .output_ready = console_output_ready,
+        .input = port_input,
+        .output_ready = port_output_ready,
     };
+    const char *what = name != NULL ? "guest agent's port" : "console";
     int rc = 0;
 
-    if (machine->config.console.kind == MACHINE_CHARDEV_NONE) {
+    if (config->kind == MACHINE_CHARDEV_NONE) {
         return 0;
     }
-    rc = chardev_build(machine, &machine->config.console, "console", err, &machine->console);
+    port->machine = machine;
+    rc = chardev_build(machine, config, what, err, &port->chardev);
     if (rc != 0) {
         return rc;
     }
-    rc = virtio_console_create(env, &device_ops, machine, &machine->console_dev);
-    chardev_set_frontend(machine->console, &chardev_ops, machine);
-    return virtio_built(machine, rc, machine->console_dev, "console", err);
+    rc = name != NULL ? virtio_console_create_port(env, name, &device_ops, port, &port->dev)
+                      : virtio_console_create(env, &device_ops, port, &port->dev);
+    chardev_set_frontend(port->chardev, &chardev_ops, port);
+    return virtio_built(machine, rc, port->dev, what, err);
 }
 
 static int virtio_build(struct machine *machine, struct err *err)
@@ -297,7 +323,10 @@ static int virtio_build(struct machine *machine, struct err *err)
         rc = net_build(machine, &env, err);
     }
     if (rc == 0) {
-        rc = console_build(machine, &env, err);
+        rc = port_build(machine, &env, &config->console, NULL, &machine->console, err);
+    }
+    if (rc == 0) {
+        rc = port_build(machine, &env, &config->agent, AGENT_PORT, &machine->agent, err);
     }
     if (rc == 0 && config->has_rng) {
         rc = virtio_rng_create(&env, &dev);
@@ -371,7 +400,8 @@ void pc_destroy(struct machine *machine)
     netdev_destroy(machine->netdev);
     pci_host_destroy(machine->pci);
     uart_16550_destroy(machine->uart);
-    chardev_destroy(machine->console);
+    chardev_destroy(machine->agent.chardev);
+    chardev_destroy(machine->console.chardev);
     chardev_destroy(machine->serial);
     debug_exit_destroy(machine->debug_exit);
     pci_hotplug_destroy(machine->hotplug);

@@ -167,6 +167,7 @@ void netdev_send(struct netdev *netdev, void *frame, size_t len, const struct ne
         count(&netdev->tx_dropped, 1);
         return;
     }
+    netdev_note_sent(netdev, frame, len); /* the answer may come from within send() */
     if (!netdev->ops->send(netdev, frame, len)) {
         count(&netdev->tx_dropped, 1);
         return;
@@ -199,6 +200,7 @@ void netdev_deliver(struct netdev *netdev, const void *frame, size_t len)
 {
     struct queued_frame *queued;
 
+    netdev_note_delivered(netdev, frame, len);
     if (!netdev->card || len > NETDEV_MAX_FRAME_BYTES) {
         count(&netdev->rx_dropped, 1);
         return;

@@ -86,6 +86,14 @@ uint16_t netdev_mtu(const struct netdev *netdev);
 /* The host port of forward index as it was opened, 0 when there is no such forward. Any thread. */
 uint16_t netdev_forward_port(struct netdev *netdev, unsigned index);
 
+/*
+ * The card's IPv4 address, host byte order, as its ARP packets and the answers to its DHCP
+ * requests said last; 0 until they have. The guest can say anything. Any thread.
+ */
+uint32_t netdev_guest_address(const struct netdev *netdev);
+/* Calls fn on the netdev's thread when that has changed. Before netdev_start(). */
+void netdev_watch_address(struct netdev *netdev, void (*fn)(void *opaque), void *opaque);
+
 /* One card; NULL takes it away. */
 void netdev_set_card(struct netdev *netdev, const struct netdev_card_ops *ops, void *opaque);
 

@@ -30,17 +30,25 @@ struct netdev {
     uint16_t mtu;
     const struct netdev_card_ops *card;
     void *card_opaque;
+    void (*address_fn)(void *opaque); /* NULL: nobody wants to know */
+    void *address_opaque;
     /* Frames that the card had no room for, oldest first. */
     struct queued_frame *queue;
     struct queued_frame **queue_end;
     size_t queue_bytes;
     /* Written by the netdev's thread, read by any. */
+    uint32_t dhcp_xid; /* of the guest's request that was not answered yet; 0: none */
+    _Atomic uint32_t guest_address;
     _Atomic uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, tx_dropped, rx_dropped;
 };
 
 int netdev_init(struct netdev *netdev, const struct netdev_ops *ops, unsigned caps, uint16_t mtu)
     MUST_CHECK;
 void netdev_done(struct netdev *netdev);
+
+/* address.c: frames that the guest sent and is to get, to learn its address from. */
+void netdev_note_sent(struct netdev *netdev, const uint8_t *frame, size_t len);
+void netdev_note_delivered(struct netdev *netdev, const uint8_t *frame, size_t len);
 
 /* Gives a frame to the card; it is copied where it has to wait, dropped where too much waits. */
 void netdev_deliver(struct netdev *netdev, const void *frame, size_t len);

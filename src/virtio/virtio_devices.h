@@ -74,10 +74,20 @@ int virtio_net_create(const struct virtio_env *env, struct netdev *netdev, const
 struct virtio_console_ops {
     size_t (*write)(void *opaque, const uint8_t *data, size_t len);
     void (*may_input)(void *opaque);
+    /* Of a named port: a program of the guest opened or closed it. Any thread, with the device's
+     * mutex held; must not block nor call back. */
+    void (*guest_open)(void *opaque, bool is_open);
 };
 
 int virtio_console_create(const struct virtio_env *env, const struct virtio_console_ops *ops,
                           void *opaque, struct virtio_dev **ret_dev) MUST_CHECK;
+/*
+ * No console, but one port that the guest knows by its name (at most 63 bytes): in Linux
+ * /dev/virtio-ports/NAME. What is given to it while no program has it open is dropped.
+ */
+int virtio_console_create_port(const struct virtio_env *env, const char *name,
+                               const struct virtio_console_ops *ops, void *opaque,
+                               struct virtio_dev **ret_dev) MUST_CHECK;
 /* Gives bytes to the guest; how many it took. The loop's thread. */
 size_t virtio_console_input(struct virtio_dev *dev, const uint8_t *data, size_t len);
 void virtio_console_output_ready(struct virtio_dev *dev);

@@ -38,6 +38,7 @@ struct vmm_config {
     enum vmm_serial serial;
     const char *serial_path;
     const char *control_path; /* NULL: no control socket */
+    const char *agent_path;   /* NULL: no port for a guest agent */
     const char *end_path;     /* how it ended is written there; NULL: nowhere */
     int ready_fd;             /* -1: nobody waits */
     bool stay_after_crash;    /* --on-crash pause */

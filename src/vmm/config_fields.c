@@ -252,6 +252,11 @@ static int set_control(const struct vmm_setting *setting)
     return keep_path(setting, setting->value, &setting->config->control_path);
 }
 
+static int set_agent(const struct vmm_setting *setting)
+{
+    return keep_path(setting, setting->value, &setting->config->agent_path);
+}
+
 static int set_end_file(const struct vmm_setting *setting)
 {
     return keep_path(setting, setting->value, &setting->config->end_path);
@@ -422,6 +427,10 @@ const struct vmm_field vmm_fields[] = {
      .value = "FILE",
      .help = "listen for commands on this unix socket",
      .set = set_control},
+    {.name = "agent",
+     .value = "FILE",
+     .help = "a port for the guest's agent, reached through this unix socket",
+     .set = set_agent},
     {.name = "end-file",
      .value = "FILE",
      .help = "write to this file how the machine ended, as JSON",

@@ -31,6 +31,8 @@ struct control {
     unsigned told_changes; /* what the watching clients know */
     uint64_t told_balloon_bytes;
     unsigned told_disk_changes;
+    bool told_agent;
+    uint32_t told_address;
     struct client clients[CONTROL_MAX_CLIENTS];
 };
 
@@ -90,10 +92,28 @@ static void add_forwards(json_t *object, struct machine *machine,
     (void)json_object_set_new(object, "forwards", forwards);
 }
 
+/* What the guest shows of itself. */
+static void add_guest(json_t *object, const struct machine_status *status)
+{
+    char text[16];
+
+    (void)json_object_set_new(object, "agent", json_boolean(status->is_agent_there));
+    if (status->guest_address != 0) {
+        uint32_t a = status->guest_address;
+
+        (void)snprintf(text, sizeof(text), "%u.%u.%u.%u", a >> 24, a >> 16 & 255, a >> 8 & 255,
+                       a & 255);
+        (void)json_object_set_new(object, "address", json_string(text));
+    }
+}
+
 static int run_status(struct call *call)
 {
     const struct machine_config *config = call->client->control->env.config;
+    struct machine_status status;
 
+    machine_status(call_machine(call), &status);
+    add_guest(call->answer, &status);
     add_status(call->answer, call_machine(call));
     (void)json_object_set_new(call->answer, "cpus", json_integer(config->cpus));
     (void)json_object_set_new(call->answer, "memory_bytes",
@@ -475,6 +495,15 @@ void control_announce(struct control *control)
         event = json_object();
         (void)json_object_set_new(event, "event", json_string("balloon"));
         (void)json_object_set_new(event, "bytes", json_integer((json_int_t)status.balloon_bytes));
+        tell_watchers(control, event);
+    }
+    if (status.is_agent_there != control->told_agent ||
+        status.guest_address != control->told_address) {
+        control->told_agent = status.is_agent_there;
+        control->told_address = status.guest_address;
+        event = json_object();
+        (void)json_object_set_new(event, "event", json_string("guest"));
+        add_guest(event, &status);
         tell_watchers(control, event);
     }
     changes = machine_disk_changes(control->env.machine);

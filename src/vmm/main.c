@@ -38,7 +38,7 @@ struct vmm {
     struct loop *loop;
     struct machine *machine;
     struct vmm_console *console;
-    struct vmm_listener control_listener;
+    struct vmm_listener control_listener, agent_listener;
     struct control *control;
     int signal_fd;
     struct loop_fd *signal_handler;
@@ -229,6 +229,9 @@ static int vmm_open(struct vmm *vmm, struct err *err)
     if (rc == 0 && vmm->config.control_path != NULL) {
         rc = vmm_listener_open(&vmm->control_listener, "--control", vmm->config.control_path, err);
     }
+    if (rc == 0 && vmm->config.agent_path != NULL) {
+        rc = vmm_listener_open(&vmm->agent_listener, "--agent", vmm->config.agent_path, err);
+    }
     if (rc == 0) {
         rc = vmm_console_create(&vmm->config, vmm->loop, vmm_quit, vmm, err, &vmm->console);
     }
@@ -236,10 +239,15 @@ static int vmm_open(struct vmm *vmm, struct err *err)
         return rc;
     }
     vmm->config.machine.serial = *vmm_console_chardev(vmm->console);
+    if (vmm->agent_listener.fd >= 0) {
+        vmm->config.machine.agent.kind = MACHINE_CHARDEV_LISTEN;
+        vmm->config.machine.agent.listen_fd = vmm->agent_listener.fd;
+    }
     rc = machine_create(&vmm->config.machine, err, &vmm->machine);
     if (rc < 0) {
         return rc;
     }
+    vmm->agent_listener.fd = -1; /* the machine's now; we remove its name */
     rc = vmm_console_start(vmm->console);
     if (rc < 0) {
         return err_set_errno(err, rc, "--serial: cannot set up the terminal");
@@ -292,6 +300,7 @@ static void vmm_close(struct vmm *vmm)
     loop_remove_fd(vmm->event_handler);
     machine_destroy(vmm->machine);
     vmm_console_destroy(vmm->console);
+    vmm_listener_close(&vmm->agent_listener);
     vmm_listener_close(&vmm->control_listener);
     loop_remove_timer(vmm->grace_timer);
     loop_remove_fd(vmm->signal_handler);
@@ -338,7 +347,9 @@ static int vmm_open_standard(void)
 
 int main(int argc, char *argv[])
 {
-    struct vmm vmm = {.control_listener = VMM_LISTENER_NONE, .signal_fd = -1};
+    struct vmm vmm = {.control_listener = VMM_LISTENER_NONE,
+                      .agent_listener = VMM_LISTENER_NONE,
+                      .signal_fd = -1};
     enum vmm_action action = VMM_ACTION_RUN;
     enum status status = STATUS_OK;
     struct err err = {0};

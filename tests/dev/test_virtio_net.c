@@ -237,19 +237,19 @@ static void learn_host(struct fixture *f)
     memcpy(f->host_mac, f->frame + 22, 6);
 }
 
-static void send_dhcp_discover(struct fixture *f)
+static void send_dhcp(struct fixture *f, uint8_t type)
 {
-    uint8_t frame[14 + 20 + 8 + 244] = {0};
+    uint8_t frame[14 + 20 + 8 + 250] = {0};
     uint8_t *ip = frame + 14;
     uint8_t *udp = ip + 20;
     uint8_t *dhcp = udp + 8;
-    static const uint8_t options[] = {99, 130, 83, 99, 53, 1, 1, 255};
+    const uint8_t options[] = {99, 130, 83, 99, 53, 1, type, 50, 4, 10, 0, 2, 15, 255};
 
     ethernet(f, frame, 0x0800, true);
     ipv4(ip, sizeof(frame) - 14, 17, 0, 0xffffffff);
     store_be16(udp, 68);
     store_be16(udp + 2, 67);
-    store_be16(udp + 4, 8 + 244);
+    store_be16(udp + 4, 8 + 250);
     dhcp[0] = 1;
     dhcp[1] = 1;
     dhcp[2] = 6;
@@ -263,7 +263,7 @@ static void assert_dhcp_works(struct fixture *f)
 {
     const uint8_t *dhcp = f->frame + 42;
 
-    send_dhcp_discover(f);
+    send_dhcp(f, 1);
     do {
         receive(f);
     } while (load_be16(f->frame + 12) != 0x0800 || f->frame[23] != 17 ||
@@ -581,6 +581,67 @@ static void test_malformed_frames_are_dropped(void **state)
     free(junk);
 }
 
+static void count_call(void *opaque)
+{
+    unsigned *calls = opaque;
+
+    (*calls)++;
+}
+
+static void send_arp(struct fixture *f, uint32_t sender, const uint8_t mac[6])
+{
+    uint8_t frame[42] = {0};
+
+    ethernet(f, frame, 0x0806, true);
+    store_be16(frame + 14, 1);
+    store_be16(frame + 16, 0x0800);
+    frame[18] = 6;
+    frame[19] = 4;
+    store_be16(frame + 20, 1);
+    memcpy(frame + 22, mac, 6);
+    store_be32(frame + 28, sender);
+    store_be32(frame + 38, HOST_IP);
+    send_frame(f, frame, sizeof(frame));
+}
+
+static void test_address_is_what_the_guest_says_of_itself(void **state)
+{
+    static const uint8_t other[6] = {2, 0, 0, 0, 0, 1};
+    struct fixture *f = *state;
+    unsigned calls = 0;
+
+    netdev_watch_address(f->netdev, count_call, &calls);
+    start(f, F_MRG, RX_BUFFERS);
+    assert_int_equal(netdev_guest_address(f->netdev), 0);
+    send_arp(f, 0, guest_mac); /* a probe: it has none yet */
+    send_arp(f, 0x7f000001, guest_mac);
+    send_arp(f, 0xffffffff, guest_mac);
+    send_arp(f, 0x0a000263, other); /* in another's name */
+    assert_int_equal(netdev_guest_address(f->netdev), 0);
+    send_arp(f, 0x0a000211, guest_mac);
+    assert_int_equal(netdev_guest_address(f->netdev), 0x0a000211);
+    send_arp(f, 0x0a000211, guest_mac);
+    assert_int_equal(calls, 1);
+    send_arp(f, 0x0a000212, guest_mac);
+    assert_int_equal(netdev_guest_address(f->netdev), 0x0a000212);
+    assert_int_equal(calls, 2);
+}
+
+/* A request's answer, without any ARP. */
+static void test_address_is_what_dhcp_gave(void **state)
+{
+    struct fixture *f = *state;
+
+    start(f, F_MRG, RX_BUFFERS);
+    assert_dhcp_works(f); /* an offer is no lease */
+    assert_int_equal(netdev_guest_address(f->netdev), 0);
+    send_dhcp(f, 3);
+    do {
+        receive(f);
+    } while (load_be16(f->frame + 12) != 0x0800 || f->frame[23] != 17);
+    assert_int_equal(netdev_guest_address(f->netdev), GUEST_IP);
+}
+
 static void test_flood_of_connections_leaves_descriptors(void **state)
 {
     struct fixture *f = *state;
@@ -664,6 +725,8 @@ int main(void)
         NET_TEST(test_forward_reaches_the_guest),
         NET_TEST(test_forward_of_a_used_port_is_refused),
         NET_TEST(test_malformed_frames_are_dropped),
+        NET_TEST(test_address_is_what_the_guest_says_of_itself),
+        NET_TEST(test_address_is_what_dhcp_gave),
         cmocka_unit_test_setup_teardown(test_flood_of_connections_leaves_descriptors,
                                         setup_few_descriptors, teardown_few_descriptors),
         cmocka_unit_test_setup_teardown(test_isolated_guest_reaches_no_host_socket, setup_isolated,

@@ -20,6 +20,8 @@ struct fixture {
     size_t out_len;
     size_t out_room;
     unsigned may_input;
+    bool is_open;
+    unsigned open_changes;
 };
 
 static size_t on_write(void *opaque, const uint8_t *data, size_t len)
@@ -47,7 +49,18 @@ static void on_may_input(void *opaque)
     pthread_mutex_unlock(&f->lock);
 }
 
-static const struct virtio_console_ops console_ops = {on_write, on_may_input};
+static void on_guest_open(void *opaque, bool is_open)
+{
+    struct fixture *f = opaque;
+
+    pthread_mutex_lock(&f->lock);
+    f->is_open = is_open;
+    f->open_changes++;
+    pthread_cond_broadcast(&f->cond);
+    pthread_mutex_unlock(&f->lock);
+}
+
+static const struct virtio_console_ops console_ops = {on_write, on_may_input, on_guest_open};
 
 static struct fixture *create(void)
 {
@@ -87,6 +100,19 @@ static int setup_console(void **state)
 
     f->out_room = sizeof(f->out);
     assert_int_equal(virtio_console_create(&f->machine.env, &console_ops, f, &f->dev), 0);
+    *state = f;
+    return 0;
+}
+
+static int setup_port(void **state)
+{
+    struct fixture *f = create();
+
+    f->out_room = sizeof(f->out);
+    assert_int_equal(
+        virtio_console_create_port(&f->machine.env, "org.example.port", &console_ops, f, &f->dev),
+        0);
+    test_machine_start_loop(&f->machine);
     *state = f;
     return 0;
 }
@@ -422,6 +448,159 @@ static void test_console_reset_forgets_a_waiting_chain(void **state)
 #define RNG_TEST(name) cmocka_unit_test_setup_teardown(name, setup_rng, teardown)
 #define BALLOON_TEST(name) cmocka_unit_test_setup_teardown(name, setup_balloon, teardown)
 #define CONSOLE_TEST(name) cmocka_unit_test_setup_teardown(name, setup_console, teardown)
+#define PORT_TEST(name) cmocka_unit_test_setup_teardown(name, setup_port, teardown)
+
+enum { PORT_RX = 4, PORT_TX = 5, CONTROL_RX = 2, CONTROL_TX = 3 };
+
+#define F_MULTIPORT 2ull
+
+static void control_send(struct fixture *f, uint32_t id, uint16_t event, uint16_t value)
+{
+    const struct test_seg seg = {TEST_DATA, 8, false};
+    uint8_t raw[8];
+
+    store_le32(raw, id);
+    store_le16(raw + 4, event);
+    store_le16(raw + 6, value);
+    test_write(&f->machine, TEST_DATA, raw, sizeof(raw));
+    (void)test_transfer(&f->driver, CONTROL_TX, &seg, 1);
+}
+
+/* A buffer for a message of the device, at TEST_DATA + 0x1000 * (1 + slot). */
+static void control_buffer(struct fixture *f, unsigned slot, uint32_t len)
+{
+    const struct test_seg seg = {TEST_DATA + 0x1000u * (1 + slot), len, true};
+
+    test_make_available(&f->driver, CONTROL_RX, test_chain(&f->driver, CONTROL_RX, &seg, 1));
+    test_kick(&f->driver, CONTROL_RX);
+}
+
+static void assert_control(struct fixture *f, unsigned slot, uint16_t event, const char *text)
+{
+    uint8_t raw[64];
+    uint32_t len = test_wait_used(&f->driver, CONTROL_RX, NULL);
+
+    assert_int_equal(len, 8 + strlen(text));
+    test_read(&f->machine, TEST_DATA + 0x1000u * (1 + slot), raw, len);
+    assert_int_equal(load_le32(raw), 1);
+    assert_int_equal(load_le16(raw + 4), event);
+    assert_int_equal(load_le16(raw + 6), 1);
+    assert_memory_equal(raw + 8, text, strlen(text));
+}
+
+/* As Linux does it, up to a program that has the port open. */
+static void open_port(struct fixture *f)
+{
+    test_driver_start(&f->machine, SLOT, F_MULTIPORT, &f->driver);
+    assert_int_equal(test_mmio_read(&f->machine, f->driver.device + 4, 4), 2);
+    for (unsigned i = 0; i < 3; i++) {
+        control_buffer(f, i, 64);
+    }
+    control_send(f, 0, 0, 1); /* DEVICE_READY */
+    assert_control(f, 0, 1, "");
+    control_send(f, 1, 3, 1); /* PORT_READY */
+    assert_control(f, 1, 7, "org.example.port");
+    assert_control(f, 2, 6, "");
+    assert_false(f->is_open);
+    control_send(f, 1, 6, 1); /* PORT_OPEN */
+    assert_true(f->is_open);
+}
+
+static void test_port_is_named_opened_and_carries_bytes(void **state)
+{
+    struct fixture *f = *state;
+    const struct test_seg in = {TEST_DATA + 0x8000, 16, true};
+    const struct test_seg out = {TEST_DATA + 0x9000, 5, false};
+    char got[6] = {0};
+
+    open_port(f);
+    test_make_available(&f->driver, PORT_RX, test_chain(&f->driver, PORT_RX, &in, 1));
+    assert_int_equal(give_input(f, "hello", 5), 5);
+    assert_int_equal(test_wait_used(&f->driver, PORT_RX, NULL), 5);
+    test_read(&f->machine, TEST_DATA + 0x8000, got, 5);
+    assert_string_equal(got, "hello");
+    test_write(&f->machine, TEST_DATA + 0x9000, "there", 5);
+    (void)test_transfer(&f->driver, PORT_TX, &out, 1);
+    assert_int_equal(f->out_len, 5);
+    assert_memory_equal(f->out, "there", 5);
+    (void)test_transfer(&f->driver, 1, &out, 1); /* the first port's output goes nowhere */
+    assert_int_equal(f->out_len, 5);
+}
+
+static void test_port_that_is_closed_hears_nothing(void **state)
+{
+    struct fixture *f = *state;
+    const struct test_seg in = {TEST_DATA + 0x8000, 16, true};
+
+    assert_int_equal(give_input(f, "early", 5), 5);
+    open_port(f);
+    test_make_available(&f->driver, PORT_RX, test_chain(&f->driver, PORT_RX, &in, 1));
+    control_send(f, 1, 6, 0);
+    assert_false(f->is_open);
+    assert_int_equal(give_input(f, "lost", 4), 4);
+    assert_false(test_has_used(&f->driver, PORT_RX));
+    control_send(f, 1, 6, 1);
+    assert_int_equal(give_input(f, "x", 1), 1);
+    assert_int_equal(test_wait_used(&f->driver, PORT_RX, NULL), 1);
+    test_driver_reset(&f->driver);
+    assert_false(f->is_open);
+}
+
+static void test_port_control_nonsense_changes_nothing(void **state)
+{
+    struct fixture *f = *state;
+    const struct test_seg empty = {TEST_DATA, 3, false};
+    const struct test_seg writable = {TEST_DATA, 64, true};
+    unsigned changes;
+
+    open_port(f);
+    changes = f->open_changes;
+    for (unsigned event = 0; event < 12; event++) {
+        control_send(f, 0, (uint16_t)event, 0);
+        control_send(f, 2, (uint16_t)event, 1);
+        control_send(f, UINT32_MAX, (uint16_t)(event + 100), UINT16_MAX);
+    }
+    (void)test_transfer(&f->driver, CONTROL_TX, &empty, 1);
+    (void)test_transfer(&f->driver, CONTROL_TX, &writable, 1);
+    for (unsigned i = 0; i < 1000; i++) { /* what is asked for again and again is said once */
+        control_send(f, 0, 0, 1);
+        control_send(f, 1, 3, 1);
+    }
+    assert_int_equal(f->open_changes, changes);
+    for (unsigned i = 0; i < 4; i++) {
+        control_buffer(f, i, 64);
+    }
+    assert_control(f, 0, 1, "");
+    assert_control(f, 1, 7, "org.example.port");
+    assert_control(f, 2, 6, "");
+    control_send(f, 1, 6, 1);
+    assert_false(test_has_used(&f->driver, CONTROL_RX));
+    assert_int_equal(test_driver_status(&f->driver) & STATUS_BROKEN, 0);
+}
+
+static void test_port_control_buffer_that_is_too_short_breaks_it(void **state)
+{
+    struct fixture *f = *state;
+
+    test_driver_start(&f->machine, SLOT, F_MULTIPORT, &f->driver);
+    control_buffer(f, 0, 64);
+    control_buffer(f, 1, 12);
+    control_send(f, 0, 0, 1);
+    assert_control(f, 0, 1, "");
+    control_send(f, 1, 3, 1);
+    test_driver_wait_broken(&f->driver);
+}
+
+static void test_port_control_outside_memory_breaks_it(void **state)
+{
+    struct fixture *f = *state;
+    const struct test_seg outside = {TEST_RAM_BYTES - 4, 8, false};
+
+    test_driver_start(&f->machine, SLOT, F_MULTIPORT, &f->driver);
+    test_make_available(&f->driver, CONTROL_TX, test_chain(&f->driver, CONTROL_TX, &outside, 1));
+    test_kick(&f->driver, CONTROL_TX);
+    test_driver_wait_broken(&f->driver);
+}
 
 int main(void)
 {
@@ -437,6 +616,11 @@ int main(void)
         CONSOLE_TEST(test_console_waits_while_the_other_side_is_full),
         CONSOLE_TEST(test_console_input_fills_buffers_and_asks_again),
         CONSOLE_TEST(test_console_reset_forgets_a_waiting_chain),
+        PORT_TEST(test_port_is_named_opened_and_carries_bytes),
+        PORT_TEST(test_port_that_is_closed_hears_nothing),
+        PORT_TEST(test_port_control_nonsense_changes_nothing),
+        PORT_TEST(test_port_control_buffer_that_is_too_short_breaks_it),
+        PORT_TEST(test_port_control_outside_memory_breaks_it),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,4 @@
-/* Entropy, balloon and console: the first byte chooses. */
+/* Entropy, balloon, console and port: the first byte chooses. */
 #include "fuzz_virtio.h"
 
 static size_t on_write(void *opaque, const uint8_t *data, size_t len)
@@ -12,7 +12,13 @@ static void on_may_input(void *opaque)
     (void)opaque;
 }
 
-static const struct virtio_console_ops console_ops = {on_write, on_may_input};
+static void on_guest_open(void *opaque, bool is_open)
+{
+    (void)opaque;
+    (void)is_open;
+}
+
+static const struct virtio_console_ops console_ops = {on_write, on_may_input, on_guest_open};
 
 static void console_host(struct fuzz *fuzz, struct fuzz_input *input)
 {
@@ -23,6 +29,22 @@ static void console_host(struct fuzz *fuzz, struct fuzz_input *input)
     } else {
         virtio_console_output_ready(fuzz->dev);
     }
+}
+
+/* Mostly what a driver says on the control queue. */
+static void control_request(struct fuzz *fuzz, struct fuzz_input *input)
+{
+    const struct test_seg out = {TEST_DATA, 8, false};
+    const struct test_seg in = {TEST_DATA + 256, 8 + fuzz_u8(input), true};
+    uint8_t message[8] = {fuzz_u8(input) & 1};
+
+    message[4] = fuzz_u8(input) & 7;
+    message[6] = fuzz_u8(input) & 1;
+    test_write(&fuzz->machine, TEST_DATA, message, sizeof(message));
+    test_make_available(&fuzz->driver, 2, test_chain(&fuzz->driver, 2, &in, 1));
+    test_make_available(&fuzz->driver, 3, test_chain(&fuzz->driver, 3, &out, 1));
+    test_kick(&fuzz->driver, 3);
+    fuzz_pump(fuzz);
 }
 
 static void balloon_host(struct fuzz *fuzz, struct fuzz_input *input)
@@ -49,6 +71,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     } else if (kind % 3 == 1) {
         r = virtio_balloon_create(&fuzz.machine.env, NULL, NULL, &fuzz.dev);
         fuzz.host = balloon_host;
+    } else if (kind & 0x40) {
+        r = virtio_console_create_port(&fuzz.machine.env, "port", &console_ops,
+                                       kind & 0x80 ? &fuzz : NULL, &fuzz.dev);
+        fuzz.host = console_host;
+        fuzz.request = control_request;
     } else {
         r = virtio_console_create(&fuzz.machine.env, &console_ops, kind & 0x80 ? &fuzz : NULL,
                                   &fuzz.dev);
