@@ -18,7 +18,7 @@ export CORBEL_SIZE
 
 packages=systemd-sysv,dbus,libpam-systemd,systemd-resolved,udev,kmod,linux-image-cloud-amd64
 packages=$packages,initramfs-tools,lz4,openssh-server,iproute2,iputils-ping,netbase,e2fsprogs,wget
-packages=$packages,grub-cloud-amd64,cloud-init,cloud-guest-utils,sudo
+packages=$packages,grub-cloud-amd64,cloud-init,cloud-guest-utils,sudo,qemu-guest-agent
 [ -z "$CORBEL_PACKAGES" ] || packages=$packages,$CORBEL_PACKAGES
 
 need mmdebstrap mmdebstrap
