@@ -90,30 +90,42 @@ bool acpi_pm_press_power_button(struct acpi_pm *pm);
 void acpi_pm_raise_gpe(struct acpi_pm *pm, unsigned event);
 
 /*
- * Registers for PCI devices that come and go, of a bit per slot, for methods in the DSDT:
- * slots that got a device, and slots whose device shall leave (reading takes the bits), and, to
- * be written, slots whose device the guest has let go.
+ * Registers for up to 32 devices that come and go, of a bit each, for methods in the DSDT:
+ * those that came, and those that shall leave (reading takes the bits); to be written, those
+ * that the guest has let go; those that are there; and, as _OST has it, of whom the guest
+ * says what (ACPI 6.3 §6.3.5). gpe (0 to 7) is raised when there is something to read.
  */
-#define PCI_HOTPLUG_PORTS 12u
-#define PCI_HOTPLUG_CAME 0x0u /* 4 bytes each */
-#define PCI_HOTPLUG_LEAVE 0x4u
-#define PCI_HOTPLUG_EJECT 0x8u
-#define PCI_HOTPLUG_GPE 1u
+#define HOTPLUG_PORTS 24u
+#define HOTPLUG_CAME 0x0u /* 4 bytes each */
+#define HOTPLUG_LEAVE 0x4u
+#define HOTPLUG_EJECT 0x8u
+#define HOTPLUG_PRESENT 0xcu
+#define HOTPLUG_WHO 0x10u
+#define HOTPLUG_STATUS 0x14u
 
-struct pci_hotplug_ops {
-    /* The guest lets go of these slots' devices; a vCPU's thread, which must not be blocked. */
-    void (*ejected)(void *opaque, uint32_t slots);
+/* On a vCPU's thread, which must not be blocked. */
+struct hotplug_ops {
+    void (*ejected)(void *opaque, uint32_t devices);             /* the guest lets go of them */
+    uint32_t (*present)(void *opaque);                           /* may be NULL */
+    void (*status)(void *opaque, unsigned index, uint32_t code); /* may be NULL; index < 32 */
 };
 
-struct pci_hotplug;
-int pci_hotplug_create(const struct dev_env *env, uint16_t base, struct acpi_pm *pm,
-                       const struct pci_hotplug_ops *ops, void *opaque,
-                       struct pci_hotplug **ret_hotplug) MUST_CHECK;
-void pci_hotplug_destroy(struct pci_hotplug *hotplug);
-void pci_hotplug_reset(struct pci_hotplug *hotplug);
-/* Tells the guest. Any thread. */
-void pci_hotplug_came(struct pci_hotplug *hotplug, unsigned slot);
-void pci_hotplug_ask(struct pci_hotplug *hotplug, unsigned slot);
+struct hotplug_config {
+    uint16_t base;
+    unsigned gpe;
+    struct acpi_pm *pm;
+    const struct hotplug_ops *ops;
+    void *opaque;
+};
+
+struct hotplug;
+int hotplug_create(const struct dev_env *env, const struct hotplug_config *config,
+                   struct hotplug **ret_hotplug) MUST_CHECK;
+void hotplug_destroy(struct hotplug *hotplug);
+void hotplug_reset(struct hotplug *hotplug);
+/* Tells the guest of device index (below 32). The later of the two holds. Any thread. */
+void hotplug_came(struct hotplug *hotplug, unsigned index);
+void hotplug_ask(struct hotplug *hotplug, unsigned index);
 
 /* One port for test guests: a byte written ends the machine with it as code. */
 struct debug_exit;

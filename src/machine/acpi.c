@@ -19,6 +19,18 @@
 #define OEM_ID "CORBEL"
 #define OEM_TABLE_ID "CORBELPC"
 
+/* The registers of dev/hotplug.c, in their order. */
+#define HOTPLUG_NAMES "CAMELEAVEJCTPRESWHO_STAT"
+
+/* Notify()'s codes (§5.6.6). */
+#define NOTIFY_DEVICE_CHECK 1u
+#define NOTIFY_EJECT_REQUEST 3u
+
+/* MADT flags of a local APIC (§5.2.12.2). */
+#define LAPIC_ENABLED 1u
+#define LAPIC_ONLINE_CAPABLE 2u
+#define LAPIC_ENTRY_BYTES 8u
+
 /* MADT interrupt flags: polarity and trigger. */
 #define MPS_ACTIVE_HIGH_LEVEL 0x000du
 
@@ -95,7 +107,7 @@ static void hotplug_slots(struct aml *aml)
 {
     char name[8];
 
-    aml_registers(aml, "HPIO", "CAMELEAVEJCT", MAP_PORT_PCI_HOTPLUG);
+    aml_registers(aml, "HPIO", HOTPLUG_NAMES, MAP_PORT_PCI_HOTPLUG);
     for (unsigned slot = 1; slot < PCI_MAX_SLOTS; slot++) {
         (void)snprintf(name, sizeof(name), "SL%02u", slot);
         aml_open_device(aml, name);
@@ -113,8 +125,8 @@ static void hotplug_slots(struct aml *aml)
     aml_load_local(aml, 1, "LEAV");
     for (unsigned slot = 1; slot < PCI_MAX_SLOTS; slot++) {
         (void)snprintf(name, sizeof(name), "SL%02u", slot);
-        aml_notify_if(aml, 0, 1u << slot, name, 1);
-        aml_notify_if(aml, 1, 1u << slot, name, 3);
+        aml_notify_if(aml, 0, 1u << slot, name, NOTIFY_DEVICE_CHECK);
+        aml_notify_if(aml, 1, 1u << slot, name, NOTIFY_EJECT_REQUEST);
     }
     aml_close(aml);
 }
@@ -142,13 +154,84 @@ static void pci_root(struct aml *aml)
     aml_close(aml);
 }
 
-/* The event that devices came or shall leave (§5.6.4.1.1): edge-triggered, number 1. */
-static void hotplug_event(struct aml *aml)
+/* A local APIC as the MADT has it, and _MAT (§6.2.10). */
+static void lapic_entry(uint8_t out[LAPIC_ENTRY_BYTES], unsigned cpu, uint32_t flags)
+{
+    out[0] = 0;
+    out[1] = LAPIC_ENTRY_BYTES;
+    out[2] = (uint8_t)cpu;
+    out[3] = (uint8_t)cpu;
+    store_le32(out + 4, flags);
+}
+
+/* A processor device (§8.4): whether it is there, how it is let go, and what came of asking. */
+static void processor(struct aml *aml, unsigned cpu, const char *name)
+{
+    uint8_t entry[LAPIC_ENTRY_BYTES];
+
+    lapic_entry(entry, cpu, LAPIC_ENABLED);
+    aml_open_device(aml, name);
+    aml_name(aml, "_HID");
+    aml_string(aml, "ACPI0007");
+    aml_name(aml, "_UID");
+    aml_integer(aml, cpu);
+    aml_name(aml, "_MAT");
+    aml_buffer(aml, entry, sizeof(entry));
+    aml_open_method(aml, "_STA", 0);
+    aml_load_local(aml, 0, "PRES");
+    aml_return_if(aml, 0, 1u << cpu, 0x0f);
+    aml_return(aml, 0);
+    aml_close(aml);
+    if (cpu != 0) {
+        aml_open_method(aml, "_EJ0", 1);
+        aml_store(aml, 1u << cpu, "EJCT");
+        aml_close(aml);
+    }
+    aml_open_method(aml, "_OST", 3);
+    aml_store(aml, cpu, "WHO_");
+    aml_store_argument(aml, 1, "STAT");
+    aml_close(aml);
+    aml_close(aml);
+}
+
+static void processors(struct aml *aml, const struct acpi_config *config)
+{
+    char name[8];
+
+    aml_open_device(aml, "CPUS");
+    aml_name(aml, "_HID");
+    aml_string(aml, "ACPI0010");
+    aml_name(aml, "_CID");
+    aml_eisa_id(aml, "PNP0A05");
+    aml_registers(aml, "HPIO", HOTPLUG_NAMES, MAP_PORT_CPU_HOTPLUG);
+    for (unsigned i = 0; i < config->cpus_max; i++) {
+        (void)snprintf(name, sizeof(name), "C%03u", i % 1000);
+        processor(aml, i, name);
+    }
+    aml_open_method(aml, "LOOK", 0);
+    aml_load_local(aml, 0, "CAME");
+    aml_load_local(aml, 1, "LEAV");
+    for (unsigned i = 0; i < config->cpus_max; i++) {
+        (void)snprintf(name, sizeof(name), "C%03u", i % 1000);
+        aml_notify_if(aml, 0, 1u << i, name, NOTIFY_DEVICE_CHECK);
+        aml_notify_if(aml, 1, 1u << i, name, NOTIFY_EJECT_REQUEST);
+    }
+    aml_close(aml);
+    aml_close(aml);
+}
+
+/* The events that devices came or shall leave (§5.6.4.1.1): edge-triggered. */
+static void hotplug_events(struct aml *aml, const struct acpi_config *config)
 {
     aml_open_scope(aml, "\\_GPE");
-    aml_open_method(aml, "_E01", 0);
-    aml_call_pci(aml, "LOOK");
+    aml_open_method(aml, "_E01", 0); /* MAP_GPE_PCI_HOTPLUG */
+    aml_call(aml, "PCI0", "LOOK");
     aml_close(aml);
+    if (config->has_cpu_hotplug) {
+        aml_open_method(aml, "_E02", 0); /* MAP_GPE_CPU_HOTPLUG */
+        aml_call(aml, "CPUS", "LOOK");
+        aml_close(aml);
+    }
     aml_close(aml);
 }
 
@@ -171,7 +254,7 @@ static void isa_device(struct aml *aml, const char *name, const char *hid, uint1
     aml_close(aml);
 }
 
-static uint64_t dsdt_build(struct tables *tables)
+static uint64_t dsdt_build(struct tables *tables, const struct acpi_config *config)
 {
     size_t room = tables->capacity - tables->len;
     uint64_t at = 0;
@@ -188,8 +271,11 @@ static uint64_t dsdt_build(struct tables *tables)
     pci_root(&aml);
     isa_device(&aml, "COM1", "PNP0501", MAP_PORT_COM1, 8, MAP_GSI_COM1);
     isa_device(&aml, "RTC0", "PNP0B00", 0x70, 2, MAP_GSI_RTC);
+    if (config->has_cpu_hotplug) {
+        processors(&aml, config);
+    }
     aml_close(&aml);
-    hotplug_event(&aml);
+    hotplug_events(&aml, config);
     aml_name(&aml, "\\_S5_");
     aml_open_package(&aml, 4);
     aml_integer(&aml, ACPI_PM_SLP_TYP_S5);
@@ -290,9 +376,9 @@ static void override_entry(uint8_t *out, uint8_t isa_irq, uint32_t gsi, uint16_t
     store_le16(out + 8, flags);
 }
 
-static uint64_t madt_build(struct tables *tables, unsigned cpus)
+static uint64_t madt_build(struct tables *tables, const struct acpi_config *config)
 {
-    size_t len = HEADER_BYTES + 8 + cpus * 8u + 12 + 10 + 10 + 6;
+    size_t len = HEADER_BYTES + 8 + config->cpus_max * LAPIC_ENTRY_BYTES + 12 + 10 + 10 + 6;
     uint64_t at = 0;
     uint8_t *madt = table_alloc(tables, len, 16, &at);
     uint8_t *entry = NULL;
@@ -303,13 +389,11 @@ static uint64_t madt_build(struct tables *tables, unsigned cpus)
     store_le32(madt + 36, (uint32_t)MAP_LAPIC);
     store_le32(madt + 40, 1); /* there are 8259s as well */
     entry = madt + 44;
-    for (unsigned i = 0; i < cpus; i++) {
-        entry[0] = 0; /* local APIC */
-        entry[1] = 8;
-        entry[2] = (uint8_t)i;
-        entry[3] = (uint8_t)i;
-        store_le32(entry + 4, 1); /* enabled */
-        entry += 8;
+    for (unsigned i = 0; i < config->cpus_max; i++) {
+        bool is_present = (config->cpus_present & 1u << i) != 0;
+
+        lapic_entry(entry, i, is_present ? LAPIC_ENABLED : LAPIC_ONLINE_CAPABLE);
+        entry += LAPIC_ENTRY_BYTES;
     }
     entry[0] = 1; /* I/O APIC, GSIs from 0 */
     entry[1] = 12;
@@ -341,7 +425,7 @@ static uint64_t xsdt_build(struct tables *tables, uint64_t fadt, uint64_t madt)
     return at;
 }
 
-int acpi_build(unsigned cpus, uint64_t base, uint8_t *out, size_t capacity)
+int acpi_build(const struct acpi_config *config, uint64_t base, uint8_t *out, size_t capacity)
 {
     struct tables tables = {.out = out, .capacity = capacity, .base = base};
     uint64_t at = 0;
@@ -352,10 +436,10 @@ int acpi_build(unsigned cpus, uint64_t base, uint8_t *out, size_t capacity)
     uint64_t xsdt = 0;
     uint8_t *rsdp = table_alloc(&tables, RSDP_BYTES, 16, &at);
 
-    dsdt = dsdt_build(&tables);
+    dsdt = dsdt_build(&tables, config);
     facs = facs_build(&tables);
     fadt = fadt_build(&tables, facs, dsdt);
-    madt = madt_build(&tables, cpus);
+    madt = madt_build(&tables, config);
     xsdt = xsdt_build(&tables, fadt, madt);
     if (tables.overflow) {
         return -ENOSPC;

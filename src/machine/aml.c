@@ -92,6 +92,12 @@ void aml_name(struct aml *aml, const char *name)
     name_string(aml, name);
 }
 
+void aml_string(struct aml *aml, const char *text)
+{
+    aml_u8(aml, 0x0d);
+    aml_bytes(aml, text, strlen(text) + 1);
+}
+
 static void length_open(struct aml *aml)
 {
     static const uint8_t room[LENGTH_BYTES];
@@ -139,6 +145,15 @@ void aml_open_package(struct aml *aml, uint8_t count)
     aml_u8(aml, 0x12);
     length_open(aml);
     aml_u8(aml, count);
+}
+
+void aml_buffer(struct aml *aml, const void *bytes, uint8_t len)
+{
+    aml_u8(aml, 0x11);
+    length_open(aml);
+    aml_integer(aml, len);
+    aml_bytes(aml, bytes, len);
+    aml_close(aml);
 }
 
 /* A buffer whose size is a word, filled in by aml_close_resources(). */
@@ -266,8 +281,14 @@ void aml_store(struct aml *aml, uint64_t value, const char *name)
     name_string(aml, name);
 }
 
-void aml_notify_if(struct aml *aml, unsigned local, uint64_t mask, const char *device,
-                   unsigned code)
+void aml_store_argument(struct aml *aml, unsigned argument, const char *name)
+{
+    aml_u8(aml, 0x70);
+    aml_u8(aml, (uint8_t)(0x68 + argument));
+    name_string(aml, name);
+}
+
+static void open_if(struct aml *aml, unsigned local, uint64_t mask)
 {
     aml_u8(aml, 0xa0); /* If */
     length_open(aml);
@@ -275,14 +296,34 @@ void aml_notify_if(struct aml *aml, unsigned local, uint64_t mask, const char *d
     local_object(aml, local);
     aml_integer(aml, mask);
     aml_u8(aml, 0);
+}
+
+void aml_notify_if(struct aml *aml, unsigned local, uint64_t mask, const char *device,
+                   unsigned code)
+{
+    open_if(aml, local, mask);
     aml_u8(aml, 0x86); /* Notify */
     name_string(aml, device);
     aml_integer(aml, code);
     aml_close(aml);
 }
 
-void aml_call_pci(struct aml *aml, const char *method)
+void aml_return(struct aml *aml, uint64_t value)
 {
-    aml_bytes(aml, "\\/\x03_SB_PCI0", 11);
+    aml_u8(aml, 0xa4);
+    aml_integer(aml, value);
+}
+
+void aml_return_if(struct aml *aml, unsigned local, uint64_t mask, uint64_t value)
+{
+    open_if(aml, local, mask);
+    aml_return(aml, value);
+    aml_close(aml);
+}
+
+void aml_call(struct aml *aml, const char *device, const char *method)
+{
+    aml_bytes(aml, "\\/\x03_SB_", 7);
+    name_string(aml, device);
     name_string(aml, method);
 }

@@ -44,13 +44,18 @@ void aml_open_package(struct aml *aml, uint8_t count);
 void aml_open_method(struct aml *aml, const char *name, unsigned arguments);
 /* Ports from base on as 32-bit registers, names of four characters after one another. */
 void aml_registers(struct aml *aml, const char *region, const char *names, uint16_t base);
-/* Inside methods: local = register; register = value; if (local & mask) notify(device, code);
- * a call of \_SB_.PCI0.method. */
+void aml_string(struct aml *aml, const char *text);
+void aml_buffer(struct aml *aml, const void *bytes, uint8_t len);
+/* Inside methods: local = register; register = value; register = argument; if (local & mask)
+ * notify(device, code) or return value; return value; a call of \_SB_.device.method. */
 void aml_load_local(struct aml *aml, unsigned local, const char *name);
 void aml_store(struct aml *aml, uint64_t value, const char *name);
 void aml_notify_if(struct aml *aml, unsigned local, uint64_t mask, const char *device,
                    unsigned code);
-void aml_call_pci(struct aml *aml, const char *method);
+void aml_store_argument(struct aml *aml, unsigned argument, const char *name);
+void aml_return_if(struct aml *aml, unsigned local, uint64_t mask, uint64_t value);
+void aml_return(struct aml *aml, uint64_t value);
+void aml_call(struct aml *aml, const char *device, const char *method);
 /* A resource template; aml_close_resources() ends it. */
 void aml_open_resources(struct aml *aml);
 void aml_close_resources(struct aml *aml);

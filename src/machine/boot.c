@@ -237,7 +237,7 @@ static int acpi_write(struct boot *boot)
     if (tables == NULL) {
         return -ENOMEM;
     }
-    len = acpi_build(boot->cpus, MAP_ACPI, tables, MAP_ACPI_BYTES);
+    len = acpi_build(&boot->acpi, MAP_ACPI, tables, MAP_ACPI_BYTES);
     return len < 0 ? len : gmem_write(boot->gmem, gpa(MAP_ACPI), tables, (size_t)len);
 }
 
@@ -262,7 +262,7 @@ static int kernel_load(struct boot *boot, struct err *err)
     return rc;
 }
 
-int boot_load(struct boot *boot, struct err *err)
+static int boot_load(struct boot *boot, struct err *err)
 {
     struct err local = {0};
     int rc = 0;
@@ -285,6 +285,12 @@ int boot_load(struct boot *boot, struct err *err)
         return err_set_errno(err, rc, "cannot write the boot tables to guest memory");
     }
     return boot->plan.mode == BOOT_PVH ? boot_write_pvh_info(boot, err) : 0;
+}
+
+int boot_load_again(struct boot *boot, uint32_t cpus_present, struct err *err)
+{
+    boot->acpi.cpus_present = cpus_present;
+    return boot_load(boot, err);
 }
 
 /* ---- entry ---- */
@@ -347,8 +353,8 @@ static int boot_open(struct boot *boot, const char *kernel, const char *initrd, 
     return rc;
 }
 
-int boot_create(struct gmem *gmem, unsigned cpus, const char *kernel, const char *initrd,
-                const char *cmdline, struct err *err, struct boot **ret_boot)
+int boot_create(struct gmem *gmem, const struct acpi_config *acpi, const char *kernel,
+                const char *initrd, const char *cmdline, struct err *err, struct boot **ret_boot)
 {
     struct boot *boot = calloc(1, sizeof(*boot));
     int rc = 0;
@@ -357,7 +363,7 @@ int boot_create(struct gmem *gmem, unsigned cpus, const char *kernel, const char
         return err_set_errno(err, -ENOMEM, "kernel \"%s\"", kernel);
     }
     boot->gmem = gmem;
-    boot->cpus = cpus;
+    boot->acpi = *acpi;
     boot->kernel.fd = -1;
     boot->initrd.fd = -1;
     rc = boot_open(boot, kernel, initrd, cmdline, err);

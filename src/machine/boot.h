@@ -21,6 +21,7 @@
 #include "base/compiler.h"
 #include "base/error.h"
 #include "cpu/x86.h"
+#include "machine/acpi.h"
 #include "mem/gmem.h"
 
 struct boot;
@@ -30,12 +31,13 @@ struct boot;
  * NULL. -ENOENT, -EACCES ...: a file; -ENOEXEC: not a kernel, or a truncated or
  * damaged one; -E2BIG: does not fit into memory, or a too long command line.
  */
-int boot_create(struct gmem *gmem, unsigned cpus, const char *kernel, const char *initrd,
-                const char *cmdline, struct err *err, struct boot **ret_boot) MUST_CHECK;
+int boot_create(struct gmem *gmem, const struct acpi_config *acpi, const char *kernel,
+                const char *initrd, const char *cmdline, struct err *err, struct boot **ret_boot)
+    MUST_CHECK;
 void boot_destroy(struct boot *boot); /* accepts NULL */
 
-/* Loads again what boot_create() loaded. */
-int boot_load(struct boot *boot, struct err *err) MUST_CHECK;
+/* Loads again what boot_create() loaded; the CPUs of this mask are there now. */
+int boot_load_again(struct boot *boot, uint32_t cpus_present, struct err *err) MUST_CHECK;
 
 /* Changes a reset state of the bootstrap processor to the kernel's entry. */
 void boot_set_entry(const struct boot *boot, struct vcpu_state *state);

@@ -31,7 +31,7 @@ struct boot_plan {
 
 struct boot {
     struct gmem *gmem;
-    unsigned cpus;
+    struct acpi_config acpi;
     struct boot_file kernel;
     struct boot_file initrd; /* fd -1: none */
     char *cmdline;

@@ -342,7 +342,7 @@ static int add_locked(struct machine *machine, const struct machine_disk *disk, 
     }
     machine_exclusive_end(machine);
     if (rc == 0) {
-        pci_hotplug_came(machine->hotplug, virtio_dev_slot(drive->dev));
+        hotplug_came(machine->hotplug, virtio_dev_slot(drive->dev));
     }
     return rc;
 }
@@ -407,7 +407,7 @@ static void on_ejected(void *opaque, uint32_t slots)
     }
 }
 
-const struct pci_hotplug_ops drives_hotplug_ops = {.ejected = on_ejected};
+const struct hotplug_ops drives_hotplug_ops = {.ejected = on_ejected};
 
 int machine_disk_remove(struct machine *machine, const char *id, struct err *err)
 {
@@ -420,7 +420,7 @@ int machine_disk_remove(struct machine *machine, const char *id, struct err *err
         rc = no_such(id, err);
     } else {
         atomic_store(&drive->is_leaving, true);
-        pci_hotplug_ask(machine->hotplug, virtio_dev_slot(drive->dev));
+        hotplug_ask(machine->hotplug, virtio_dev_slot(drive->dev));
     }
     mutex_unlock(&machine->drives_lock);
     return rc;

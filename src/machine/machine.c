@@ -59,7 +59,7 @@ static bool must_park_locked(const struct machine *machine)
 
 static bool all_parked_locked(const struct machine *machine)
 {
-    return machine->parked == machine->config.cpus;
+    return machine->parked == machine->config.cpus_max;
 }
 
 static void state_set_locked(struct machine *machine, enum machine_state state)
@@ -89,7 +89,7 @@ static void settle_locked(struct machine *machine)
 
 static void kick_all(struct machine *machine)
 {
-    for (unsigned i = 0; i < machine->config.cpus; i++) {
+    for (unsigned i = 0; i < machine->config.cpus_max; i++) {
         vcpu_kick(&machine->vcpus[i]);
     }
 }
@@ -173,7 +173,7 @@ static int do_reset(struct machine *machine, struct err *err)
 {
     int rc = pc_reset(machine, err);
 
-    for (unsigned i = 0; rc == 0 && i < machine->config.cpus; i++) {
+    for (unsigned i = 0; rc == 0 && i < machine->config.cpus_max; i++) {
         struct machine_vcpu *vcpu = &machine->vcpus[i];
         struct vcpu_state state;
 
@@ -240,6 +240,11 @@ static int config_check(const struct machine_config *config, struct err *err)
         return err_set(err, -EINVAL, "%u CPUs: 1 to %d are possible", config->cpus,
                        MACHINE_MAX_CPUS);
     }
+    if (config->cpus_max != 0 &&
+        (config->cpus_max < config->cpus || config->cpus_max > MACHINE_MAX_CPUS)) {
+        return err_set(err, -EINVAL, "at most %u CPUs: %u to %d are possible", config->cpus_max,
+                       config->cpus, MACHINE_MAX_CPUS);
+    }
     if (config->memory_bytes < MACHINE_MIN_MEMORY_BYTES ||
         config->memory_bytes > MACHINE_MAX_MEMORY_BYTES || config->memory_bytes % (1u << 20) != 0) {
         return err_set(err, -EINVAL,
@@ -264,7 +269,7 @@ static int vcpus_create(struct machine *machine, struct err *err)
     unsigned started = 0;
     int rc = 0;
 
-    for (unsigned i = 0; rc == 0 && i < machine->config.cpus; i++) {
+    for (unsigned i = 0; rc == 0 && i < machine->config.cpus_max; i++) {
         struct machine_vcpu *vcpu = &machine->vcpus[i];
         char name[16];
 
@@ -281,7 +286,7 @@ static int vcpus_create(struct machine *machine, struct err *err)
         (void)pthread_cond_wait(&machine->changed, &machine->mutex.raw);
     }
     mutex_unlock(&machine->mutex);
-    for (unsigned i = 0; rc == 0 && i < machine->config.cpus; i++) {
+    for (unsigned i = 0; rc == 0 && i < machine->config.cpus_max; i++) {
         if (machine->vcpus[i].error.code != 0) {
             rc = machine->vcpus[i].error.code;
             if (err != NULL) {
@@ -329,7 +334,8 @@ int machine_create(const struct machine_config *config, struct err *err,
     mutex_init(&machine->mutex, LOCK_RANK_MACHINE);
     mutex_init(&machine->drives_lock, LOCK_RANK_DRIVES);
     atomic_store(&machine->attention, true);
-    for (unsigned i = 0; i < config->cpus; i++) {
+    cpus_init(machine);
+    for (unsigned i = 0; i < machine->config.cpus_max; i++) {
         machine->vcpus[i].machine = machine;
         machine->vcpus[i].index = i;
     }
@@ -349,7 +355,7 @@ static void threads_quit(struct machine *machine)
     settle_locked(machine);
     mutex_unlock(&machine->mutex);
     kick_all(machine);
-    for (unsigned i = 0; i < machine->config.cpus; i++) {
+    for (unsigned i = 0; i < machine->config.cpus_max; i++) {
         if (machine->vcpus[i].has_thread) {
             (void)pthread_join(machine->vcpus[i].thread, NULL);
         }
@@ -461,7 +467,7 @@ void machine_stop(struct machine *machine)
 {
     bool can_wait = true;
 
-    for (unsigned i = 0; i < machine->config.cpus; i++) {
+    for (unsigned i = 0; i < machine->config.cpus_max; i++) {
         can_wait &= machine->vcpus[i].has_thread && machine->vcpus[i].error.code == 0;
     }
     if (!can_wait) {
@@ -514,6 +520,7 @@ void machine_status(struct machine *machine, struct machine_status *ret_status)
         .engine_reason = machine->engine_reason,
         .error = machine->end_error,
     };
+    cpus_status_locked(machine, ret_status);
     if (machine->state == MACHINE_PAUSED) {
         ret_status->pause_reason = machine->pause_reason;
     }

@@ -147,7 +147,8 @@ struct machine_config {
     uint64_t code_cache_bytes; /* 0: the engine's default */
     bool kvm_split_irqchip;    /* KVM with our own PIC and I/O APIC */
 
-    unsigned cpus;
+    unsigned cpus;         /* at the start */
+    unsigned cpus_max;     /* machine_set_cpus() up to this many; 0: cpus, for ever */
     uint64_t memory_bytes; /* a multiple of 1 MiB */
 
     const char *kernel;  /* bzImage, or an ELF64 as boot.h says */
@@ -196,7 +197,11 @@ struct machine_status {
     enum machine_state state;
     enum machine_end end;
     uint8_t debug_exit_code;
-    unsigned changes;          /* of state, since creation */
+    unsigned changes;     /* of state, since creation */
+    unsigned cpus;        /* there now, whether or not the guest uses them */
+    unsigned cpus_wanted; /* as machine_set_cpus() was told */
+    unsigned cpus_max;
+    bool cpus_refused;         /* the guest said that it does not let one go */
     unsigned resets;           /* since start */
     uint64_t balloon_bytes;    /* what the guest says it has given up */
     bool is_agent_there;       /* a program of the guest has the agent's port open */
@@ -344,9 +349,22 @@ int machine_disk_job(struct machine *machine, const char *id, enum machine_job_a
 int machine_set_balloon(struct machine *machine, uint64_t bytes) MUST_CHECK;
 
 /*
- * For the debugger. All want PAUSED, CREATED or ENDED (-EBUSY otherwise), any
- * thread but a vCPU's. index < cpus, else -EINVAL.
+ * Adds CPUs, or asks the guest to let the last ones go; it is done when
+ * machine_status() says so. A reset does what the guest has not. Each change is
+ * announced by the event descriptor and counted by machine_size_changes().
+ * -EINVAL for a number that is not from 1 to cpus_max, or after the end. Any
+ * thread.
  */
+int machine_set_cpus(struct machine *machine, unsigned count, struct err *err) MUST_CHECK;
+
+/* Grows with each change of the numbers of CPUs that machine_status() tells. Any thread. */
+unsigned machine_size_changes(const struct machine *machine);
+
+/*
+ * For the debugger. All want PAUSED, CREATED or ENDED (-EBUSY otherwise), any
+ * thread but a vCPU's. index < machine_cpu_count(), else -EINVAL.
+ */
+/* Those that are not there now count as well. */
 unsigned machine_cpu_count(const struct machine *machine);
 int machine_cpu_get_state(struct machine *machine, unsigned index, struct vcpu_state *ret_state)
     MUST_CHECK;

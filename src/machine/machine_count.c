@@ -58,7 +58,7 @@ static void count_cpus(const struct machine *machine, struct machine_counters *c
 {
     struct machine_cpu_stats sum = {0};
 
-    counters->cpu_count = machine->config.cpus;
+    counters->cpu_count = machine->config.cpus_max;
     for (unsigned i = 0; i < counters->cpu_count; i++) {
         const struct vcpu_stats *stats = &machine->vcpus[i].stats;
         struct machine_cpu_stats *cpu = &counters->cpus[i];

@@ -13,12 +13,12 @@ uint16_t machine_forward_port(const struct machine *machine, unsigned index)
 NO_LOCK_ANALYSIS static struct machine_vcpu *stopped_vcpu_lock(struct machine *machine,
                                                                unsigned index, int *ret_rc)
 {
-    if (index >= machine->config.cpus) {
+    if (index >= machine->config.cpus_max) {
         *ret_rc = -EINVAL;
         return NULL;
     }
     mutex_lock(&machine->mutex);
-    if (machine->parked != machine->config.cpus || machine->state == MACHINE_RUNNING ||
+    if (machine->parked != machine->config.cpus_max || machine->state == MACHINE_RUNNING ||
         (machine->wants & WANT_RESET) != 0) {
         mutex_unlock(&machine->mutex);
         *ret_rc = -EBUSY;
@@ -29,7 +29,7 @@ NO_LOCK_ANALYSIS static struct machine_vcpu *stopped_vcpu_lock(struct machine *m
 
 unsigned machine_cpu_count(const struct machine *machine)
 {
-    return machine->config.cpus;
+    return machine->config.cpus_max;
 }
 
 NO_LOCK_ANALYSIS int machine_cpu_get_state(struct machine *machine, unsigned index,

@@ -3,6 +3,7 @@
  *
  * machine.c: life cycle. vcpu_thread.c: what a vCPU's thread does. pc.c: the
  * hardware, built in reading order. drives.c: its disks. gdbstub.c: the debugger's door. pc_irq.c: how its interrupts are wired.
+ * cpus.c: which of its CPUs are there.
  */
 #ifndef CORBEL_MACHINE_MACHINE_INTERNAL_H
 #define CORBEL_MACHINE_MACHINE_INTERNAL_H
@@ -42,6 +43,8 @@ enum vcpu_place {
 #define VCPU_REQUEST_INIT 0x1u
 #define VCPU_REQUEST_SIPI 0x2u
 #define VCPU_REQUEST_NMI 0x4u
+#define VCPU_REQUEST_LEAVE 0x8u /* the guest let it go: as after power-on */
+#define VCPU_REQUEST_COME 0x10u /* it is there now: look around */
 
 /* Counted by the vCPU's own thread. */
 struct vcpu_stats {
@@ -101,12 +104,17 @@ struct machine {
     unsigned parked;
     unsigned created; /* vCPU threads that have tried to create their vCPU */
     unsigned resets;
+    unsigned cpus_wanted;
+    uint32_t cpus_leaving; /* the guest was asked to let them go */
+    bool cpus_refused;
     enum machine_end end;
     uint8_t debug_exit_code;
     struct err end_error;
     struct err pause_reason;
 
-    _Atomic bool attention; /* vCPU threads look at the above before they run on */
+    _Atomic bool attention;        /* vCPU threads look at the above before they run on */
+    _Atomic uint32_t cpus_present; /* changed with the mutex held */
+    _Atomic unsigned size_changes;
     int event_fd;
     unsigned changes;               /* of state, since creation */
     _Atomic uint64_t balloon_bytes; /* as the guest said last */
@@ -136,7 +144,8 @@ struct machine {
     struct rtc_mc146818 *rtc;
     struct kbd_i8042 *kbd;
     struct acpi_pm *pm;
-    struct pci_hotplug *hotplug;
+    struct hotplug *hotplug;     /* of PCI */
+    struct hotplug *cpu_hotplug; /* NULL when all CPUs are there for ever */
     struct debug_exit *debug_exit;
     struct chardev *serial;
     struct uart_16550 *uart;
@@ -181,7 +190,7 @@ void drives_retry(struct machine *machine);
 /* Sum over all disks; how many there are. */
 unsigned drives_stats(struct machine *machine, struct block_stats *ret_stats);
 
-extern const struct pci_hotplug_ops drives_hotplug_ops;
+extern const struct hotplug_ops drives_hotplug_ops;
 
 /* pc_irq.c. Chips for the machine's kind of irqchip, and the routers. */
 int pc_irq_create(struct machine *machine, struct err *err) MUST_CHECK;
@@ -189,6 +198,14 @@ void pc_irq_destroy(struct machine *machine);
 int pc_irq_reset(struct machine *machine) MUST_CHECK;
 /* What a vCPU needs to ask for interrupts. */
 void pc_irq_vcpu_env(struct machine *machine, struct machine_vcpu *vcpu);
+
+/* cpus.c. Which are there at first, and after a reset; the mask of them. */
+void cpus_init(struct machine *machine);
+uint32_t cpus_reset(struct machine *machine);
+void cpus_status_locked(const struct machine *machine, struct machine_status *status);
+bool cpu_is_present(const struct machine *machine, unsigned index);
+
+extern const struct hotplug_ops cpus_hotplug_ops;
 
 /* vcpu_thread.c. */
 void *vcpu_thread_main(void *opaque);

@@ -32,6 +32,11 @@
 #define MAP_PORT_COM1 0x3f8u
 #define MAP_PORT_ACPI_PM 0x600u
 #define MAP_PORT_PCI_HOTPLUG 0x620u
+#define MAP_PORT_CPU_HOTPLUG 0x640u
+
+/* General purpose events: something to read at the hotplug registers. */
+#define MAP_GPE_PCI_HOTPLUG 1u
+#define MAP_GPE_CPU_HOTPLUG 2u
 
 /* Interrupts. GSI 0 to 15 are the ISA lines, 16 to 23 PCI's (pci_slot_gsi()). ISA line 0 is
  * wired to pin 2 of the I/O APIC. */

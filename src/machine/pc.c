@@ -61,7 +61,7 @@ static int vm_create(struct machine *machine, struct err *err)
     struct accel_vm_config vm_config = {
         .gmem = machine->gmem,
         .stepper = &accel_stepper,
-        .vcpu_count = config->cpus,
+        .vcpu_count = config->cpus_max,
         .reference_only = config->engine_reference,
         .check = config->engine_check,
         .code_cache_bytes = config->code_cache_bytes,
@@ -146,6 +146,27 @@ static int chardev_build(struct machine *machine, const struct machine_chardev *
     return rc == 0 ? 0 : err_set_errno(err, rc, "cannot use the %s's descriptors", what);
 }
 
+/* What lets PCI devices and, where there may be more of them, CPUs come and go. */
+static int hotplug_build(struct machine *machine, const struct dev_env *env)
+{
+    struct hotplug_config config = {
+        .base = MAP_PORT_PCI_HOTPLUG,
+        .gpe = MAP_GPE_PCI_HOTPLUG,
+        .pm = machine->pm,
+        .ops = &drives_hotplug_ops,
+        .opaque = machine,
+    };
+    int rc = hotplug_create(env, &config, &machine->hotplug);
+
+    if (rc == 0 && machine->config.cpus_max > machine->config.cpus) {
+        config.base = MAP_PORT_CPU_HOTPLUG;
+        config.gpe = MAP_GPE_CPU_HOTPLUG;
+        config.ops = &cpus_hotplug_ops;
+        rc = hotplug_create(env, &config, &machine->cpu_hotplug);
+    }
+    return rc;
+}
+
 static int chips_build(struct machine *machine, struct err *err)
 {
     const struct dev_env env = {.bus = machine->bus, .loop = machine->loop, .irq = machine->irq};
@@ -164,8 +185,7 @@ static int chips_build(struct machine *machine, struct err *err)
         rc = acpi_pm_create(&env, MAP_PORT_ACPI_PM, MAP_GSI_SCI, &power_ops, machine, &machine->pm);
     }
     if (rc == 0) {
-        rc = pci_hotplug_create(&env, MAP_PORT_PCI_HOTPLUG, machine->pm, &drives_hotplug_ops,
-                                machine, &machine->hotplug);
+        rc = hotplug_build(machine, &env);
     }
     if (rc == 0 && machine->config.has_debug_exit) {
         rc =
@@ -352,8 +372,14 @@ int pc_create(struct machine *machine, struct err *err)
     int rc = gmem_create(config->memory_bytes, err, &machine->gmem);
 
     if (rc == 0) {
-        rc = boot_create(machine->gmem, config->cpus, config->kernel, config->initrd,
-                         config->cmdline, err, &machine->boot);
+        const struct acpi_config acpi = {
+            .cpus_present = atomic_load(&machine->cpus_present),
+            .cpus_max = config->cpus_max,
+            .has_cpu_hotplug = config->cpus_max > config->cpus,
+        };
+
+        rc = boot_create(machine->gmem, &acpi, config->kernel, config->initrd, config->cmdline, err,
+                         &machine->boot);
     }
     if (rc == 0) {
         rc = vm_create(machine, err);
@@ -379,8 +405,8 @@ int pc_create(struct machine *machine, struct err *err)
     if (rc == 0) {
         rc = virtio_build(machine, err);
     }
-    for (unsigned i = 0; rc == 0 && i < config->cpus; i++) {
-        cpuid_table_init(&machine->vcpus[i].cpuid, i, config->cpus);
+    for (unsigned i = 0; rc == 0 && i < config->cpus_max; i++) {
+        cpuid_table_init(&machine->vcpus[i].cpuid, i, config->cpus_max);
         pc_irq_vcpu_env(machine, &machine->vcpus[i]);
     }
     return rc;
@@ -404,7 +430,8 @@ void pc_destroy(struct machine *machine)
     chardev_destroy(machine->console.chardev);
     chardev_destroy(machine->serial);
     debug_exit_destroy(machine->debug_exit);
-    pci_hotplug_destroy(machine->hotplug);
+    hotplug_destroy(machine->cpu_hotplug);
+    hotplug_destroy(machine->hotplug);
     acpi_pm_destroy(machine->pm);
     kbd_i8042_destroy(machine->kbd);
     rtc_mc146818_destroy(machine->rtc);
@@ -440,7 +467,10 @@ int pc_reset(struct machine *machine, struct err *err)
     pci_host_reset(machine->pci);
     uart_16550_reset(machine->uart);
     acpi_pm_reset(machine->pm);
-    pci_hotplug_reset(machine->hotplug);
+    hotplug_reset(machine->hotplug);
+    if (machine->cpu_hotplug != NULL) {
+        hotplug_reset(machine->cpu_hotplug);
+    }
     kbd_i8042_reset(machine->kbd);
     rtc_mc146818_reset(machine->rtc);
     if (machine->pit != NULL) {
@@ -458,7 +488,7 @@ int pc_reset(struct machine *machine, struct err *err)
             return err_set_errno(err, rc, "cannot clear the guest's memory");
         }
     }
-    return boot_load(machine->boot, err);
+    return boot_load_again(machine->boot, cpus_reset(machine), err);
 }
 
 void pc_initial_state(const struct machine *machine, unsigned cpu, struct vcpu_state *ret_state)

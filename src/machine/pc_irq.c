@@ -185,7 +185,7 @@ static void on_route(void *opaque, unsigned pin, uint64_t address, uint32_t data
 static int lapics_create(struct machine *machine)
 {
     const struct lapic_set_config config = {
-        .count = machine->config.cpus,
+        .count = machine->config.cpus_max,
         .timer_hz = CPUID_CRYSTAL_HZ,
         .tsc_hz = machine->tsc_hz,
         .ops = &lapic_ops,
@@ -193,7 +193,7 @@ static int lapics_create(struct machine *machine)
     };
     int rc = lapic_set_create(&config, &machine->lapics);
 
-    for (unsigned i = 0; rc == 0 && i < machine->config.cpus; i++) {
+    for (unsigned i = 0; rc == 0 && i < machine->config.cpus_max; i++) {
         rc = alarm_create(machine->loop, on_alarm, lapic_get(machine->lapics, i),
                           &machine->vcpus[i].apic_alarm);
     }
@@ -239,7 +239,7 @@ void pc_irq_destroy(struct machine *machine)
     machine->ioapic = NULL;
     i8259_destroy(machine->pic);
     machine->pic = NULL;
-    for (unsigned i = 0; i < machine->config.cpus; i++) {
+    for (unsigned i = 0; i < machine->config.cpus_max; i++) {
         alarm_destroy(machine->vcpus[i].apic_alarm);
         machine->vcpus[i].apic_alarm = NULL;
     }
@@ -253,7 +253,7 @@ int pc_irq_reset(struct machine *machine)
         ioapic_reset(machine->ioapic);
         i8259_reset(machine->pic);
     }
-    for (unsigned i = 0; machine->lapics != NULL && i < machine->config.cpus; i++) {
+    for (unsigned i = 0; machine->lapics != NULL && i < machine->config.cpus_max; i++) {
         lapic_reset(lapic_get(machine->lapics, i));
     }
     if (machine->irqchip != VM_IRQCHIP_USER && machine->accel->irqchip_reset != NULL) {

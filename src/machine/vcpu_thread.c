@@ -333,6 +333,22 @@ static void handle_sipi(struct machine_vcpu *vcpu)
     }
 }
 
+/* The guest let it go, maybe in the middle of something: it begins anew when it comes back. */
+static void handle_leave(struct machine_vcpu *vcpu)
+{
+    struct vcpu_state state;
+
+    if (vcpu->lapic != NULL) {
+        lapic_init_ipi(vcpu->lapic);
+    }
+    pc_initial_state(vcpu->machine, vcpu->index, &state);
+    if (vcpu->accel->ops->set_state(vcpu->accel, &state) != 0) {
+        log_warn("vcpu %u: cannot reset it, ignoring", vcpu->index);
+    }
+    vcpu->waits_for_sipi = vcpu->lapic != NULL;
+    vcpu->vain_halts = 0;
+}
+
 static void handle_requests(struct machine_vcpu *vcpu)
 {
     uint32_t requests = 0;
@@ -342,6 +358,12 @@ static void handle_requests(struct machine_vcpu *vcpu)
     }
     complete_exit(vcpu);
     requests = atomic_exchange(&vcpu->requests, 0);
+    if ((requests & VCPU_REQUEST_LEAVE) != 0) {
+        handle_leave(vcpu);
+    }
+    if (!cpu_is_present(vcpu->machine, vcpu->index)) {
+        return; /* nobody is there to hear the rest */
+    }
     if ((requests & VCPU_REQUEST_INIT) != 0) {
         handle_init(vcpu);
     }
@@ -363,7 +385,7 @@ static void vcpu_loop(struct machine_vcpu *vcpu)
             }
         }
         handle_requests(vcpu);
-        if (vcpu->waits_for_sipi) {
+        if (vcpu->waits_for_sipi || !cpu_is_present(vcpu->machine, vcpu->index)) {
             vcpu_sleep(vcpu, false, NULL);
             continue;
         }

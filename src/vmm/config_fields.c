@@ -87,16 +87,37 @@ static int set_engine_check(const struct vmm_setting *setting)
     return 0;
 }
 
+/* "VALUE" or "VALUE,max=VALUE", in a copy of the setting's: the second, or NULL. */
+static char *split_max(char *text)
+{
+    char *rest = parse_split(text, ',');
+
+    if (rest == NULL) {
+        return NULL;
+    }
+    return strncmp(rest, "max=", 4) == 0 ? rest + 4 : rest; /* the latter is no value */
+}
+
 static int set_cpus(const struct vmm_setting *setting)
 {
-    char mend[64];
-    uint64_t cpus;
+    CLEANUP_FREE char *text = strdup(setting->value);
+    uint64_t cpus, cpus_max = 0;
+    char mend[96];
+    char *max;
 
-    if (!parse_number(setting->value, 1, MACHINE_MAX_CPUS, &cpus)) {
-        (void)snprintf(mend, sizeof(mend), "a number of CPUs from 1 to %d", MACHINE_MAX_CPUS);
+    if (text == NULL) {
+        return err_set(setting->err, -ENOMEM, "out of memory");
+    }
+    max = split_max(text);
+    if (!parse_number(text, 1, MACHINE_MAX_CPUS, &cpus) ||
+        (max != NULL && !parse_number(max, cpus, MACHINE_MAX_CPUS, &cpus_max))) {
+        (void)snprintf(mend, sizeof(mend),
+                       "a number of CPUs from 1 to %d, and ,max=M for as many as there may be",
+                       MACHINE_MAX_CPUS);
         return refuse(setting, mend);
     }
     setting->config->machine.cpus = (unsigned)cpus;
+    setting->config->machine.cpus_max = (unsigned)cpus_max;
     return 0;
 }
 
@@ -399,7 +420,10 @@ const struct vmm_field vmm_fields[] = {
      .value = NULL,
      .help = "leave KVM only the local APICs; PIC, I/O APIC and PIT are ours",
      .set = set_kvm_split_irqchip},
-    {.name = "cpus", .value = "N", .help = "number of virtual CPUs (1)", .set = set_cpus},
+    {.name = "cpus",
+     .value = "N[,max=M]",
+     .help = "number of virtual CPUs (1), and how many there may be while it runs",
+     .set = set_cpus},
     {.name = "memory",
      .value = "SIZE",
      .help = "guest memory, such as 512M or 2G (512M)",

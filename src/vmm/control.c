@@ -33,6 +33,7 @@ struct control {
     unsigned told_disk_changes;
     bool told_agent;
     uint32_t told_address;
+    unsigned told_size_changes;
     struct client clients[CONTROL_MAX_CLIENTS];
 };
 
@@ -75,6 +76,18 @@ static void add_status(json_t *object, struct machine *machine)
     (void)json_object_set_new(object, "engine_reason", json_string(status.engine_reason));
 }
 
+/* What it has now, was asked to have, and may have. */
+static void add_size(json_t *object, struct machine *machine)
+{
+    struct machine_status status;
+
+    machine_status(machine, &status);
+    (void)json_object_set_new(object, "cpus", json_integer(status.cpus));
+    (void)json_object_set_new(object, "cpus_wanted", json_integer(status.cpus_wanted));
+    (void)json_object_set_new(object, "cpus_max", json_integer(status.cpus_max));
+    (void)json_object_set_new(object, "cpus_refused", json_boolean(status.cpus_refused));
+}
+
 static void add_forwards(json_t *object, struct machine *machine,
                          const struct machine_config *config)
 {
@@ -115,7 +128,7 @@ static int run_status(struct call *call)
     machine_status(call_machine(call), &status);
     add_guest(call->answer, &status);
     add_status(call->answer, call_machine(call));
-    (void)json_object_set_new(call->answer, "cpus", json_integer(config->cpus));
+    add_size(call->answer, call_machine(call));
     (void)json_object_set_new(call->answer, "memory_bytes",
                               json_integer((json_int_t)config->memory_bytes));
     (void)json_object_set_new(call->answer, "pid", json_integer(getpid()));
@@ -177,6 +190,20 @@ static int run_balloon(struct call *call)
         return -EINVAL;
     }
     return machine_set_balloon(call_machine(call), (uint64_t)json_integer_value(bytes));
+}
+
+static int run_cpus(struct call *call)
+{
+    const json_t *count = json_object_get(call->request, "count");
+    json_int_t value = json_integer_value(count); /* 0 when it is no number */
+    int rc =
+        machine_set_cpus(call_machine(call),
+                         value < 1 || value > MACHINE_MAX_CPUS ? 0 : (unsigned)value, &call->err);
+
+    if (rc == 0) {
+        add_size(call->answer, call_machine(call));
+    }
+    return rc;
 }
 
 static int run_disks(struct call *call)
@@ -242,6 +269,7 @@ static const struct command commands[] = {
     {"reset", IN_RUNNING | IN_PAUSED, run_reset, "the machine could not be reset"},
     {"balloon", IN_RUNNING | IN_PAUSED, run_balloon,
      "the balloon was not moved; give \"bytes\", and a machine with a balloon"},
+    {"cpus", IN_RUNNING | IN_PAUSED, run_cpus, "there are as many CPUs as before"},
     {"disks", IN_ANY, run_disks, ""},
     {"disk-add", IN_RUNNING | IN_PAUSED, run_disk_add, "the disk was not added"},
     {"disk-remove", IN_RUNNING | IN_PAUSED, run_disk_remove, "the disk was not removed"},
@@ -332,7 +360,7 @@ static bool client_run(struct client *client, const json_t *request)
             client, request,
             "there is no such command; give \"command\": \"status\", "
             "\"statistics\", \"watch\", \"pause\", \"resume\", \"powerdown\", "
-            "\"reset\", \"balloon\", \"stop\", \"quit\", or one of those for disks "
+            "\"reset\", \"balloon\", \"cpus\", \"stop\", \"quit\", or one of those for disks "
             "(\"disks\", \"disk-limit\" ...)");
     }
     machine_status(client->control->env.machine, &status);
@@ -512,6 +540,14 @@ void control_announce(struct control *control)
         event = json_object();
         (void)json_object_set_new(event, "event", json_string("disks"));
         control_disks(control->env.machine, event);
+        tell_watchers(control, event);
+    }
+    changes = machine_size_changes(control->env.machine);
+    if (changes != control->told_size_changes) {
+        control->told_size_changes = changes;
+        event = json_object();
+        (void)json_object_set_new(event, "event", json_string("size"));
+        add_size(event, control->env.machine);
         tell_watchers(control, event);
     }
 }

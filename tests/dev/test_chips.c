@@ -10,6 +10,7 @@
 #include <time.h>
 
 #define PM 0x600u
+#define PLUG 0x640u
 #define GSI_PIT 0u
 #define GSI_RTC 8u
 #define GSI_SCI 9u
@@ -23,6 +24,10 @@ struct fixture {
     struct pit_i8254 *pit;
     struct kbd_i8042 *kbd;
     struct acpi_pm *pm;
+    struct hotplug *hotplug;
+    uint32_t ejected;
+    unsigned status_of;
+    uint32_t status;
     struct debug_exit *exit;
     unsigned resets, power_offs, exits;
     uint8_t exit_code;
@@ -60,9 +65,32 @@ static const struct irq_ops outer_ops = {.set_line = set_line};
 static const struct dev_power_ops power_ops = {
     .reset = on_reset, .power_off = on_power_off, .debug_exit = on_exit_code};
 
+static void on_ejected(void *opaque, uint32_t devices)
+{
+    ((struct fixture *)opaque)->ejected |= devices;
+}
+
+static uint32_t on_present(void *opaque)
+{
+    (void)opaque;
+    return 0x55;
+}
+
+static void on_status(void *opaque, unsigned index, uint32_t code)
+{
+    struct fixture *f = opaque;
+
+    f->status_of = index;
+    f->status = code;
+}
+
+static const struct hotplug_ops hotplug_ops = {
+    .ejected = on_ejected, .present = on_present, .status = on_status};
+
 static int setup(void **state)
 {
     struct fixture *f = calloc(1, sizeof(*f));
+    struct hotplug_config hotplug = {.base = PLUG, .gpe = 2, .ops = &hotplug_ops, .opaque = f};
     struct dev_env env = {0};
 
     assert_non_null(f);
@@ -75,6 +103,8 @@ static int setup(void **state)
     assert_int_equal(pit_i8254_create(&env, GSI_PIT, &f->pit), 0);
     assert_int_equal(kbd_i8042_create(&env, &power_ops, f, &f->kbd), 0);
     assert_int_equal(acpi_pm_create(&env, PM, GSI_SCI, &power_ops, f, &f->pm), 0);
+    hotplug.pm = f->pm;
+    assert_int_equal(hotplug_create(&env, &hotplug, &f->hotplug), 0);
     assert_int_equal(debug_exit_create(&env, 0xf4, &power_ops, f, &f->exit), 0);
     *state = f;
     return 0;
@@ -85,6 +115,7 @@ static int teardown(void **state)
     struct fixture *f = *state;
 
     debug_exit_destroy(f->exit);
+    hotplug_destroy(f->hotplug);
     acpi_pm_destroy(f->pm);
     kbd_i8042_destroy(f->kbd);
     pit_i8254_destroy(f->pit);
@@ -384,6 +415,36 @@ static void test_odd_accesses_and_reset_of_acpi(void **state)
     assert_int_equal(in(f, PM + 4, 2), 1);
 }
 
+static void test_hotplug_says_who_comes_and_goes(void **state)
+{
+    struct fixture *f = *state;
+
+    out(f, PM + 0x11, 1, 1u << 2); /* the event is enabled */
+    hotplug_came(f->hotplug, 3);
+    hotplug_ask(f->hotplug, 31);
+    assert_true(f->irq.level[GSI_SCI]);
+    out(f, PM + 0x10, 1, 1u << 2);
+    assert_false(f->irq.level[GSI_SCI]);
+    assert_int_equal(in(f, PLUG + HOTPLUG_CAME, 4), 1u << 3);
+    assert_int_equal(in(f, PLUG + HOTPLUG_CAME, 4), 0);
+    hotplug_came(f->hotplug, 31); /* the later word holds */
+    assert_int_equal(in(f, PLUG + HOTPLUG_LEAVE, 4), 0);
+    assert_int_equal(in(f, PLUG + HOTPLUG_CAME, 4), 1u << 31);
+    assert_int_equal(in(f, PLUG + HOTPLUG_PRESENT, 4), 0x55);
+    out(f, PLUG + HOTPLUG_EJECT, 4, 0x80000001);
+    assert_int_equal(f->ejected, 0x80000001);
+    out(f, PLUG + HOTPLUG_WHO, 4, 5);
+    out(f, PLUG + HOTPLUG_STATUS, 4, 0x81);
+    assert_int_equal(f->status_of, 5);
+    assert_int_equal(f->status, 0x81);
+    out(f, PLUG + HOTPLUG_WHO, 4, 32); /* nobody */
+    out(f, PLUG + HOTPLUG_STATUS, 4, 1);
+    assert_int_equal(f->status, 0x81);
+    hotplug_ask(f->hotplug, 1);
+    hotplug_reset(f->hotplug);
+    assert_int_equal(in(f, PLUG + HOTPLUG_LEAVE, 4), 0);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -401,6 +462,7 @@ int main(void)
         TEST(test_sleep_and_reset_registers),
         TEST(test_pm_timer_counts_at_its_rate),
         TEST(test_odd_accesses_and_reset_of_acpi),
+        TEST(test_hotplug_says_who_comes_and_goes),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

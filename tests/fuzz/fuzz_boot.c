@@ -14,6 +14,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     struct gmem *gmem = NULL;
     struct boot *boot = NULL;
     struct err err = {0};
+    const struct acpi_config acpi = {.cpus_present = 1, .cpus_max = 1};
     char path[32];
     int fd = memfd_create("kernel", MFD_CLOEXEC);
     int rc = 0;
@@ -23,7 +24,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
         abort();
     }
     (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    rc = boot_create(gmem, 1, path, len % 2 == 0 ? path : NULL, "console=ttyS0", &err, &boot);
+    rc = boot_create(gmem, &acpi, path, len % 2 == 0 ? path : NULL, "console=ttyS0", &err, &boot);
     if ((rc != 0) != (strlen(err.text) != 0) || (rc != 0 && err.code != rc)) {
         abort(); /* a failure says why, and success says nothing */
     }
@@ -32,7 +33,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 
         vcpu_state_reset(&state, true);
         boot_set_entry(boot, &state);
-        rc = boot_load(boot, &err);
+        rc = boot_load_again(boot, 1, &err);
         if (rc != 0) {
             abort(); /* what loads once loads again */
         }

@@ -22,6 +22,7 @@
 #define MAX_STEPS 400u
 #define IOAPIC_BASE 0xfec00000ull
 #define WINDOW 0xc0000000ull
+#define HOTPLUG 0x640u
 
 struct pc {
     struct loop *loop;
@@ -36,6 +37,7 @@ struct pc {
     struct pit_i8254 *pit;
     struct kbd_i8042 *kbd;
     struct acpi_pm *pm;
+    struct hotplug *hotplug;
     struct pci_host *host;
     struct pci_dev *dev;
 };
@@ -134,6 +136,32 @@ static void on_exit_code(void *opaque, uint8_t code)
     (void)code;
 }
 
+static void on_ejected(void *opaque, uint32_t devices)
+{
+    struct pc *pc = opaque;
+
+    hotplug_came(pc->hotplug, devices % 32);
+}
+
+static uint32_t on_present(void *opaque)
+{
+    (void)opaque;
+    return 1;
+}
+
+static void on_status(void *opaque, unsigned index, uint32_t code)
+{
+    struct pc *pc = opaque;
+
+    (void)code;
+    if (index >= 32) {
+        abort();
+    }
+    hotplug_ask(pc->hotplug, index);
+}
+
+static const struct hotplug_ops hotplug_ops = {
+    .ejected = on_ejected, .present = on_present, .status = on_status};
 static const struct irq_ops irq_ops = {.set_line = set_line, .send_msi = send_msi};
 static const struct dev_power_ops power_ops = {
     .reset = on_power, .power_off = on_power, .debug_exit = on_exit_code};
@@ -174,6 +202,7 @@ static void build(struct pc *pc)
 {
     const struct irq_router router = {.ops = &irq_ops, .opaque = pc};
     const struct chardev_config chardev = {.in_fd = -1, .out_fd = -1, .listen_fd = -1};
+    struct hotplug_config hotplug;
     const struct pci_dev_config function = {
         .name = "function",
         .vendor_id = 1,
@@ -206,6 +235,9 @@ static void build(struct pc *pc)
     must(pit_i8254_create(&env, 0, &pc->pit));
     must(kbd_i8042_create(&env, &power_ops, pc, &pc->kbd));
     must(acpi_pm_create(&env, 0x600, 9, &power_ops, pc, &pc->pm));
+    hotplug = (struct hotplug_config){
+        .base = HOTPLUG, .gpe = 2, .pm = pc->pm, .ops = &hotplug_ops, .opaque = pc};
+    must(hotplug_create(&env, &hotplug, &pc->hotplug));
     must(pci_host_create(pc->bus, &router, WINDOW, 0x100000, &pc->host));
     must(pci_dev_create(pc->host, &function, &pc->dev));
 }
@@ -214,6 +246,7 @@ static void destroy(struct pc *pc)
 {
     pci_dev_destroy(pc->dev);
     pci_host_destroy(pc->host);
+    hotplug_destroy(pc->hotplug);
     acpi_pm_destroy(pc->pm);
     kbd_i8042_destroy(pc->kbd);
     pit_i8254_destroy(pc->pit);
@@ -250,6 +283,10 @@ static void step_port(struct pc *pc, struct input *in)
                                        0x70, 0x71, 0x3f8, 0x3fc, 0x600, 0x60a, 0xcf8, 0xcfc};
     uint8_t which = u8(in);
 
+    if ((which & 0xc0) == 0xc0) {
+        access_bus(pc, in, BUS_PIO, HOTPLUG + (which & 0x1fu));
+        return;
+    }
     access_bus(pc, in, BUS_PIO, ports[which & 15] + (which >> 4 & 3u));
 }
 
@@ -336,6 +373,7 @@ static void step_outside(struct pc *pc, struct input *in)
         acpi_pm_press_power_button(pc->pm);
         break;
     case 4:
+        hotplug_reset(pc->hotplug);
         pci_host_reset(pc->host);
         break;
     case 5:

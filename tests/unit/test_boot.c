@@ -60,7 +60,9 @@ static int create(struct fixture *f, const char *initrd, const char *cmdline)
     boot_destroy(f->boot);
     f->boot = NULL;
     f->err = (struct err){0};
-    return boot_create(f->gmem, 2, f->path, initrd, cmdline, &f->err, &f->boot);
+    const struct acpi_config acpi = {.cpus_present = 3, .cpus_max = 2};
+
+    return boot_create(f->gmem, &acpi, f->path, initrd, cmdline, &f->err, &f->boot);
 }
 
 static void fails(struct fixture *f, int code, const char *words)
@@ -140,11 +142,11 @@ static void test_reload_brings_everything_back(void **state)
     file_set(f, image, sizeof(image));
     assert_int_equal(create(f, NULL, NULL), 0);
     assert_int_equal(gmem_fill(f->gmem, gpa(0), 0, RAM), 0);
-    assert_int_equal(boot_load(f->boot, &f->err), 0);
+    assert_int_equal(boot_load_again(f->boot, 1, &f->err), 0);
     assert_int_equal(load32(f, 0x1000000), 0xabababab);
     assert_int_equal(load32(f, MAP_ACPI), 0x20445352);
     assert_int_equal(ftruncate(f->fd, SETUP_BYTES + 8), 0); /* the file shrank meanwhile */
-    assert_int_equal(boot_load(f->boot, &f->err), -ENOEXEC);
+    assert_int_equal(boot_load_again(f->boot, 1, &f->err), -ENOEXEC);
 }
 
 static void test_files_that_are_no_kernel_are_refused(void **state)
@@ -212,12 +214,14 @@ static void test_kernels_that_do_not_fit_say_so(void **state)
 
 static void test_missing_files_are_named(void **state)
 {
+    const struct acpi_config acpi = {.cpus_present = 1, .cpus_max = 1};
     struct fixture *f = *state;
 
-    assert_int_equal(boot_create(f->gmem, 1, "/nonexistent/vmlinuz", NULL, NULL, &f->err, &f->boot),
-                     -ENOENT);
+    assert_int_equal(
+        boot_create(f->gmem, &acpi, "/nonexistent/vmlinuz", NULL, NULL, &f->err, &f->boot),
+        -ENOENT);
     assert_non_null(strstr(f->err.text, "/nonexistent/vmlinuz"));
-    assert_int_equal(boot_create(f->gmem, 1, "/tmp", NULL, NULL, &f->err, &f->boot), -EINVAL);
+    assert_int_equal(boot_create(f->gmem, &acpi, "/tmp", NULL, NULL, &f->err, &f->boot), -EINVAL);
     assert_int_equal(create(f, "/nonexistent/initrd", NULL), -ENOENT);
     assert_non_null(strstr(f->err.text, "/nonexistent/initrd"));
 }
@@ -363,9 +367,10 @@ static void test_acpi_tables_are_linked_and_sound(void **state)
 {
     static uint8_t tables[MAP_ACPI_BYTES];
     const uint8_t *fadt = NULL, *madt = NULL, *dsdt = NULL;
-    unsigned cpus = 0;
+    const struct acpi_config config = {.cpus_present = 5, .cpus_max = 3, .has_cpu_hotplug = true};
+    unsigned cpus = 0, present = 0;
     uint8_t sum = 0;
-    int len = acpi_build(3, MAP_ACPI, tables, sizeof(tables));
+    int len = acpi_build(&config, MAP_ACPI, tables, sizeof(tables));
 
     (void)state;
     assert_true(len > 0);
@@ -383,13 +388,15 @@ static void test_acpi_tables_are_linked_and_sound(void **state)
     for (uint32_t at = 44; at < load_le32(madt + 4); at += madt[at + 1]) {
         assert_true(madt[at + 1] >= 2);
         cpus += madt[at] == 0;
+        present |= madt[at] == 0 && (load_le32(madt + at + 4) & 1) != 0 ? 1u << madt[at + 3] : 0;
     }
     assert_int_equal(cpus, 3);
+    assert_int_equal(present, 5);
     for (unsigned room = 0; room < (unsigned)len; room += 16) {
         uint8_t *small = malloc(room + 1);
 
         assert_non_null(small);
-        assert_int_equal(acpi_build(3, MAP_ACPI, small, room), -ENOSPC);
+        assert_int_equal(acpi_build(&config, MAP_ACPI, small, room), -ENOSPC);
         free(small);
     }
 }
