@@ -43,6 +43,7 @@ EOT
     put 80-dhcp.network etc/systemd/network/80-dhcp.network 644
     put cloud.cfg etc/cloud/cloud.cfg.d/90-corbel.cfg 644
     put cloud-init-generator etc/systemd/system-generators/cloud-init-generator 755
+    put 40-hotplug.rules etc/udev/rules.d/40-hotplug.rules 644
     put grow-generator etc/systemd/system-generators/grow-root-partition 755
     put grub.default etc/default/grub.d/corbel.cfg 644
     # All partitions are in fstab; looking for others costs each boot time.
