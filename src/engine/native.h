@@ -40,6 +40,7 @@ enum native_reason {
     NATIVE_TRAP,    /* #DB after an instruction, TF was set: rip is behind it */
     NATIVE_OTHER,   /* the instruction at rip cannot be done there; it was not begun */
     NATIVE_KICK,    /* between two instructions: native_kick(), or for no reason */
+    NATIVE_FULL,    /* the host refused a change: clear() and begin again; nothing was run */
     NATIVE_LOST     /* the space is gone, its registers too; st is as it was given */
 };
 

@@ -3,6 +3,7 @@
  * guest's, and a few system calls with fixed arguments. Everything else ends it.
  */
 #include "executor/executor.h"
+#include "executor/native.h"
 
 #include <asm/prctl.h>
 #include <errno.h>
@@ -11,6 +12,7 @@
 #include <linux/filter.h>
 #include <linux/futex.h>
 #include <linux/seccomp.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -23,7 +25,7 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-#define FILTER_MAX 160u
+#define FILTER_MAX (160u + NATIVE_MAX_RUNNERS)
 #define ARG_LOW(n) ((uint32_t)(offsetof(struct seccomp_data, args) + 8u * (n)))
 #define ARG_HIGH(n) (ARG_LOW(n) + 4u)
 #define ANY_PROT (PROT_READ | PROT_WRITE) /* never PROT_EXEC */
@@ -129,12 +131,34 @@ static void allow_timer_settime(struct filter *f)
     add_return(f, SECCOMP_RET_KILL_PROCESS);
 }
 
+/* Runners are kicked or ended by the descriptors that were opened for them, and put on CPUs, as
+ * is the thread itself; mappers answer by an eventfd. */
+static void allow_spaces(struct filter *f)
+{
+    static const uint32_t signals[] = {NATIVE_SIGNAL, SIGKILL};
+    pid_t pids[NATIVE_MAX_RUNNERS];
+    int bells[NATIVE_MAX_SPACES];
+    uint32_t threads[NATIVE_MAX_RUNNERS + 1] = {0};
+    uint32_t readable[NATIVE_MAX_SPACES + 1] = {EXECUTOR_LIFE_FD};
+    unsigned pid_count = executor_native_pids(pids);
+    unsigned bell_count = executor_native_bells(bells);
+
+    for (unsigned i = 0; i < pid_count; i++) {
+        threads[i + 1] = (uint32_t)pids[i];
+    }
+    for (unsigned i = 0; i < bell_count; i++) {
+        readable[i + 1] = (uint32_t)bells[i];
+    }
+    allow_if(f, SYS_read, 0, readable, bell_count + 1);
+    allow_if(f, SYS_pidfd_send_signal, 1, signals, ARRAY_LEN(signals));
+    allow_if(f, SYS_sched_setaffinity, 0, threads, pid_count + 1);
+}
+
 static void build(struct filter *f)
 {
     static const uint32_t futex_ops[] = {FUTEX_WAIT, FUTEX_WAKE, FUTEX_WAIT | FUTEX_PRIVATE_FLAG,
                                          FUTEX_WAKE | FUTEX_PRIVATE_FLAG};
     static const uint32_t advices[] = {MADV_DONTNEED, MADV_POPULATE_READ, MADV_POPULATE_WRITE};
-    static const uint32_t life[] = {EXECUTOR_LIFE_FD};
     static const uint32_t bases[] = {ARCH_SET_GS};
 
     add(f, BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch), 0, 0);
@@ -151,7 +175,7 @@ static void build(struct filter *f)
     allow_timer_settime(f);
     allow(f, SYS_clock_gettime);
     allow_if(f, SYS_arch_prctl, 0, bases, ARRAY_LEN(bases));
-    allow_if(f, SYS_read, 0, life, ARRAY_LEN(life));
+    allow_spaces(f);
     allow(f, SYS_exit_group);
     add_return(f, SECCOMP_RET_KILL_PROCESS);
 }

@@ -8,6 +8,7 @@
 #include "engine/hostsig.h"
 #include "engine/layout.h"
 #include "executor/executor.h"
+#include "executor/native.h"
 
 #include <errno.h>
 #include <malloc.h>
@@ -158,7 +159,7 @@ static void put_stats(struct executor *executor, bool with_names)
     shared->stat_count = count;
 }
 
-static int attach(struct executor *executor, struct err *err)
+static int attach(struct executor *executor, const struct native *native, struct err *err)
 {
     struct executor_shared *shared = executor->shared;
     struct accel_vm_config config = {
@@ -167,6 +168,7 @@ static int attach(struct executor *executor, struct err *err)
         .check = shared->check != 0,
         .code_cache_bytes = shared->code_cache_bytes,
         .vcpu_storage = engine_vcpu_storage,
+        .native = native,
     };
     int rc;
 
@@ -210,6 +212,7 @@ static NORETURN void serve(struct executor *executor)
 int main(void)
 {
     struct executor executor = {.shared = map_shared()};
+    const struct native *native;
     struct err err = {0};
     sigset_t all;
 
@@ -222,7 +225,8 @@ int main(void)
     if (executor_drop_capabilities() != 0) {
         executor_fail(executor.shared, -EPERM, "cannot drop capabilities");
     }
-    must(executor.shared, attach(&executor, &err), &err);
+    executor_native_create(executor.shared->vcpu_count, &native);
+    must(executor.shared, attach(&executor, native, &err), &err);
     executor_bell_set(&executor.shared->phase, EXECUTOR_ATTACHED);
     serve(&executor);
 }

@@ -149,6 +149,8 @@ static void test_calls_that_reach_outside_end_the_process(void **state)
         {"write", {SYS_write, EXECUTOR_LIFE_FD, low, 1}},
         {"read of memory", {SYS_read, EXECUTOR_RAM_FD, low, 1}},
         {"kill", {SYS_kill, self, 0}},
+        {"pidfd_send_signal", {SYS_pidfd_send_signal, EXECUTOR_LIFE_FD, SIGTERM}},
+        {"sched_setaffinity", {SYS_sched_setaffinity, self, 128, low}},
         {"tgkill", {SYS_tgkill, self, self, EXECUTOR_KICK_SIGNAL}},
         {"rt_tgsigqueueinfo", {SYS_rt_tgsigqueueinfo, self, self, 10, low}},
         {"pidfd_open", {434, self, 0}},
@@ -204,10 +206,21 @@ static void test_calls_that_reach_outside_end_the_process(void **state)
 
 static bool is_allowed(uint64_t number)
 {
-    static const uint64_t allowed[] = {
-        SYS_futex,    SYS_rt_sigreturn, SYS_sched_yield,  SYS_mmap,          SYS_munmap,
-        SYS_mprotect, SYS_madvise,      SYS_tgkill,       SYS_clock_gettime, SYS_arch_prctl,
-        SYS_read,     SYS_exit_group,   SYS_timer_settime};
+    static const uint64_t allowed[] = {SYS_futex,
+                                       SYS_rt_sigreturn,
+                                       SYS_sched_yield,
+                                       SYS_mmap,
+                                       SYS_munmap,
+                                       SYS_mprotect,
+                                       SYS_madvise,
+                                       SYS_tgkill,
+                                       SYS_clock_gettime,
+                                       SYS_arch_prctl,
+                                       SYS_read,
+                                       SYS_exit_group,
+                                       SYS_timer_settime,
+                                       SYS_pidfd_send_signal,
+                                       SYS_sched_setaffinity};
 
     for (size_t i = 0; i < ARRAY_LEN(allowed); i++) {
         if (allowed[i] == number) {

@@ -1,0 +1,61 @@
+/*
+ * Spaces (engine/native.h) as the executor has them: processes made at its start,
+ * since it can make none later. Of each space one process maps and unmaps (the
+ * mapper: it has the descriptor of RAM, and is told by the executor only), and
+ * one for each vCPU runs the guest's user code (a runner: no descriptor, no
+ * system call but waiting). They share one address space. See native_page.h.
+ */
+#ifndef CORBEL_EXECUTOR_NATIVE_H
+#define CORBEL_EXECUTOR_NATIVE_H
+
+#include "base/compiler.h"
+#include "engine/native.h"
+#include "executor/native_page.h"
+
+#include <sys/types.h>
+
+#define NATIVE_MAX_RUNNERS 64u /* of all spaces */
+
+/* As many spaces as runners for so many vCPUs allow. */
+static inline unsigned native_spaces_for(unsigned vcpu_count)
+{
+    unsigned count = NATIVE_MAX_RUNNERS / vcpu_count;
+
+    return count < NATIVE_MAX_SPACES ? count : NATIVE_MAX_SPACES;
+}
+
+/* What a new space is to map: its part of the shared pages. */
+struct native_plan {
+    int pages_fd;     /* of all spaces' blocks */
+    int bell;         /* the mapper's eventfd */
+    uint64_t offset;  /* of the space's blocks in pages_fd */
+    uint8_t *blocks;  /* the same, mapped here */
+    unsigned runners; /* a block each, behind the mapper's */
+    pid_t parent;     /* whose end is the space's */
+};
+
+static inline struct native_runner *native_runner_at(uint8_t *blocks, unsigned vcpu)
+{
+    return (struct native_runner *)(void *)(blocks + (size_t)(vcpu + 1) * NATIVE_BLOCK_BYTES +
+                                            NATIVE_PAGE_AT);
+}
+
+/* native_space.c: becomes the space; in a process made for it by fork. */
+void native_space_main(const struct native_plan *plan) NORETURN;
+
+/* native_filter.c: the calling thread's system calls from here on. -errno. */
+int native_filter_runner(uintptr_t block) MUST_CHECK;
+int native_filter_mapper(void) MUST_CHECK;
+
+/*
+ * native.c. Makes the spaces; the first thread, before there is another and before
+ * RAM is mapped. Where the host does not allow them there are none, which is no
+ * error; *ret_native is the process's.
+ */
+void executor_native_create(unsigned vcpu_count, const struct native **ret_native);
+
+/* For lockdown.c: the runners' processes and the mappers' eventfds; how many. */
+unsigned executor_native_pids(pid_t ret_pids[NATIVE_MAX_RUNNERS]);
+unsigned executor_native_bells(int ret_bells[NATIVE_MAX_SPACES]);
+
+#endif

@@ -1,0 +1,77 @@
+/* What is left to the threads of a space. See native.h. */
+#include "executor/native.h"
+
+#include <errno.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/futex.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define DATA(field) ((uint32_t)offsetof(struct seccomp_data, field))
+#define ARG(n) (DATA(args) + 8u * (n))
+#define LOAD(at) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, at)
+#define EQUALS(value, yes, no) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, yes, no)
+#define RETURN(what) BPF_STMT(BPF_RET | BPF_K, what)
+
+static int filter_set(struct sock_filter *code, unsigned short count)
+{
+    const struct sock_fprog program = {.len = count, .filter = code};
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {
+        return -errno;
+    }
+    return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) == 0 ? 0 : -errno;
+}
+
+/* The guest's system calls become signals; the stub's own may wait and wake. */
+int native_filter_runner(uintptr_t block)
+{
+    struct sock_filter code[] = {
+        LOAD(DATA(arch)),
+        EQUALS(AUDIT_ARCH_X86_64, 0, 11),
+        LOAD(DATA(instruction_pointer) + 4),
+        EQUALS((uint32_t)(block >> 32), 0, 9),
+        LOAD(DATA(instruction_pointer)),
+        BPF_STMT(BPF_ALU | BPF_AND | BPF_K, ~0xfffu),
+        EQUALS((uint32_t)block, 0, 6),
+        LOAD(DATA(nr)),
+        EQUALS(SYS_futex, 0, 4),
+        LOAD(ARG(1)),
+        EQUALS(FUTEX_WAIT, 1, 0),
+        EQUALS(FUTEX_WAKE, 0, 1),
+        RETURN(SECCOMP_RET_ALLOW),
+        RETURN(SECCOMP_RET_TRAP),
+    };
+
+    return filter_set(code, ARRAY_LEN(code));
+}
+
+/* Guest memory at fixed places; its registers are nobody else's, so this is a second wall. */
+int native_filter_mapper(void)
+{
+    struct sock_filter code[] = {
+        LOAD(DATA(arch)),
+        EQUALS(AUDIT_ARCH_X86_64, 0, 13),
+        LOAD(DATA(nr)),
+        EQUALS(SYS_munmap, 10, 0),
+        EQUALS(SYS_futex, 9, 0),
+        EQUALS(SYS_write, 0, 2),
+        LOAD(ARG(0)),
+        EQUALS(NATIVE_BELL_FD, 6, 7),
+        EQUALS(SYS_mmap, 0, 6),
+        LOAD(ARG(4)),
+        EQUALS(NATIVE_RAM_FD, 0, 4),
+        LOAD(ARG(3)),
+        BPF_STMT(BPF_ALU | BPF_AND | BPF_K, ~(uint32_t)MAP_POPULATE),
+        EQUALS(MAP_SHARED | MAP_FIXED, 0, 1),
+        RETURN(SECCOMP_RET_ALLOW),
+        RETURN(SECCOMP_RET_KILL_PROCESS),
+    };
+
+    return filter_set(code, ARRAY_LEN(code));
+}

@@ -1,0 +1,183 @@
+/*
+ * All code of ours in a space, a copy in each block (native_page.h). No stack and
+ * no memory of a runner can be relied on: the guest's user may write to both. What
+ * a runner holds in registers, and all that the mapper does, is safe from him.
+ *
+ * A runner's handlers never return: the guest goes on by the jump at the end of
+ * `restore`, so that no signal mask is ever changed and rt_sigreturn() is not needed.
+ */
+#include "executor/native_page.h"
+
+#define PAGE(offset) native_stub_start + NATIVE_PAGE_AT + (offset)(%rip)
+#define UC_RDX 136 /* gregs[REG_RDX] of struct ucontext_t */
+#define UC_RIP 168
+#define SYS_WRITE 1
+#define SYS_MMAP 9
+#define SYS_MUNMAP 11
+#define SYS_FUTEX 202
+#define FUTEX_WAIT 0
+#define FUTEX_WAKE 1
+
+    .section .rodata.native_stub, "a", @progbits
+    .balign 4096
+    .globl native_stub_start, native_stub_fault, native_stub_kick, native_stub_begin
+    .globl native_stub_map, native_stub_end
+    .hidden native_stub_start, native_stub_fault, native_stub_kick, native_stub_begin
+    .hidden native_stub_map, native_stub_end
+native_stub_start:
+
+/* rdx: ucontext_t, from here until `.Lanswer`. */
+native_stub_fault:
+native_stub_kick:
+    mov UC_RIP(%rdx), %rax
+    lea native_stub_start(%rip), %rcx
+    sub %rcx, %rax
+    cmp $NATIVE_PAGE_AT, %rax
+    jae .Lkeep
+
+    /* The stub itself was interrupted, where? */
+    cmp $(.Lkeep - native_stub_start), %rax
+    jb .Louter
+    cmp $(.Lanswer - native_stub_start), %rax
+    jb .Lkeep_outer
+    mov PAGE(NATIVE_R_CONTEXT), %rsp /* this frame is not needed, that one may be */
+    sub $0x200, %rsp
+    and $-64, %rsp
+    cmp $(.Lwake - native_stub_start), %rax
+    jb .Lanswer
+    cmp $(.Lrestore - native_stub_start), %rax
+    jb .Lwake
+    jmp .Labort
+
+    /* In a handler that had noted nothing yet: look at its frame instead. Only a kick comes there. */
+.Louter:
+    mov UC_RDX(%rdx), %rdx
+    lea -0x200(%rdx), %rsp
+    and $-64, %rsp
+    jmp native_stub_kick
+.Lkeep_outer:
+    mov UC_RDX(%rdx), %rdx
+
+.Lkeep:
+    lea -0x200(%rdx), %rsp
+    and $-64, %rsp
+    mov %rdx, PAGE(NATIVE_R_CONTEXT)
+    movl $0, PAGE(NATIVE_R_ABORTED)
+    rdfsbase %rax
+    mov %rax, PAGE(NATIVE_R_FS)
+    rdgsbase %rax
+    mov %rax, PAGE(NATIVE_R_GS)
+    mov %ds, %eax
+    mov %rax, PAGE(NATIVE_R_SELECTORS + 16)
+    mov %es, %eax
+    mov %rax, PAGE(NATIVE_R_SELECTORS + 24)
+native_stub_begin:
+.Lanswer:
+    movl $NATIVE_WORD_STOPPED, PAGE(NATIVE_R_WORD)
+.Lwake:
+    lea PAGE(NATIVE_R_WORD), %rdi
+    mov $FUTEX_WAKE, %esi
+    mov $1, %edx
+    mov $SYS_FUTEX, %eax
+    syscall
+.Lwait:
+    mov PAGE(NATIVE_R_WORD), %eax
+    cmp $NATIVE_WORD_GO, %eax
+    je .Lrestore
+    lea PAGE(NATIVE_R_WORD), %rdi
+    mov $FUTEX_WAIT, %esi
+    mov %eax, %edx
+    xor %r10d, %r10d
+    mov $SYS_FUTEX, %eax
+    syscall
+    jmp .Lwait
+
+    /* A kick from here on ends in .Lanswer with `aborted`; one before is seen here. */
+.Lrestore:
+    cmpl $0, PAGE(NATIVE_R_KICKED)
+    jne .Labort
+    mov PAGE(NATIVE_R_SELECTORS), %fs
+    mov PAGE(NATIVE_R_SELECTORS + 8), %gs
+    mov PAGE(NATIVE_R_SELECTORS + 16), %ds
+    mov PAGE(NATIVE_R_SELECTORS + 24), %es
+    mov PAGE(NATIVE_R_FS), %rax
+    wrfsbase %rax
+    mov PAGE(NATIVE_R_GS), %rax
+    wrgsbase %rax
+    mov PAGE(NATIVE_R_XMASK), %eax
+    xor %edx, %edx
+    xrstor64 PAGE(NATIVE_R_XSAVE)
+    lea PAGE(NATIVE_R_FLAGS), %rsp
+    popfq
+    mov PAGE(NATIVE_R_GPR + 0), %rax
+    mov PAGE(NATIVE_R_GPR + 8), %rcx
+    mov PAGE(NATIVE_R_GPR + 16), %rdx
+    mov PAGE(NATIVE_R_GPR + 24), %rbx
+    mov PAGE(NATIVE_R_GPR + 32), %rsp
+    mov PAGE(NATIVE_R_GPR + 40), %rbp
+    mov PAGE(NATIVE_R_GPR + 48), %rsi
+    mov PAGE(NATIVE_R_GPR + 56), %rdi
+    mov PAGE(NATIVE_R_GPR + 64), %r8
+    mov PAGE(NATIVE_R_GPR + 72), %r9
+    mov PAGE(NATIVE_R_GPR + 80), %r10
+    mov PAGE(NATIVE_R_GPR + 88), %r11
+    mov PAGE(NATIVE_R_GPR + 96), %r12
+    mov PAGE(NATIVE_R_GPR + 104), %r13
+    mov PAGE(NATIVE_R_GPR + 112), %r14
+    mov PAGE(NATIVE_R_GPR + 120), %r15
+    jmp *PAGE(NATIVE_R_RIP)
+.Labort:
+    movl $1, PAGE(NATIVE_R_ABORTED)
+    jmp .Lanswer
+
+/* The mapper: registers only. ebx: the last command, r12d: items left, r13: the next one. */
+native_stub_map:
+    xor %ebx, %ebx
+.Lmap_wait:
+    mov PAGE(NATIVE_M_GO), %eax
+    cmp %eax, %ebx
+    jne .Lmap_begin
+    lea PAGE(NATIVE_M_GO), %rdi
+    mov $FUTEX_WAIT, %esi
+    mov %ebx, %edx
+    xor %r10d, %r10d
+    mov $SYS_FUTEX, %eax
+    syscall
+    jmp .Lmap_wait
+.Lmap_begin:
+    mov %eax, %ebx
+    mov PAGE(NATIVE_M_COUNT), %r12d
+    lea PAGE(NATIVE_M_ITEMS), %r13
+.Lmap_next:
+    test %r12d, %r12d
+    jz .Lmap_done
+    mov 0(%r13), %rdi
+    mov 8(%r13), %rsi
+    mov 16(%r13), %rdx
+    test %rdx, %rdx
+    jz .Lmap_remove
+    mov 24(%r13), %r10
+    mov $NATIVE_RAM_FD, %r8d
+    mov 32(%r13), %r9
+    mov $SYS_MMAP, %eax
+    jmp .Lmap_call
+.Lmap_remove:
+    mov $SYS_MUNMAP, %eax
+.Lmap_call:
+    syscall
+    lea PAGE(NATIVE_M_FAILED), %rsi
+    cmp $-4096, %rax
+    ja .Lmap_tell
+    add $NATIVE_M_ITEM_BYTES, %r13
+    dec %r12d
+    jmp .Lmap_next
+.Lmap_done:
+    lea PAGE(NATIVE_M_DONE), %rsi
+.Lmap_tell:
+    mov $NATIVE_BELL_FD, %edi
+    mov $8, %edx
+    mov $SYS_WRITE, %eax
+    syscall
+    jmp .Lmap_wait
+native_stub_end:
+    .section .note.GNU-stack, "", @progbits

@@ -1,0 +1,351 @@
+/*
+ * Spaces (executor/native.h): small machine code at an address of its own, in
+ * a process that the test makes as the executor does, and what comes back.
+ */
+#include "test.h"
+
+#include "cpu/x86.h"
+#include "executor/native.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RAM_BYTES (16u << 20)
+#define CODE 0x400000ull
+#define DATA 0x7ffe00000000ull
+#define PAGE 4096u
+
+static const struct native *native;
+static uint8_t *ram;
+static struct vcpu_state st;
+static struct native_left left;
+
+/* Code at CODE, a page of data at DATA, and stack in its upper half. */
+static void put(const void *code, size_t len)
+{
+    const struct native_change changes[] = {
+        {.va = CODE, .bytes = PAGE, .offset = 0, .prot = PROT_READ | PROT_EXEC},
+        {.va = DATA, .bytes = PAGE, .offset = PAGE, .prot = PROT_READ | PROT_WRITE},
+    };
+
+    assert_int_equal(native->ops->clear(native->opaque, 0), 0);
+    memset(ram, 0xcc, PAGE);
+    memcpy(ram, code, len);
+    assert_int_equal(native->ops->change(native->opaque, 0, changes, 2), 0);
+    memset(&st, 0, sizeof(st));
+    st.rip = CODE;
+    st.gpr[X86_RSP] = DATA + PAGE;
+    st.rflags = X86_FLAG_FIXED1 | X86_FLAG_IF;
+    st.xsave[0] = 0x7f; /* FCW, MXCSR as after reset */
+    st.xsave[1] = 0x03;
+    st.xsave[24] = 0x80;
+    st.xsave[25] = 0x1f;
+}
+
+static enum native_reason run(void)
+{
+    native->ops->run(native->opaque, 0, 0, &st, NULL, 0, &left);
+    return left.reason;
+}
+
+static enum native_reason run_code(const void *code, size_t len)
+{
+    put(code, len);
+    return run();
+}
+
+static void test_system_call(void **state)
+{
+    /* mov $7,%ebx; stc; syscall */
+    static const uint8_t code[] = {0xbb, 7, 0, 0, 0, 0xf9, 0x0f, 0x05};
+
+    (void)state;
+    put(code, sizeof(code));
+    st.gpr[X86_RAX] = 0xffffffff00000027ull; /* one that the host has, but for the upper half */
+    st.gpr[X86_R15] = 0x1122334455667788ull;
+    assert_int_equal(run(), NATIVE_SYSCALL);
+    assert_int_equal(st.rip, CODE + 6);
+    assert_int_equal(st.gpr[X86_RBX], 7);
+    assert_int_equal(st.gpr[X86_RAX], 0xffffffff00000027ull);
+    assert_int_equal(st.gpr[X86_RCX], CODE + 8);
+    assert_int_equal(st.gpr[X86_R15], 0x1122334455667788ull);
+    assert_int_equal(st.gpr[X86_RSP], DATA + PAGE);
+    assert_true((st.rflags & X86_FLAG_CF) != 0);
+}
+
+static void test_old_system_call(void **state)
+{
+    static const uint8_t code[] = {0xb8, 20, 0, 0, 0, 0xcd, 0x80};
+
+    (void)state;
+    assert_int_equal(run_code(code, sizeof(code)), NATIVE_OTHER);
+    assert_int_equal(st.rip, CODE + 5);
+    assert_int_equal(st.gpr[X86_RAX], 20);
+}
+
+static void test_faults(void **state)
+{
+    /* mov %eax,(%rdi) */
+    static const uint8_t store[] = {0x90, 0x89, 0x07};
+
+    (void)state;
+    put(store, sizeof(store));
+    st.gpr[X86_RDI] = DATA + 2 * PAGE + 12;
+    assert_int_equal(run(), NATIVE_FAULT);
+    assert_int_equal(st.rip, CODE + 1);
+    assert_int_equal(left.address, DATA + 2 * PAGE + 12);
+    assert_int_equal(left.error & (X86_PF_WRITE | X86_PF_USER | X86_PF_FETCH),
+                     X86_PF_WRITE | X86_PF_USER);
+
+    /* ... on a page that may be read */
+    st.gpr[X86_RDI] = CODE;
+    assert_int_equal(run(), NATIVE_FAULT);
+    assert_int_equal(left.error & X86_PF_PRESENT, X86_PF_PRESENT);
+
+    /* ... with the mapping in the same call it is done: INT3 follows */
+    {
+        const struct native_change change = {
+            .va = CODE, .bytes = PAGE, .prot = PROT_READ | PROT_WRITE | PROT_EXEC};
+
+        st.gpr[X86_RAX] = 0x90909090;
+        st.gpr[X86_RDI] = CODE + 16;
+        native->ops->run(native->opaque, 0, 0, &st, &change, 1, &left);
+        assert_int_equal(left.reason, NATIVE_OTHER);
+        assert_int_equal(st.rip, CODE + 3);
+        assert_int_equal(ram[19], 0x90);
+    }
+
+    /* Fetching where nothing is */
+    st.rip = CODE + PAGE;
+    assert_int_equal(run(), NATIVE_FAULT);
+    assert_int_equal(st.rip, CODE + PAGE);
+    assert_int_equal(left.address, CODE + PAGE);
+
+    /* Not canonical: #GP without an address */
+    st.rip = CODE + 1;
+    st.gpr[X86_RDI] = 0x800000000000ull;
+    assert_int_equal(run(), NATIVE_OTHER);
+    assert_int_equal(st.rip, CODE + 1);
+}
+
+static void test_other(void **state)
+{
+    static const uint8_t codes[][4] = {
+        {0x0f, 0x0b},       /* ud2 */
+        {0xf4},             /* hlt */
+        {0xf7, 0xf1},       /* div %ecx */
+        {0xcc},             /* int3 */
+        {0xf1},             /* int1 */
+        {0xe4, 0x60},       /* in */
+        {0xcd, 0x21},       /* int 0x21 */
+        {0x0f, 0x22, 0xd8}, /* mov %rax,%cr3 */
+    };
+
+    (void)state;
+    for (unsigned i = 0; i < ARRAY_LEN(codes); i++) {
+        assert_int_equal(run_code(codes[i], sizeof(codes[i])), NATIVE_OTHER);
+        assert_int_equal(st.rip, CODE);
+    }
+}
+
+static void test_cpuid(void **state)
+{
+    static const uint8_t code[] = {0x0f, 0xa2, 0x0f, 0x05};
+
+    (void)state;
+    assert_int_equal(run_code(code, sizeof(code)),
+                     native->cpuid_faults ? NATIVE_OTHER : NATIVE_SYSCALL);
+}
+
+static void test_vectors_and_bases(void **state)
+{
+    /* movaps %xmm1,%xmm0; vextracti128 ymm2 -> xmm3; mov %fs:0,%rax; mov %gs:8,%rbx; rdfsbase rcx... */
+    static const uint8_t code[] = {0x0f, 0x28, 0xc1,                         /* movaps */
+                                   0x64, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0, /* fs */
+                                   0x65, 0x48, 0x8b, 0x1c, 0x25, 8, 0, 0, 0, /* gs */
+                                   0xf3, 0x48, 0x0f, 0xae, 0xd2,             /* wrfsbase rdx */
+                                   0xd9, 0xe8,                               /* fld1 */
+                                   0x0f, 0x05};
+    uint64_t one = 0x3ff0000000000000ull;
+
+    (void)state;
+    put(code, sizeof(code));
+    memcpy(ram + PAGE, &one, 8);
+    memcpy(ram + PAGE + 8, &one, 8);
+    st.seg[X86_FS].base = DATA;
+    st.seg[X86_GS].base = DATA;
+    st.gpr[X86_RDX] = 0x123456789000ull;
+    memset(st.xsave + 160 + 16, 0x5a, 16); /* xmm1 */
+    st.xsave[512] = 2;
+    assert_int_equal(run(), NATIVE_SYSCALL);
+    assert_int_equal(st.gpr[X86_RAX], one);
+    assert_int_equal(st.gpr[X86_RBX], one);
+    assert_int_equal(st.seg[X86_FS].base, 0x123456789000ull);
+    assert_int_equal(st.seg[X86_GS].base, DATA);
+    assert_memory_equal(st.xsave + 160, st.xsave + 160 + 16, 16);
+    assert_int_equal(st.xsave[160], 0x5a);
+    assert_int_equal(st.xsave[512] & 3, 3);
+    assert_int_equal(st.xsave[32 + 9], 0x3f); /* ST0 is 1.0 */
+    /* ... and another's are not left in the registers */
+    put(code, sizeof(code));
+    st.seg[X86_FS].base = st.seg[X86_GS].base = DATA;
+    assert_int_equal(run(), NATIVE_SYSCALL);
+    assert_int_equal(st.xsave[160 + 16], 0);
+}
+
+static void test_trap_flag(void **state)
+{
+    /* pushfq; orl $0x100,(%rsp); popfq; nop; nop */
+    static const uint8_t code[] = {0x9c, 0x81, 0x0c, 0x24, 0, 1, 0, 0, 0x9d, 0x90, 0x90};
+
+    (void)state;
+    assert_int_equal(run_code(code, sizeof(code)), NATIVE_TRAP);
+    assert_int_equal(st.rip, CODE + 10);
+    assert_true((st.rflags & X86_FLAG_TF) != 0);
+    assert_int_equal(run(), NATIVE_OTHER); /* the next is for somebody else */
+}
+
+static void *kick_main(void *opaque)
+{
+    volatile uint64_t *counter = opaque;
+
+    while (*counter < 1000) {
+        (void)sched_yield();
+    }
+    native->ops->kick(native->opaque, 0);
+    return NULL;
+}
+
+static void test_kick(void **state)
+{
+    /* 1: incq (%rdi); jmp 1b */
+    static const uint8_t code[] = {0x48, 0xff, 0x07, 0xeb, 0xfb};
+    pthread_t thread;
+    uint64_t before;
+
+    (void)state;
+    put(code, sizeof(code));
+    for (unsigned i = 0; i < 200; i++) {
+        *(volatile uint64_t *)(void *)(ram + PAGE) = 0;
+        st.gpr[X86_RDI] = DATA;
+        assert_int_equal(pthread_create(&thread, NULL, kick_main, ram + PAGE), 0);
+        while (run() == NATIVE_KICK && *(volatile uint64_t *)(void *)(ram + PAGE) < 1000) {
+        }
+        assert_int_equal(left.reason, NATIVE_KICK);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+        assert_true(st.rip == CODE || st.rip == CODE + 3);
+    }
+    /* Before it begins: nothing runs. */
+    native->ops->kick(native->opaque, 0);
+    before = *(uint64_t *)(void *)(ram + PAGE);
+    assert_int_equal(run(), NATIVE_KICK);
+    assert_int_equal(*(uint64_t *)(void *)(ram + PAGE), before);
+}
+
+static void *kick_often(void *opaque)
+{
+    _Atomic bool *stop = opaque;
+
+    while (!atomic_load(stop)) {
+        native->ops->kick(native->opaque, 0);
+    }
+    return NULL;
+}
+
+/* Kicks at any moment lose and repeat nothing: each system call counts once. */
+static void test_kicks_everywhere(void **state)
+{
+    /* 1: inc %rbx; syscall; jmp 1b */
+    static const uint8_t code[] = {0x48, 0xff, 0xc3, 0x0f, 0x05, 0xeb, 0xf9};
+    _Atomic bool stop = false;
+    pthread_t thread;
+    uint64_t calls = 0;
+
+    (void)state;
+    put(code, sizeof(code));
+    assert_int_equal(pthread_create(&thread, NULL, kick_often, &stop), 0);
+    while (calls < 5000) {
+        enum native_reason reason = run();
+
+        assert_true(reason == NATIVE_SYSCALL || reason == NATIVE_KICK);
+        if (reason == NATIVE_SYSCALL) {
+            calls++;
+            assert_int_equal(st.rip, CODE + 3);
+            assert_int_equal(st.gpr[X86_RBX], calls);
+            st.rip += 2;
+        }
+    }
+    atomic_store(&stop, true);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
+static void test_speed(void **state)
+{
+    static const uint8_t code[] = {0x0f, 0x05, 0xeb, 0xfc};
+    struct timespec a;
+    struct timespec b;
+
+    (void)state;
+    put(code, sizeof(code));
+    (void)clock_gettime(CLOCK_MONOTONIC, &a);
+    for (unsigned i = 0; i < 20000; i++) {
+        assert_int_equal(run(), NATIVE_SYSCALL);
+        st.rip += 2;
+    }
+    (void)clock_gettime(CLOCK_MONOTONIC, &b);
+    print_message("# a hand-over: %.2f us\n",
+                  ((double)(b.tv_sec - a.tv_sec) * 1e9 + (double)(b.tv_nsec - a.tv_nsec)) /
+                      20000e3);
+    (void)clock_gettime(CLOCK_MONOTONIC, &a);
+    for (unsigned i = 0; i < 2000; i++) {
+        const struct native_change change = {.va = 0x10000000ull + i * PAGE,
+                                             .bytes = PAGE,
+                                             .offset = (i % 1000) * PAGE,
+                                             .prot = PROT_READ | PROT_WRITE,
+                                             .populate = true};
+        assert_int_equal(native->ops->change(native->opaque, 0, &change, 1), 0);
+    }
+    (void)clock_gettime(CLOCK_MONOTONIC, &b);
+    print_message("# a change: %.2f us\n",
+                  ((double)(b.tv_sec - a.tv_sec) * 1e9 + (double)(b.tv_nsec - a.tv_nsec)) / 2000e3);
+}
+
+static int set_up(void **state)
+{
+    int fd = memfd_create("ram", 0);
+
+    (void)state;
+    if (fd < 0 || ftruncate(fd, RAM_BYTES) != 0 || dup2(fd, NATIVE_RAM_FD) != NATIVE_RAM_FD) {
+        return -1;
+    }
+    executor_native_create(1, &native);
+    ram = mmap(NULL, RAM_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, NATIVE_RAM_FD, 0);
+    return native == NULL || native->space_count == 0 || ram == MAP_FAILED ? -1 : 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_system_call),
+        cmocka_unit_test(test_old_system_call),
+        cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_other),
+        cmocka_unit_test(test_cpuid),
+        cmocka_unit_test(test_vectors_and_bases),
+        cmocka_unit_test(test_trap_flag),
+        cmocka_unit_test(test_kick),
+        cmocka_unit_test(test_kicks_everywhere),
+        cmocka_unit_test(test_speed),
+    };
+
+    return cmocka_run_group_tests(tests, set_up, NULL);
+}
