@@ -27,6 +27,7 @@ enum lock_rank {
     LOCK_RANK_IRQ,     /* PIC, I/O APIC, routing; delivers to local APICs while held */
     LOCK_RANK_LAPIC,   /* one local APIC; may kick a vCPU while held */
     LOCK_RANK_ENGINE,  /* translation cache and code page marks */
+    LOCK_RANK_SPACE,   /* what is mapped for a guest's user code; under the engine's */
     LOCK_RANK_IMAGE, /* one disk image's metadata; its I/O happens while held, devices wait before */
     LOCK_RANK_FILE,  /* writes that cover blocks of a file in part; their I/O happens while held */
     LOCK_RANK_LEAF   /* loop queues, log: nothing is taken under these */

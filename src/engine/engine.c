@@ -136,6 +136,12 @@ static int vm_translator_init(struct engine_vm *vm, const struct accel_vm_config
         mirror_destroy(vm->mirror);
         return r;
     }
+    if (config->native != NULL && config->native->space_count != 0 && !config->check) {
+        vm->native_user = native_user_create(vm, config->native);
+        if (vm->native_user == NULL) {
+            log_warn("not enough memory to run user code natively: it is translated");
+        }
+    }
     gmem_set_code_listener(config->gmem, on_code_written, vm);
     return 0;
 }
@@ -178,6 +184,7 @@ static void engine_vm_destroy(struct accel_vm *accel_vm)
         gmem_set_code_listener(vm->gmem, NULL, NULL);
         translate_vm_done(vm);
     }
+    native_user_destroy(vm->native_user);
     mirror_destroy(vm->mirror);
     mutex_done(&vm->lock);
     free(vm);
@@ -449,7 +456,13 @@ static int run_translated(struct engine_vcpu *v)
         if (r != 0) {
             return r;
         }
-        r = is_mid_event(v) ? 1 : run_next(v);
+        if (is_mid_event(v)) {
+            r = 1;
+        } else if (v->vm->native_user != NULL && native_user_is_due(v)) {
+            r = native_user_run(v);
+        } else {
+            r = run_next(v);
+        }
         if (r == 1) {
             r = interp_step(v);
             if (unlikely(v->debug.single_step) && r == 0) {
@@ -483,6 +496,9 @@ static void engine_kick(struct accel_vcpu *vcpu)
     struct engine_vcpu *v = vcpu_of(vcpu);
 
     atomic_store(&v->kick, 1);
+    if (v->vm->native_user != NULL) {
+        native_user_kick(v);
+    }
     /* In the interpreter it is seen soon; before it enters translated code, too. */
     if (atomic_load(&v->hot.in_code)) {
         /* Not by pthread_kill(), which needs more system calls than a locked down process has. */
@@ -541,6 +557,9 @@ static void load_state(struct engine_vcpu *v, const struct vcpu_state *state)
     v->intr_check = true;
     interp_io_clear(v);
     sysop_debug_changed(v);
+    if (v->vm->native_user != NULL) {
+        native_user_forget(v);
+    }
 }
 
 static int engine_set_state(struct accel_vcpu *vcpu, const struct vcpu_state *state)

@@ -14,6 +14,7 @@
 #include "cpu/x86.h"
 #include "engine/decode.h"
 #include "engine/mmu.h"
+#include "engine/native_user.h"
 #include "engine/translate_hot.h"
 
 #include <stdatomic.h>
@@ -113,6 +114,7 @@ struct engine_vcpu {
     bool mirror_off;            /* the tables lack what the mirror holds: interpret */
     bool mirror_owes;           /* it is to be looked at as a whole, once they do not */
     _Atomic bool mirror_used;   /* the tables agree with what the mirror holds */
+    struct native_vcpu native;  /* native_user.h */
     struct engine_check *check; /* lock step of translator and interpreter, else NULL */
 };
 
@@ -137,6 +139,7 @@ struct engine_vm {
     void *(*vcpu_storage)(void);
     int32_t vcpu_from_fs;  /* with a mirror: where a vCPU's thread has its struct engine_vcpu */
     struct mirror *mirror; /* mirror.h; NULL: kernel code goes through the software TLB, too */
+    struct native_user *native_user; /* native_user.h; NULL: user code is translated */
     struct engine_ram ram[GMEM_MAX_REGIONS];
     unsigned ram_count;
     _Atomic bool dirty_logging;

@@ -9,6 +9,7 @@
 
 #include "engine/engine_int.h"
 #include "engine/mirror.h"
+#include "engine/native_user.h"
 
 #include <errno.h>
 
@@ -614,6 +615,9 @@ static void flush_done(struct engine_vcpu *v, enum mmu_flush what, uint64_t va)
     v->stat_tlb_flushes++;
     if (v->vm->mirror != NULL) {
         mirror_on_flush(v, what, va);
+    }
+    if (v->vm->native_user != NULL) {
+        native_user_on_flush(v, what, va);
     }
     if (v->flush_hook != NULL) {
         v->flush_hook(v, what, va);

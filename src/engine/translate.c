@@ -165,6 +165,10 @@ static void protect_code(struct engine_vcpu *v, gpa_t page)
 {
     uint64_t holders = mmu_protect_code_page(v, page);
 
+    if (v->vm->native_user != NULL) {
+        native_user_protect(v->vm->native_user, mmu_ram_host(v->vm, page.v));
+    }
+
     for (; holders != 0; holders &= holders - 1) {
         struct engine_vcpu *other = atomic_load(&v->vm->vcpus[__builtin_ctzll(holders)]);
 
@@ -384,7 +388,8 @@ enum translate_result translate_run(struct engine_vcpu *v)
         int mode = unit_mode(v);
         bool fetched;
 
-        if (atomic_load(&v->kick) != 0) {
+        if (atomic_load(&v->kick) != 0 ||
+            (v->vm->native_user != NULL && native_user_is_due(v))) {
             return TRANSLATE_KICKED;
         }
         if (v->vm->translator->is_mirrored && mirror_is_refused(v->vm->mirror)) {
@@ -597,6 +602,10 @@ unsigned translate_stats(struct engine_vm *vm, struct accel_stat *ret_stats, uns
     }
     for (unsigned i = 0; i < LEAVE_KINDS; i++) {
         add_stat(ret_stats, max, &count, leave_names[i], sums.leaves_of[i]);
+    }
+    if (vm->native_user != NULL) {
+        count += native_user_stats(vm->native_user, max > count ? ret_stats + count : NULL,
+                                   max > count ? max - count : 0);
     }
     if (vm->mirror != NULL) {
         count += mirror_stats(vm->mirror, max > count ? ret_stats + count : NULL,

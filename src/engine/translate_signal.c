@@ -156,6 +156,9 @@ static bool on_kick(void *opaque, int signal, siginfo_t *info, ucontext_t *conte
     if (v->kick_count != NULL) {
         atomic_fetch_add(v->kick_count, 1);
     }
+    if (v->vm->native_user != NULL) {
+        native_user_kick(v);
+    }
     if (atomic_load(&v->hot.in_code) && rip - (uintptr_t)t->rx < t->size_bytes) {
         seek_boundary(v, context);
     }

@@ -1,0 +1,87 @@
+/*
+ * Instructions that a user may execute and that answer for the host, not for
+ * the guest: RDTSCP, RDPID and LSL (which CPU), XGETBV and XSAVE (which state
+ * there is), SMSW, RDPKRU, WRPKRU, RDPRU, and CPUID where it does not fault. Looked for at every offset, since code is found by running it only.
+ */
+#include "engine/native_int.h"
+
+#include <string.h>
+
+#define MOD(modrm) ((modrm) >> 6)
+#define MOV_EAX_IMM32 0xb8
+#define MASK_DISTANCE 24u
+#define REG(modrm) ((modrm) >> 3 & 7u)
+
+/* 0F 01, with a register: forms with memory (SGDT, SIDT, SMSW) are in too much ordinary code. */
+static bool group7_tells(uint8_t modrm)
+{
+    return MOD(modrm) == 3 && (REG(modrm) == 4 || modrm == 0xd0 || modrm == 0xee || modrm == 0xef ||
+                               modrm == 0xf9 || modrm == 0xfd);
+}
+
+/* RDPID has F3 before it, perhaps with a REX prefix between. */
+static bool has_f3(const uint8_t *page, const uint8_t *opcode)
+{
+    return opcode - page < 2 || opcode[-1] == 0xf3 || opcode[-2] == 0xf3;
+}
+
+/*
+ * A mask of few components as a constant before it: a dynamic linker's way that is for CPUs
+ * without XSAVEC, and the hosts with more state than the guest is told of have that.
+ */
+static bool has_mask(const uint8_t *page, const uint8_t *opcode)
+{
+    for (unsigned back = 5; back <= MASK_DISTANCE && opcode - page >= back; back++) {
+        if (opcode[-(int)back] == MOV_EAX_IMM32 && opcode[2 - (int)back] == 0 &&
+            opcode[3 - (int)back] == 0 && opcode[4 - (int)back] == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* b: what follows 0F, of which no more may be in the page. */
+static bool tells(const uint8_t *page, const uint8_t *opcode, const uint8_t *b, bool flag_cpuid,
+                  bool flag_xsave)
+{
+    switch (b[0]) {
+    case 0x01:
+        return group7_tells(b[1]);
+    case 0x03: /* the operands of LSL that are used are registers */
+        return MOD(b[1]) == 3;
+    case 0xa2:
+        return flag_cpuid;
+    case 0xae:
+        return flag_xsave && MOD(b[1]) != 3 && REG(b[1]) == 4 && !has_mask(page, opcode);
+    case 0xc7:
+        return MOD(b[1]) == 3 && REG(b[1]) == 7 && has_f3(page, opcode);
+    default:
+        return false;
+    }
+}
+
+bool native_scan_page(const uint8_t *page, const uint8_t *next, bool flag_cpuid, bool flag_xsave)
+{
+    const uint8_t *end = page + GMEM_PAGE_BYTES;
+    const uint8_t *at = page;
+
+    for (;;) {
+        uint8_t follows[2] = {0x90, 0};
+
+        at = memchr(at, 0x0f, (size_t)(end - at));
+        if (at == NULL) {
+            return false;
+        }
+        at++;
+        for (unsigned i = 0; i < 2; i++) {
+            if (at + i < end) {
+                follows[i] = at[i];
+            } else if (next != NULL) {
+                follows[i] = next[at + i - end];
+            }
+        }
+        if (tells(page, at - 1, follows, flag_cpuid, flag_xsave)) {
+            return true;
+        }
+    }
+}

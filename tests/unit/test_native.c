@@ -1,0 +1,563 @@
+/*
+ * User code that runs natively, the engine's half: spaces are played by a second set of page
+ * tables and the interpreter, which reach nothing but what the engine had mapped.
+ */
+#include "engine_rig.h"
+
+#include "engine/interp.h"
+#include "engine/native_int.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#define P 0x1u
+#define RW 0x2u
+#define US 0x4u
+#define A 0x20u
+#define D 0x40u
+#define NX (1ull << 63)
+
+/* The tables of the spaces, which hold the first 2 MiB each. */
+#define SHADOW(space) (0x300000u + (space)*0x10000u)
+#define SHADOW_PT(space) (SHADOW(space) + 0x3000u)
+#define PML4_TWO 0x60000u
+#define STEPS_MAX 1000u
+
+struct native_rig {
+    struct rig *rig;
+    struct accel_vm *vm; /* with the translator and native code */
+    struct accel_vcpu *vcpu;
+    struct engine_vcpu *v;
+    struct native_user *user;
+    struct native native;
+    struct engine_vcpu *player;
+    unsigned runs;
+    unsigned clears;
+    unsigned changes;
+    bool fail_change;
+    bool lose;
+};
+
+static void shadow_clear(struct native_rig *n, unsigned space)
+{
+    uint8_t zero[4096] = {0};
+
+    rig_poke(n->rig, SHADOW_PT(space), zero, sizeof(zero));
+}
+
+static int op_change(void *opaque, unsigned space, const struct native_change *changes,
+                     unsigned count)
+{
+    struct native_rig *n = opaque;
+
+    if (n->fail_change) {
+        n->fail_change = false;
+        return -ENOMEM;
+    }
+    for (unsigned c = 0; c < count; c++) {
+        const struct native_change *change = &changes[c];
+        uint64_t rights = P | US | A | ((change->prot & PROT_WRITE) != 0 ? RW | D : 0u) |
+                          ((change->prot & PROT_EXEC) != 0 ? 0u : NX);
+
+        n->changes++;
+        for (uint64_t at = 0; at < change->bytes; at += 4096) {
+            assert_true(change->va + at < 0x200000);
+            assert_true(native_is_mappable(change->va + at));
+            rig_poke64(n->rig, SHADOW_PT(space) + (change->va + at) / 4096 * 8,
+                       change->prot == 0 ? 0 : (change->offset + at) | rights);
+        }
+    }
+    return 0;
+}
+
+static int op_clear(void *opaque, unsigned space)
+{
+    struct native_rig *n = opaque;
+
+    n->clears++;
+    shadow_clear(n, space);
+    return 0;
+}
+
+static bool is_plain(const struct insn *insn)
+{
+    (void)insn;
+    return true;
+}
+
+static bool is_syscall(struct native_rig *n)
+{
+    const uint8_t *host;
+
+    return mmu_fetch_host(n->player, n->player->st.rip, &host) == 0 && host[0] == 0x0f &&
+           host[1] == 0x05;
+}
+
+/* One instruction in the space: false when it leaves. */
+static bool play(struct native_rig *n, struct native_left *left)
+{
+    struct engine_vcpu *p = n->player;
+    struct insn insn;
+
+    if (is_syscall(n)) {
+        p->st.gpr[X86_RCX] = p->st.rip + 2;
+        p->st.gpr[X86_R11] = p->st.rflags;
+        left->reason = NATIVE_SYSCALL;
+        return false;
+    }
+    if (interp_try(p, is_plain, &insn) == 0) {
+        return true;
+    }
+    *left = (struct native_left){.reason = NATIVE_OTHER};
+    if (p->fault.vector == X86_VEC_PF) {
+        *left = (struct native_left){
+            .reason = NATIVE_FAULT, .error = p->fault.error, .address = p->fault.cr2};
+    }
+    return false;
+}
+
+static void op_run(void *opaque, unsigned space, unsigned vcpu, struct vcpu_state *st,
+                   const struct native_change *changes, unsigned count, struct native_left *left)
+{
+    struct native_rig *n = opaque;
+
+    (void)vcpu;
+    n->runs++;
+    assert_int_equal(op_change(n, space, changes, count), 0);
+    *left = (struct native_left){.reason = n->lose ? NATIVE_LOST : NATIVE_KICK};
+    if (n->lose) {
+        n->lose = false;
+        return;
+    }
+    n->player->st = *st;
+    n->player->st.cr3 = SHADOW(space);
+    mmu_flush_all(n->player);
+    for (unsigned i = 0; i < STEPS_MAX && play(n, left); i++) {
+    }
+    memcpy(st->gpr, n->player->st.gpr, sizeof(st->gpr));
+    st->rip = n->player->st.rip;
+    st->rflags = n->player->st.rflags;
+}
+
+static void op_kick(void *opaque, unsigned vcpu)
+{
+    (void)opaque;
+    (void)vcpu;
+}
+
+static bool op_is_lost(void *opaque, unsigned space)
+{
+    (void)opaque;
+    (void)space;
+    return false;
+}
+
+static const struct native_ops rig_ops = {
+    .run = op_run,
+    .kick = op_kick,
+    .change = op_change,
+    .clear = op_clear,
+    .is_lost = op_is_lost,
+};
+
+static void create_tables(struct native_rig *n)
+{
+    for (unsigned space = 0; space < n->native.space_count; space++) {
+        rig_poke64(n->rig, SHADOW(space), (SHADOW(space) + 0x1000) | 7 | A);
+        rig_poke64(n->rig, SHADOW(space) + 0x1000, (SHADOW(space) + 0x2000) | 7 | A);
+        rig_poke64(n->rig, SHADOW(space) + 0x2000, SHADOW_PT(space) | 7 | A);
+    }
+    /* Another top-level table with the same below it. */
+    rig_poke64(n->rig, PML4_TWO, RIG_PDPT | 7);
+}
+
+static void state_native(struct native_rig *n)
+{
+    struct vcpu_state *st = &n->rig->st;
+
+    rig_state_user(n->rig);
+    for (unsigned seg = 0; seg < 6; seg++) {
+        if (seg != X86_CS && seg != X86_SS) {
+            st->seg[seg].selector = 0;
+        }
+    }
+    st->rflags |= X86_FLAG_IF;
+    st->cr4 |= X86_CR4_OSXSAVE;
+    st->xcr0 = 3;
+    st->lstar = RIG_HANDLERS + 63 * 4;
+    st->star = (uint64_t)RIG_CS64 << 32;
+}
+
+/* The address space of st.cr3 is to run natively. */
+static struct native_space *prepare(struct native_rig *n)
+{
+    struct native_space *space;
+
+    assert_int_equal(engine_accel_ops.set_state(n->vcpu, &n->rig->st), 0);
+    mmu_flush_all(n->v);
+    mutex_lock(&n->user->lock);
+    space = native_space_take(n->user, n->rig->st.cr3);
+    assert_non_null(space);
+    atomic_store(&space->promoted, true);
+    mutex_unlock(&n->user->lock);
+    n->v->native.wanted = true;
+    return space;
+}
+
+static void run(struct native_rig *n)
+{
+    assert_int_equal(engine_accel_ops.run(n->vcpu, &n->rig->exit), 0);
+    assert_int_equal(engine_accel_ops.get_state(n->vcpu, &n->rig->st), 0);
+}
+
+static int setup(void **state)
+{
+    struct native_rig *n = calloc(1, sizeof(*n));
+    struct accel_vm_config config = {.vcpu_count = 1, .irqchip = VM_IRQCHIP_USER};
+    void *rig;
+
+    assert_non_null(n);
+    assert_int_equal(rig_setup(&rig), 0);
+    n->rig = rig;
+    n->native =
+        (struct native){.ops = &rig_ops, .opaque = n, .space_count = 2, .cpuid_faults = true};
+    n->player = rig_vcpu(n->rig);
+    create_tables(n);
+    config.gmem = n->rig->gmem;
+    config.native = &n->native;
+    assert_int_equal(engine_accel_ops.vm_create(&config, NULL, &n->vm), 0);
+    assert_int_equal(engine_accel_ops.vcpu_create(n->vm, 0, &n->rig->env, NULL, &n->vcpu), 0);
+    n->v = container_of(n->vcpu, struct engine_vcpu, base);
+    n->user = n->v->vm->native_user;
+    assert_non_null(n->user);
+    state_native(n);
+    *state = n;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct native_rig *n = *state;
+    void *rig = n->rig;
+
+    engine_accel_ops.vcpu_destroy(n->vcpu);
+    engine_accel_ops.vm_destroy(n->vm);
+    assert_int_equal(rig_teardown(&rig), 0);
+    free(n);
+    return 0;
+}
+
+static uint64_t counter(struct native_rig *n, const char *name)
+{
+    struct accel_stat stats[32];
+    unsigned count = native_user_stats(n->user, stats, ARRAY_LEN(stats));
+
+    for (unsigned i = 0; i < count; i++) {
+        if (strcmp(stats[i].name, name) == 0) {
+            return stats[i].value;
+        }
+    }
+    fail_msg("no counter %s", name);
+    return 0;
+}
+
+static uint64_t mapped(struct native_rig *n, unsigned space, uint64_t va)
+{
+    return rig_peek64(n->rig, SHADOW_PT(space) + va / 4096 * 8);
+}
+
+/* mov rax, [0x50000]; inc rax; mov [0x51000], rax; syscall */
+#define COPY_AND_CALL \
+    "\x48\x8b\x04\x25\x00\x00\x05\x00\x48\xff\xc0\x48\x89\x04\x25\x00\x10\x05\x00\x0f\x05"
+
+static void test_code_runs_and_system_call_reaches_the_kernel(void **state)
+{
+    struct native_rig *n = *state;
+
+    RIG_CODE_AT(n->rig, RIG_USER, COPY_AND_CALL);
+    rig_poke64(n->rig, RIG_DATA, 41);
+    (void)prepare(n);
+    run(n);
+    assert_int_equal(n->rig->exit.reason, VMEXIT_HLT);
+    assert_int_equal(n->rig->st.rip, n->rig->st.lstar + 1);
+    assert_int_equal(n->rig->st.gpr[X86_RCX], RIG_USER + sizeof(COPY_AND_CALL) - 1);
+    assert_int_equal(vcpu_state_cpl(&n->rig->st), 0);
+    assert_int_equal(rig_peek64(n->rig, 0x51000), 42);
+    assert_int_equal(counter(n, "native_system_calls"), 1);
+    assert_true(n->runs >= 2);
+}
+
+static void test_page_is_writable_only_when_it_is_dirty(void **state)
+{
+    struct native_rig *n = *state;
+
+    RIG_CODE_AT(n->rig, RIG_USER, COPY_AND_CALL);
+    (void)prepare(n);
+    run(n);
+    assert_int_equal(mapped(n, 0, RIG_DATA) & (P | RW), P);
+    assert_int_equal(rig_peek64(n->rig, RIG_PT + (RIG_DATA >> 12) * 8) & (A | D), A);
+    assert_int_equal(mapped(n, 0, 0x51000) & (P | RW), P | RW);
+    assert_int_equal(rig_peek64(n->rig, RIG_PT + 0x51 * 8) & (A | D), A | D);
+    /* What was never used is not there. */
+    assert_int_equal(mapped(n, 0, 0x58000), 0);
+}
+
+static void test_neighbours_that_were_used_come_along(void **state)
+{
+    struct native_rig *n = *state;
+
+    RIG_CODE_AT(n->rig, RIG_USER, COPY_AND_CALL);
+    rig_map(n->rig, 0x52000, 0x152000, P | RW | US | A | D);
+    rig_map(n->rig, 0x53000, 0x153000, P | RW | US | A | NX);
+    rig_map(n->rig, 0x54000, 0x154000, P | RW | A | D);
+    (void)prepare(n);
+    run(n);
+    assert_int_equal(mapped(n, 0, 0x52000), 0x152000 | P | RW | US | A | D);
+    assert_int_equal(mapped(n, 0, 0x53000), 0x153000 | P | US | A | NX);
+    assert_int_equal(mapped(n, 0, 0x54000), 0);
+}
+
+/* In user mode again, after the kernel's HLT. */
+static void to_user(struct native_rig *n, uint64_t rip)
+{
+    n->v->st.rip = rip;
+    n->v->st.seg[X86_CS] = rig_segment(RIG_USER_CS64 | 3, 0xa0fb);
+    n->v->st.seg[X86_SS] = rig_segment(RIG_USER_DS | 3, 0xc0f3);
+    n->v->st.rflags |= X86_FLAG_IF;
+    n->v->st.mp_state = X86_MP_RUNNABLE;
+}
+
+static void again(struct native_rig *n)
+{
+    to_user(n, RIG_USER);
+    run(n);
+}
+
+static void test_flush_looks_at_what_is_mapped_again(void **state)
+{
+    struct native_rig *n = *state;
+
+    RIG_CODE_AT(n->rig, RIG_USER, COPY_AND_CALL);
+    rig_poke64(n->rig, RIG_DATA, 41);
+    rig_poke64(n->rig, 0x150000, 99);
+    (void)prepare(n);
+    run(n);
+
+    /* Without a flush a TLB may hold what was there. */
+    rig_map(n->rig, RIG_DATA, 0x150000, 7);
+    again(n);
+    assert_int_equal(rig_peek64(n->rig, 0x51000), 42);
+    mmu_flush_page(n->v, RIG_DATA + 8);
+    again(n);
+    assert_int_equal(rig_peek64(n->rig, 0x51000), 100);
+    assert_int_equal(counter(n, "native_drops"), 1);
+
+    /* Clean again: the write is seen. */
+    rig_map(n->rig, 0x51000, 0x51000, P | RW | US | A);
+    mmu_flush_non_global(n->v);
+    again(n);
+    assert_int_equal(rig_peek64(n->rig, RIG_PT + 0x51 * 8) & D, D);
+
+    /* Read-only now: the guest's fault. */
+    rig_map(n->rig, 0x51000, 0x51000, P | US | A | D);
+    mmu_flush_page(n->v, 0x51000);
+    again(n);
+    rig_expect_vector(n->rig, X86_VEC_PF);
+    assert_int_equal(n->rig->st.cr2, 0x51000);
+    assert_int_equal(counter(n, "native_page_faults"), 1);
+    assert_int_equal(rig_peek64(n->rig, n->rig->st.gpr[X86_RSP]), 7); /* present, write, user */
+}
+
+static void test_other_address_space_has_its_own_space(void **state)
+{
+    struct native_rig *n = *state;
+    struct native_space *first;
+    struct native_space *second;
+
+    RIG_CODE_AT(n->rig, RIG_USER, COPY_AND_CALL);
+    first = prepare(n);
+    run(n);
+    to_user(n, RIG_USER);
+    n->v->st.cr3 = PML4_TWO;
+    n->rig->st = n->v->st;
+    second = prepare(n);
+    assert_ptr_not_equal(first, second);
+    run(n);
+    assert_true((mapped(n, 1, 0x51000) & P) != 0);
+
+    /* A third one takes the place of that which was left alone for longest. */
+    rig_poke64(n->rig, 0x61000, RIG_PDPT | 7);
+    mutex_lock(&n->user->lock);
+    assert_ptr_equal(native_space_take(n->user, 0x61000), first);
+    mutex_unlock(&n->user->lock);
+    assert_int_equal(mapped(n, 0, 0x51000), 0);
+    assert_true((mapped(n, 1, 0x51000) & P) != 0);
+}
+
+static void test_page_that_becomes_code_is_not_writable(void **state)
+{
+    struct native_rig *n = *state;
+    struct native_space *space;
+    uint64_t units;
+
+    RIG_CODE_AT(n->rig, RIG_USER, COPY_AND_CALL);
+    RIG_CODE_AT(n->rig, 0x51100, "\x0f\x05");
+    space = prepare(n);
+    run(n);
+    assert_int_equal(mapped(n, 0, 0x51000) & RW, RW);
+
+    /* It is translated: the mapping goes before. */
+    atomic_store(&space->promoted, false);
+    n->v->native.wanted = false;
+    to_user(n, 0x51100);
+    run(n);
+    assert_true((*gmem_page_flags(n->rig->gmem, gpa(0x51000)) & GMEM_PAGE_CODE) != 0);
+    assert_int_equal(mapped(n, 0, 0x51000) & (P | RW), P);
+    units = counter(n, "native_protects");
+    assert_int_equal(units, 1);
+
+    /* A native write to it happens, and what was translated is dropped. */
+    atomic_store(&space->promoted, true);
+    n->v->native.wanted = true;
+    rig_poke64(n->rig, RIG_DATA, 6);
+    again(n);
+    assert_int_equal(rig_peek64(n->rig, 0x51000), 7);
+    assert_int_equal(*gmem_page_flags(n->rig->gmem, gpa(0x51000)) & GMEM_PAGE_CODE, 0);
+    assert_int_equal(mapped(n, 0, 0x51000) & (P | RW), P | RW);
+}
+
+static void test_instruction_that_tells_of_the_host_gives_the_guests_answer(void **state)
+{
+    struct native_rig *n = *state;
+
+    /* jmp 0x31000; there: rdtscp; mov [0x51000], rcx; syscall */
+    RIG_CODE_AT(n->rig, RIG_USER, "\xe9\xfb\x0f\x00\x00");
+    RIG_CODE_AT(n->rig, 0x31000, "\x0f\x01\xf9\x48\x89\x0c\x25\x00\x10\x05\x00\x0f\x05");
+    n->rig->st.tsc_aux = 0x1234;
+    (void)prepare(n);
+    run(n);
+    assert_int_equal(rig_peek64(n->rig, 0x51000), 0x1234);
+    assert_int_equal(mapped(n, 0, 0x31000) & NX, NX);
+    assert_int_equal(mapped(n, 0, RIG_USER) & NX, 0);
+    assert_int_equal(counter(n, "native_detours"), 1);
+    assert_true(counter(n, "native_flagged_pages") >= 1);
+}
+
+static void test_space_without_room_begins_anew(void **state)
+{
+    struct native_rig *n = *state;
+
+    RIG_CODE_AT(n->rig, RIG_USER, COPY_AND_CALL);
+    rig_poke64(n->rig, RIG_DATA, 41);
+    (void)prepare(n);
+    run(n);
+    rig_map(n->rig, RIG_DATA, RIG_DATA, 0);
+    rig_map(n->rig, RIG_DATA, 0x150000, 7);
+    rig_poke64(n->rig, 0x150000, 50);
+    mmu_flush_page(n->v, RIG_DATA);
+    n->fail_change = true;
+    again(n);
+    assert_int_equal(n->clears, 1);
+    assert_int_equal(rig_peek64(n->rig, 0x51000), 51);
+}
+
+static void test_lost_space_is_a_fault_of_the_guests_program(void **state)
+{
+    struct native_rig *n = *state;
+
+    RIG_CODE_AT(n->rig, RIG_USER, COPY_AND_CALL);
+    (void)prepare(n);
+    n->lose = true;
+    run(n);
+    rig_expect_vector(n->rig, X86_VEC_GP);
+    assert_int_equal(rig_peek64(n->rig, n->rig->st.gpr[X86_RSP] + 8), RIG_USER);
+    assert_int_equal(counter(n, "native_lost"), 1);
+    again(n);
+    assert_int_equal(counter(n, "native_system_calls"), 1);
+}
+
+static void expect_translated(struct native_rig *n)
+{
+    (void)prepare(n);
+    run(n);
+    assert_int_equal(n->runs, 0);
+    assert_int_equal(n->rig->st.rip, n->rig->st.lstar + 1);
+    state_native(n);
+    rig_poke64(n->rig, 0x51000, 0);
+}
+
+static void test_what_the_host_would_do_otherwise_is_translated(void **state)
+{
+    struct native_rig *n = *state;
+
+    RIG_CODE_AT(n->rig, RIG_USER, COPY_AND_CALL);
+    n->rig->st.tsc_offset = 1;
+    expect_translated(n);
+    n->rig->st.seg[X86_DS].selector = 0x23;
+    expect_translated(n);
+    n->rig->st.cr4 |= X86_CR4_TSD;
+    expect_translated(n);
+    n->rig->st.rflags |= X86_FLAG_IOPL;
+    expect_translated(n);
+    n->rig->st.rflags |= X86_FLAG_AC;
+    expect_translated(n);
+}
+
+static bool flags(const char *bytes, size_t count, unsigned at, const char *next)
+{
+    uint8_t page[4096];
+
+    memset(page, 0x90, sizeof(page));
+    memcpy(page + at, bytes, count);
+    return native_scan_page(page, (const uint8_t *)next, true, true);
+}
+#define FLAGS(bytes, at) flags(bytes, sizeof(bytes) - 1, at, NULL)
+
+static void test_scan_finds_what_tells_of_the_host(void **state)
+{
+    (void)state;
+    assert_false(FLAGS("\x90", 0));
+    assert_true(FLAGS("\x0f\x01\xf9", 0)); /* RDTSCP */
+    assert_true(FLAGS("\x0f\x01\xf9", 4093));
+    assert_true(FLAGS("\x0f\x01\xd0", 7));     /* XGETBV */
+    assert_true(FLAGS("\x0f\xa2", 100));       /* CPUID */
+    assert_true(FLAGS("\x0f\x03\xc1", 100));   /* LSL */
+    assert_true(FLAGS("\xf3\x0f\xc7\xf8", 9)); /* RDPID */
+    assert_true(FLAGS("\xf3\x48\x0f\xc7\xff", 9));
+    assert_false(FLAGS("\x0f\xc7\xf8", 9)); /* RDSEED */
+    assert_true(FLAGS("\x0f\xae\x20", 9));  /* XSAVE */
+    assert_false(FLAGS("\x0f\xae\x28", 9)); /* XRSTOR */
+    assert_false(FLAGS("\xb8\xee\x00\x00\x00\x31\xd2\x0f\xae\x64\x24\x40", 9));
+    assert_false(FLAGS("\x0f\x01\xc8", 0));
+    /* Across the end of the page. */
+    assert_true(flags("\x0f", 1, 4095, "\x01\xf9"));
+    assert_true(flags("\x0f\x01", 2, 4094, "\xf9\x90"));
+    assert_false(flags("\x0f\x01", 2, 4094, "\xc8\x90"));
+    assert_false(flags("\x0f", 1, 4095, NULL));
+}
+
+int main(void)
+{
+    static const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_code_runs_and_system_call_reaches_the_kernel, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_page_is_writable_only_when_it_is_dirty, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_neighbours_that_were_used_come_along, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_flush_looks_at_what_is_mapped_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_other_address_space_has_its_own_space, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_page_that_becomes_code_is_not_writable, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(
+            test_instruction_that_tells_of_the_host_gives_the_guests_answer, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_space_without_room_begins_anew, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_lost_space_is_a_fault_of_the_guests_program, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_what_the_host_would_do_otherwise_is_translated, setup,
+                                        teardown),
+        cmocka_unit_test(test_scan_finds_what_tells_of_the_host),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
