@@ -11,12 +11,10 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #define RAM_BYTES (16u << 20)
@@ -288,35 +286,116 @@ static void test_kicks_everywhere(void **state)
     assert_int_equal(pthread_join(thread, NULL), 0);
 }
 
-static void test_speed(void **state)
+/* ---- a user who knows what lies beside him ---- */
+
+static uint64_t own_block(void)
 {
-    static const uint8_t code[] = {0x0f, 0x05, 0xeb, 0xfc};
-    struct timespec a;
-    struct timespec b;
+    return NATIVE_OWN + NATIVE_BLOCK_BYTES;
+}
+
+/* Where the stub's n-th SYSCALL is. */
+static uint64_t stub_call(unsigned n)
+{
+    for (const uint8_t *at = native_stub_start; at + 1 < native_stub_end; at++) {
+        if (at[0] == 0x0f && at[1] == 0x05 && n-- == 0) {
+            return own_block() + (uint64_t)(at - native_stub_start);
+        }
+    }
+    fail();
+    return 0;
+}
+
+/*
+ * The stub's own system calls do nothing but wait and wake, whoever jumps there:
+ * he begins again where he was let in, until somebody kicks him.
+ */
+static void test_stub_gives_no_system_call(void **state)
+{
+    static const uint64_t numbers[] = {SYS_mmap,   SYS_munmap, SYS_mprotect,  SYS_rt_sigreturn,
+                                       SYS_write,  SYS_open,   SYS_kill,      SYS_clone,
+                                       SYS_execve, SYS_exit,   SYS_exit_group};
+    /* incq (%rsi); jmp *%rbx */
+    static const uint8_t jump_there[] = {0x48, 0xff, 0x06, 0xff, 0xe3};
+    static const uint8_t load[] = {0x8a, 0x07, 0x0f, 0x05};
+    _Atomic bool stop;
+    pthread_t thread;
 
     (void)state;
-    put(code, sizeof(code));
-    (void)clock_gettime(CLOCK_MONOTONIC, &a);
-    for (unsigned i = 0; i < 20000; i++) {
-        assert_int_equal(run(), NATIVE_SYSCALL);
-        st.rip += 2;
+    for (unsigned i = 0; i < ARRAY_LEN(numbers); i++) {
+        volatile uint64_t *tries = (void *)(ram + PAGE);
+
+        put(jump_there, sizeof(jump_there));
+        *tries = 0;
+        st.gpr[X86_RAX] = numbers[i];
+        st.gpr[X86_RBX] = stub_call(0);
+        st.gpr[X86_RDI] = DATA;
+        st.gpr[X86_RSI] = DATA;
+        atomic_store(&stop, false);
+        assert_int_equal(pthread_create(&thread, NULL, kick_often, &stop), 0);
+        while (*tries < 3) {
+            assert_int_equal(run(), NATIVE_KICK);
+        }
+        atomic_store(&stop, true);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+        assert_false(native->ops->is_lost(native->opaque, 0));
+        memcpy(ram, load, sizeof(load));
+        do {
+            st.rip = CODE;
+        } while (run() == NATIVE_KICK);
+        assert_int_equal(left.reason, NATIVE_SYSCALL); /* its page is still there */
     }
-    (void)clock_gettime(CLOCK_MONOTONIC, &b);
-    print_message("# a hand-over: %.2f us\n",
-                  ((double)(b.tv_sec - a.tv_sec) * 1e9 + (double)(b.tv_nsec - a.tv_nsec)) /
-                      20000e3);
-    (void)clock_gettime(CLOCK_MONOTONIC, &a);
-    for (unsigned i = 0; i < 2000; i++) {
-        const struct native_change change = {.va = 0x10000000ull + i * PAGE,
-                                             .bytes = PAGE,
-                                             .offset = (i % 1000) * PAGE,
-                                             .prot = PROT_READ | PROT_WRITE,
-                                             .populate = true};
-        assert_int_equal(native->ops->change(native->opaque, 0, &change, 1), 0);
+}
+
+static void test_mapper_is_out_of_reach(void **state)
+{
+    /* mov %eax,(%rdi) */
+    static const uint8_t code[] = {0x89, 0x07};
+    static const uint64_t places[] = {NATIVE_OWN, NATIVE_OWN + NATIVE_PAGE_AT,
+                                      NATIVE_OWN + NATIVE_PAGE_AT + NATIVE_M_ITEMS};
+
+    (void)state;
+    for (unsigned i = 0; i < ARRAY_LEN(places); i++) {
+        put(code, sizeof(code));
+        st.gpr[X86_RDI] = places[i];
+        assert_int_equal(run(), NATIVE_FAULT);
+        assert_int_equal(left.address, places[i]);
     }
-    (void)clock_gettime(CLOCK_MONOTONIC, &b);
-    print_message("# a change: %.2f us\n",
-                  ((double)(b.tv_sec - a.tv_sec) * 1e9 + (double)(b.tv_nsec - a.tv_nsec)) / 2000e3);
+    /* Nor is there anything of the process that made it. */
+    put((const uint8_t[]){0x8b, 0x07}, 2);
+    st.gpr[X86_RDI] = (uint64_t)(uintptr_t)ram;
+    assert_int_equal(run(), NATIVE_FAULT);
+    st.gpr[X86_RDI] = (uint64_t)(uintptr_t)&left;
+    assert_int_equal(run(), NATIVE_FAULT);
+}
+
+/* He scribbles over his own block and stops for ever: his space may be lost, no other. */
+static void test_scribbler_loses_his_own_space(void **state)
+{
+    /* rep stosb over the block's page and stack, then syscall */
+    static const uint8_t code[] = {0xf3, 0xaa, 0x0f, 0x05};
+    unsigned lost = 0;
+
+    (void)state;
+    for (unsigned value = 0; value < 256 && lost < 4; value++) {
+        const struct native_change change = {
+            .va = CODE, .bytes = PAGE, .prot = PROT_READ | PROT_EXEC};
+        unsigned space = native->space_count - 1 - lost;
+
+        put(code, sizeof(code));
+        if (native->ops->clear(native->opaque, space) != 0) {
+            lost++;
+            continue;
+        }
+        assert_int_equal(native->ops->change(native->opaque, space, &change, 1), 0);
+        st.gpr[X86_RAX] = value;
+        st.gpr[X86_RDI] = own_block() + NATIVE_PAGE_AT;
+        st.gpr[X86_RCX] = NATIVE_BLOCK_BYTES - NATIVE_PAGE_AT;
+        native->ops->kick(native->opaque, 0); /* so that a silent one is not waited for */
+        native->ops->run(native->opaque, space, 0, &st, NULL, 0, &left);
+        native->ops->run(native->opaque, space, 0, &st, NULL, 0, &left);
+        lost += native->ops->is_lost(native->opaque, space) ? 1 : 0;
+    }
+    assert_int_equal(run_code((const uint8_t[]){0x0f, 0x05}, 2), NATIVE_SYSCALL);
 }
 
 static int set_up(void **state)
@@ -344,7 +423,9 @@ int main(void)
         cmocka_unit_test(test_trap_flag),
         cmocka_unit_test(test_kick),
         cmocka_unit_test(test_kicks_everywhere),
-        cmocka_unit_test(test_speed),
+        cmocka_unit_test(test_stub_gives_no_system_call),
+        cmocka_unit_test(test_mapper_is_out_of_reach),
+        cmocka_unit_test(test_scribbler_loses_his_own_space),
     };
 
     return cmocka_run_group_tests(tests, set_up, NULL);

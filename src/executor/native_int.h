@@ -1,0 +1,57 @@
+/* What the files behind executor/native.h share. */
+#ifndef CORBEL_EXECUTOR_NATIVE_INT_H
+#define CORBEL_EXECUTOR_NATIVE_INT_H
+
+#include "executor/native.h"
+
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+struct space {
+    uint8_t *blocks;
+    struct native_mapper *mapper;
+    int bell;
+    int *pidfds;
+    pid_t *pids;
+    _Atomic bool lost;
+};
+
+struct turn {          /* a vCPU's thread's */
+    _Atomic int space; /* where it runs; -1: nowhere */
+    _Atomic bool kicked;
+    uint32_t cpu; /* that its threads keep to; UINT32_MAX: any */
+    uint64_t since;
+    uint64_t last_tsc; /* how long the last run took */
+    unsigned last_space;
+    bool is_pinned;
+};
+
+struct spaces {
+    struct native native;
+    unsigned vcpu_count;
+    uint32_t xmask;
+    cpu_set_t allowed;
+    struct space space[NATIVE_MAX_SPACES];
+    struct turn turns[NATIVE_MAX_RUNNERS];
+    pid_t pids[NATIVE_MAX_RUNNERS];
+    int pidfds[NATIVE_MAX_RUNNERS];
+};
+
+static inline long native_futex(_Atomic uint32_t *word, int op, uint32_t value,
+                                const struct timespec *timeout)
+{
+    return syscall(SYS_futex, word, op, value, timeout, NULL, 0);
+}
+
+/* native.c. As native_ops.change. */
+int native_change(void *opaque, unsigned n, const struct native_change *changes, unsigned count)
+    MUST_CHECK;
+
+/* native_run.c. As native_ops.run and native_ops.kick. */
+void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
+                const struct native_change *changes, unsigned count, struct native_left *ret_left);
+void native_kick(void *opaque, unsigned vcpu);
+
+#endif
