@@ -7,6 +7,7 @@
 #include "block/successor.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 /* What may take long, before requests wait. A start with either file is right from now on: the new
@@ -28,6 +29,14 @@ static int prepare_snapshot(struct block *block, const struct block_file *file, 
                                      : 0;
 }
 
+/* The file below is only read from now on: others may build on it, too. */
+static void share_file(const struct block_file *file)
+{
+    const struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
+
+    (void)fcntl(file->fd, F_OFD_SETLK, &lock); /* a lock of ours is only made weaker */
+}
+
 static int put_overlay(struct block *block, struct block_file *file,
                        const struct block_config *config, struct err *err)
 {
@@ -40,6 +49,7 @@ static int put_overlay(struct block *block, struct block_file *file,
     r = qcow2_open(file, config, block->image, err, &overlay);
     if (r == 0) {
         (void)block_exchange(block, overlay); /* the one before is its backing image now */
+        share_file(overlay->backing->file);
     }
     return r;
 }

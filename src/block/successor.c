@@ -188,6 +188,15 @@ enum successor_state successor_state_of(const char *path, struct successor *ret_
     return fd >= 0 ? successor_state(fd, ret_next) : SUCCESSOR_CURRENT;
 }
 
+void successor_forget(const char *path)
+{
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+
+    if (fd >= 0 && remove_mark(fd, UNFINISHED_NAME) + remove_mark(fd, MARK_NAME) > 0) {
+        (void)fsync(fd); /* a mark that comes back is taken away again */
+    }
+}
+
 int successor_check_whole(const struct block_file *file, const char *path, struct err *err)
 {
     return file->fd >= 0 && successor_is_unfinished(file->fd)

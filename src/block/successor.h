@@ -70,6 +70,9 @@ enum successor_state successor_state(int fd, struct successor *ret_next);
 /* The same for a file by name; one that cannot be opened, or is a server's, has no marks. */
 enum successor_state successor_state_of(const char *path, struct successor *ret_next);
 
+/* Takes the marks from a file by name, for whoever keeps a record of what stands on what. */
+void successor_forget(const char *path);
+
 /* -ESTALE for a file that is not whole. path is for messages. */
 int successor_check_whole(const struct block_file *file, const char *path, struct err *err)
     MUST_CHECK;
