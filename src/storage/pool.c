@@ -111,7 +111,8 @@ static bool is_named(const struct pool *pool, uint64_t layer)
         const char *snapshot_key;
         json_t *snapshot;
 
-        if (get_number(volume, "head") == layer) {
+        if (get_number(volume, "head") == layer ||
+            get_number(json_object_get(volume, "pending"), "layer") == layer) {
             return true;
         }
         json_object_foreach(json_object_get(volume, "snapshots"), snapshot_key, snapshot)
@@ -155,8 +156,10 @@ static bool is_sound(const struct pool *pool)
         const char *name;
         json_t *snapshot;
         json_t *snapshots = json_object_get(parent, "snapshots");
+        const json_t *pending = json_object_get(parent, "pending");
 
         if (!knows_layer(pool, get_number(parent, "head")) || !json_is_object(snapshots) ||
+            (pending != NULL && !knows_layer(pool, get_number(pending, "layer"))) ||
             strlen(key) >= POOL_NAME_BYTES) {
             return false;
         }
@@ -708,17 +711,12 @@ int pool_delete_volume(struct pool *pool, const char *name, struct err *err)
     return commit(pool, err);
 }
 
-int pool_create_snapshot(struct pool *pool, const char *name, const char *snapshot, struct err *err)
+/* The layer of the head becomes a snapshot; the volume's next head is not noted yet. */
+static int name_snapshot(json_t *volume, const char *snapshot, struct err *err)
 {
-    json_t *volume = NULL;
-    json_t *snapshots;
+    json_t *snapshots = json_object_get(volume, "snapshots");
     json_t *entry;
-    int rc = find_current(pool, name, "snapshots are", &volume, err);
 
-    if (rc < 0) {
-        return rc;
-    }
-    snapshots = json_object_get(volume, "snapshots");
     if (strlen(snapshot) >= POOL_NAME_BYTES || json_object_get(snapshots, snapshot) != NULL) {
         return err_set(err, -EEXIST,
                        "there is a snapshot \"%.60s\" already, or the name is too long", snapshot);
@@ -726,12 +724,125 @@ int pool_create_snapshot(struct pool *pool, const char *name, const char *snapsh
     entry = json_pack("{s:I, s:s, s:I, s:I}", "layer", (json_int_t)get_number(volume, "head"),
                       "parent", get_text(volume, "parent"), "size",
                       (json_int_t)get_number(volume, "size"), "created", (json_int_t)time(NULL));
-    if (entry == NULL || json_object_set_new(snapshots, snapshot, entry) != 0 ||
-        json_object_set_new(volume, "parent", json_string(snapshot)) != 0) {
+    return entry != NULL && json_object_set_new(snapshots, snapshot, entry) == 0 &&
+                   json_object_set_new(volume, "parent", json_string(snapshot)) == 0
+               ? 0
+               : err_set(err, -ENOMEM, "out of memory");
+}
+
+int pool_create_snapshot(struct pool *pool, const char *name, const char *snapshot, struct err *err)
+{
+    json_t *volume = NULL;
+    int rc = find_current(pool, name, "snapshots are", &volume, err);
+
+    rc = rc < 0 ? rc : name_snapshot(volume, snapshot, err);
+    rc = rc < 0 ? rc : put_head_on_head(pool, volume, err);
+    return rc < 0 ? rc : commit(pool, err);
+}
+
+int pool_begin_snapshot(struct pool *pool, const char *name, const char *snapshot,
+                        char ret_file[PATH_MAX], struct err *err)
+{
+    json_t *volume = find_volume(pool, name, err);
+    json_t *pending = json_object_get(volume, "pending");
+    uint64_t layer = get_number(pool->record, "next");
+    int rc = volume == NULL ? -ENOENT : check_ours(pool, "snapshots are", err);
+
+    if (rc < 0) {
+        return rc;
+    }
+    if (pending != NULL) {
+        pool->ops->path(pool->store, get_number(pending, "layer"), ret_file);
+        return strcmp(get_text(pending, "snapshot"), snapshot) == 0
+                   ? 0
+                   : err_set(err, -EBUSY, "another snapshot of the volume \"%.60s\" is under way",
+                             name);
+    }
+    if (json_object_get(json_object_get(volume, "snapshots"), snapshot) != NULL) {
+        return err_set(err, -EEXIST, "there is a snapshot \"%.60s\" already", snapshot);
+    }
+    if (depth_of(pool, get_number(volume, "head")) >= POOL_MAX_DEPTH) {
+        return err_set(err, -EMLINK,
+                       "%u layers stand on each other already; delete snapshots first",
+                       POOL_MAX_DEPTH);
+    }
+    pending = json_pack("{s:I, s:s}", "layer", (json_int_t)layer, "snapshot", snapshot);
+    if (pending == NULL || json_object_set_new(volume, "pending", pending) != 0 ||
+        set_parent(pool, layer, get_number(volume, "head")) < 0 ||
+        json_object_set_new(pool->record, "next", json_integer((json_int_t)layer + 1)) != 0) {
         return err_set(err, -ENOMEM, "out of memory");
     }
-    rc = put_head_on_head(pool, volume, err);
+    pool->ops->path(pool->store, layer, ret_file);
+    return save_record(pool, err);
+}
+
+/* The pending layer is the head; the marks say no more than the record then. */
+static int adopt_pending(struct pool *pool, json_t *volume, struct err *err)
+{
+    json_t *pending = json_incref(json_object_get(volume, "pending"));
+    char before[PATH_MAX];
+    int rc = name_snapshot(volume, get_text(pending, "snapshot"), err);
+
+    pool->ops->path(pool->store, get_number(volume, "head"), before);
+    rc = rc < 0 ? rc : set_number(volume, "head", get_number(pending, "layer"), err);
+    json_decref(pending);
+    if (rc < 0) {
+        return rc;
+    }
+    (void)json_object_del(volume, "pending"); /* it was just found */
+    rc = save_record(pool, err);
+    if (rc == 0) {
+        successor_forget(before);
+    }
     return rc < 0 ? rc : commit(pool, err);
+}
+
+static int drop_pending(struct pool *pool, json_t *volume, struct err *err)
+{
+    (void)json_object_del(volume, "pending"); /* its layer has no name any more, and goes */
+    return commit(pool, err);
+}
+
+int pool_end_snapshot(struct pool *pool, const char *name, bool was_made, struct err *err)
+{
+    json_t *volume = find_volume(pool, name, err);
+
+    if (volume == NULL) {
+        return -ENOENT;
+    }
+    if (json_object_get(volume, "pending") == NULL) {
+        return 0;
+    }
+    return was_made ? adopt_pending(pool, volume, err) : drop_pending(pool, volume, err);
+}
+
+int pool_settle_snapshot(struct pool *pool, const char *name, const char *snapshot, struct err *err)
+{
+    json_t *volume = find_volume(pool, name, err);
+    json_t *pending = json_object_get(volume, "pending");
+    uint64_t layer = get_number(pending, "layer"), bytes = 0;
+    struct successor next;
+    int rc = 0;
+
+    if (volume == NULL) {
+        return -ENOENT;
+    }
+    if (json_object_get(json_object_get(volume, "snapshots"), snapshot) != NULL) {
+        return 0;
+    }
+    if (pending != NULL && pool->ops->stat(pool->store, layer, &bytes) == 0 &&
+        pool->ops->state(pool->store, layer, &next) != SUCCESSOR_UNFINISHED) {
+        rc = pool->ops->check_idle(pool->store, layer, err);
+        if (rc == 0 || rc == -EBUSY) {
+            /* Whole, and empty if it was never used. */
+            return rc < 0 ? rc : adopt_pending(pool, volume, err);
+        }
+        rc = 0;
+    }
+    if (pending != NULL) {
+        rc = drop_pending(pool, volume, err);
+    }
+    return rc < 0 ? rc : pool_create_snapshot(pool, name, snapshot, err);
 }
 
 int pool_revert(struct pool *pool, const char *name, const char *snapshot, struct err *err)
@@ -765,8 +876,11 @@ int pool_delete_snapshot(struct pool *pool, const char *name, const char *snapsh
     json_t *other;
     const char *key;
     char parent[POOL_NAME_BYTES];
-    int rc = find_idle(pool, name, "snapshots are", &volume, err);
+    int rc;
 
+    /* It may be in use: nothing that is open is changed. */
+    volume = find_volume(pool, name, err);
+    rc = volume == NULL ? -ENOENT : check_ours(pool, "snapshots are", err);
     if (rc < 0) {
         return rc;
     }

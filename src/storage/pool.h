@@ -118,11 +118,25 @@ int pool_delete_volume(struct pool *pool, const char *name, struct err *err) MUS
 
 int pool_create_snapshot(struct pool *pool, const char *name, const char *snapshot, struct err *err)
     MUST_CHECK;
+/*
+ * The same while a machine has the volume open, in three parts. The first
+ * notes a new head and tells its file, which the machine then makes over the
+ * one that it has (docs/control.md, disk-snapshot). The last notes that it went
+ * on there, or that it did not. The first may be repeated, and then tells the
+ * same; -EEXIST when the snapshot is there. In between, pool_settle_snapshot() finds out for a volume that no
+ * machine has any more, and makes the snapshot if it was not made.
+ */
+int pool_begin_snapshot(struct pool *pool, const char *name, const char *snapshot,
+                        char ret_file[PATH_MAX], struct err *err) MUST_CHECK;
+int pool_end_snapshot(struct pool *pool, const char *name, bool was_made, struct err *err)
+    MUST_CHECK;
+int pool_settle_snapshot(struct pool *pool, const char *name, const char *snapshot, struct err *err)
+    MUST_CHECK;
 /* The volume becomes what it was then; what it was until now is lost. */
 int pool_revert(struct pool *pool, const char *name, const char *snapshot, struct err *err)
     MUST_CHECK;
 /* What only the snapshot held is freed; its layer is merged with the one above where that is the
- * only one. Snapshots taken after it keep their contents. */
+ * only one, and not in use (then later). Snapshots taken after it keep their contents. */
 int pool_delete_snapshot(struct pool *pool, const char *name, const char *snapshot, struct err *err)
     MUST_CHECK;
 
