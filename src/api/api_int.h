@@ -132,6 +132,7 @@ int objects_get(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_create(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_change(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_delete(struct api *, struct api_call *, json_t **, struct fault *);
+int objects_restore(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_act(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_statistics(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_wait(struct api *, struct api_call *, json_t **, struct fault *);

@@ -111,6 +111,12 @@ int objects_delete(struct api *api, struct api_call *call, json_t **ret_answer, 
                           ret_answer, fault);
 }
 
+int objects_restore(struct api *api, struct api_call *call, json_t **ret_answer,
+                    struct fault *fault)
+{
+    return compute_restore(api->config.compute, &call->compute, call->id, ret_answer, fault);
+}
+
 int objects_act(struct api *api, struct api_call *call, json_t **ret_answer, struct fault *fault)
 {
     return compute_act(api->config.compute, &call->compute, call->action, call->id, call->body,

@@ -217,7 +217,8 @@ static json_t *describe(const struct api_operation *operation)
                                         "content", "application/json", "schema", "$ref",
                                         "#/components/schemas/error"));
     if (operation->body == API_BODY_CREATE || operation->body == API_BODY_ACTION ||
-        operation->body == API_BODY_CHANGE || operation->handle == objects_delete) {
+        operation->body == API_BODY_CHANGE || operation->handle == objects_delete ||
+        operation->handle == objects_restore) {
         (void)json_object_set_new(responses, "202",
                                   json_pack("{s:s, s:{s:{s:o}}}", "description",
                                             "an operation goes on", "content", "application/json",

@@ -177,6 +177,9 @@ static int change_instance(struct act *act, bool needs_stop, struct fault *fault
         !object_is(&act->object, "state", "failed")) {
         return refuse_state(act, "this is changed only while it is stopped", fault);
     }
+    if (needs_stop && snapshot_is_under_way(&act->object)) {
+        return refuse_state(act, "a snapshot of its disks is being taken or put back", fault);
+    }
     if (needs_stop) {
         forget_sizes(act);
         rc = call_resolve_instance(act->compute, &act->object, fault);
@@ -204,7 +207,7 @@ static int change_volume(struct act *act, int64_t old_gib, struct fault *fault)
     if (!object_is(&act->object, "state", "available")) {
         return refuse_state(act, "it grows while no instance has it", fault);
     }
-    rc = admit_volume(act->compute, &act->object, more, fault);
+    rc = admit_disk(act->compute, &act->object, more, fault);
     if (rc == 0) {
         object_set_text(&act->object, "state", "resizing");
         begin_work(act, "is to grow");
@@ -264,7 +267,7 @@ static int fail_if_used(void *opaque, struct object *object)
 
 static int check_project_is_empty(struct act *act, struct fault *fault)
 {
-    static const enum kind kinds[] = {KIND_INSTANCE, KIND_VOLUME};
+    static const enum kind kinds[] = {KIND_INSTANCE, KIND_VOLUME, KIND_SNAPSHOT};
 
     if (object_is(&act->object, "name", COMPUTE_DEFAULT_PROJECT)) {
         return fault_set(fault, FAULT_CONFLICT, NULL, "the project \"%s\" stays",
@@ -304,6 +307,12 @@ static int do_delete(struct act *act, struct fault *fault)
         object_set_text(&act->object, "state", "deleting");
         begin_work(act, "is to be deleted");
         return 0;
+    case KIND_SNAPSHOT:
+        rc = snapshot_delete(&act->change, &act->object, fault);
+        if (rc == 0) {
+            begin_work(act, "is to be deleted");
+        }
+        return rc;
     case KIND_PROJECT:
         rc = check_project_is_empty(act, fault);
         break;
@@ -339,6 +348,30 @@ int compute_delete(struct compute *compute, const struct compute_call *call, enu
     }
     (void)snprintf(action, sizeof(action), "%s.delete", kind_spec(kind)->name);
     return run_act(&act, do_delete, ret_answer, fault);
+}
+
+/* ---- snapshots ---- */
+
+static int do_restore(struct act *act, struct fault *fault)
+{
+    int rc = snapshot_restore(&act->change, &act->object, fault);
+
+    if (rc == 0) {
+        begin_work(act, "is to be put back");
+    }
+    return rc;
+}
+
+int compute_restore(struct compute *compute, const struct compute_call *call, const char *id,
+                    json_t **ret_answer, struct fault *fault)
+{
+    struct act act = {.compute = compute,
+                      .call = call,
+                      .kind = KIND_SNAPSHOT,
+                      .id = id,
+                      .action = "snapshot.restore"};
+
+    return run_act(&act, do_restore, ret_answer, fault);
 }
 
 /* ---- actions ---- */

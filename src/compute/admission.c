@@ -11,7 +11,7 @@
 
 struct sums {
     const char *but; /* the id of one that is not counted */
-    int64_t instances, cpus, memory_mib, volume_gib;
+    int64_t instances, cpus, memory_mib, volume_gib, snapshots;
     int64_t running_cpus, running_memory_mib, running;
 };
 
@@ -48,6 +48,15 @@ static int add_volume(void *opaque, struct object *volume)
     if (sums->but == NULL || strcmp(sums->but, volume->id) != 0) {
         sums->volume_gib += object_number(volume, "size_gib");
     }
+    return 0;
+}
+
+static int add_snapshot(void *opaque, struct object *snapshot)
+{
+    struct sums *sums = opaque;
+
+    sums->snapshots++;
+    sums->volume_gib += object_number(snapshot, "size_gib");
     return 0;
 }
 
@@ -137,19 +146,22 @@ int admit_instance(struct compute *compute, const struct object *instance, bool 
                                 "MiB of memory", "the host", fault);
 }
 
-int admit_volume(struct compute *compute, const struct object *volume, int64_t more_gib,
-                 struct fault *fault)
+int admit_disk(struct compute *compute, const struct object *object, int64_t more_gib,
+               struct fault *fault)
 {
     struct sums sums = {.but = NULL};
     struct object project = {0};
-    int rc = object_load(compute, KIND_PROJECT, GLOBAL_PROJECT, volume->project, &project, fault);
+    int rc = object_load(compute, KIND_PROJECT, GLOBAL_PROJECT, object->project, &project, fault);
 
-    if (rc == 0) {
-        rc = object_each(compute, KIND_VOLUME, volume->project, add_volume, &sums, fault);
-    }
+    rc = rc < 0 ? rc : object_each(compute, KIND_VOLUME, object->project, add_volume, &sums, fault);
+    rc = rc < 0 ? rc
+                : object_each(compute, KIND_SNAPSHOT, object->project, add_snapshot, &sums, fault);
     rc = rc < 0 ? rc
                 : check_quota(&project, "max_volume_gib", sums.volume_gib, more_gib, "size_gib",
-                              "GiB of volumes", fault);
+                              "GiB of volumes and snapshots", fault);
+    if (rc == 0 && object->kind == KIND_SNAPSHOT) {
+        rc = check_quota(&project, "max_snapshots", sums.snapshots, 1, NULL, "snapshots", fault);
+    }
     object_done(&project);
     return rc;
 }

@@ -1,6 +1,8 @@
 /* What calls that change something have in common: operations, tokens, references. */
 #include "compute/compute_int.h"
 
+#include "base/path.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -150,6 +152,34 @@ void call_note_token(struct change *change, const struct compute_call *call, con
                  true);
 }
 
+int call_name_field(int rc, const char *field, struct fault *fault)
+{
+    if (rc == -ENOENT && fault != NULL) {
+        (void)snprintf(fault->field, sizeof(fault->field), "%s", field);
+    }
+    return rc;
+}
+
+/* The image, or what the snapshot keeps of it. */
+static int find_image(struct compute *compute, const struct object *instance,
+                      struct image *ret_image, struct fault *fault)
+{
+    const char *origin = object_text(instance, "origin");
+    char dir[PATH_MAX];
+    struct err err;
+    int rc;
+
+    if (origin[0] == '\0') {
+        return images_find(compute, object_text(instance, "image"), ret_image, fault);
+    }
+    rc = snapshot_path(compute, origin, dir, &err);
+    if (rc == 0 && !path_exists(dir)) { /* deleted since: the instance has its own */
+        rc = directory_path(compute, instance->id, dir, &err);
+    }
+    rc = rc < 0 ? rc : image_load(dir, ret_image, &err);
+    return rc < 0 ? fault_set(fault, FAULT_INTERNAL, "snapshot", "%s", err.text) : 0;
+}
+
 int call_resolve_instance(struct compute *compute, struct object *instance, struct fault *fault)
 {
     struct object type = {0};
@@ -157,10 +187,7 @@ int call_resolve_instance(struct compute *compute, struct object *instance, stru
     int rc = object_find(compute, KIND_TYPE, NULL, object_text(instance, "type"), &type, fault);
 
     if (rc < 0) {
-        if (rc == -ENOENT && fault != NULL) {
-            (void)snprintf(fault->field, sizeof(fault->field), "type");
-        }
-        return rc;
+        return call_name_field(rc, "type", fault);
     }
     static const char *const fields[] = {"cpus", "memory_mib", "disk_gib"};
     for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
@@ -170,7 +197,7 @@ int call_resolve_instance(struct compute *compute, struct object *instance, stru
         }
     }
     object_done(&type);
-    rc = images_find(compute, object_text(instance, "image"), &image, fault);
+    rc = find_image(compute, instance, &image, fault);
     if (rc == 0 && !image.has_kernel) {
         rc = fault_set(fault, FAULT_INVALID, "image",
                        "the image has no kernel beside its disk, and machines are not booted by "
@@ -227,10 +254,7 @@ static int attach_one(struct change *change, struct object *instance, size_t ind
                          json_string_value(json_array_get(volumes, index)), &volume, fault);
 
     if (rc < 0) {
-        if (fault != NULL) {
-            (void)snprintf(fault->field, sizeof(fault->field), "volumes");
-        }
-        return rc;
+        return call_name_field(rc, "volumes", fault);
     }
     (void)json_array_set_new(volumes, index, json_string(volume.id));
     if (!object_is(&volume, "instance", instance->id)) {

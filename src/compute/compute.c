@@ -312,7 +312,9 @@ static void sweep_tasks(void *opaque)
 
 static void work_on(struct compute *compute, struct task *task)
 {
-    int rc = task->kind == KIND_VOLUME ? reconcile_volume(task) : reconcile_instance(task);
+    int rc = task->kind == KIND_VOLUME     ? reconcile_volume(task)
+             : task->kind == KIND_SNAPSHOT ? reconcile_snapshot(task)
+                                           : reconcile_instance(task);
 
     mutex_lock(&compute->lock);
     task->is_busy = false;
@@ -423,9 +425,9 @@ static int make_defaults(struct compute *compute, struct fault *fault)
     change_begin(&change, compute);
     change_write(&change, "/v1/defaults", json_integer(1), true);
     rc = object_new(KIND_PROJECT, NULL,
-                    json_pack("{s:s, s:i, s:i, s:i, s:i}", "name", COMPUTE_DEFAULT_PROJECT,
+                    json_pack("{s:s, s:i, s:i, s:i, s:i, s:i}", "name", COMPUTE_DEFAULT_PROJECT,
                               "max_instances", 0, "max_cpus", 0, "max_memory_mib", 0,
-                              "max_volume_gib", 0),
+                              "max_volume_gib", 0, "max_snapshots", 0),
                     &project, fault);
     if (rc == 0) {
         change_put(&change, &project);
@@ -468,6 +470,8 @@ static int prepare(struct compute *compute, struct err *err)
                        config->state_dir);
     }
     rc = rc < 0 ? rc : path_format(path, err, "%s/machines", config->state_dir);
+    rc = rc < 0 ? rc : path_make_dirs(path, err);
+    rc = rc < 0 ? rc : path_format(path, err, "%s/snapshots", config->state_dir);
     rc = rc < 0 ? rc : path_make_dirs(path, err);
     rc = rc < 0 ? rc : path_make_private(config->runtime_dir, err);
     rc = rc < 0 ? rc : path_format(path, err, "%s/vm", config->runtime_dir);
@@ -513,6 +517,8 @@ int compute_open(const struct compute_config *config, struct err *err, struct co
         rc =
             rc == 0 ? object_each(compute, KIND_INSTANCE, NULL, queue_object, compute, &fault) : rc;
         rc = rc == 0 ? object_each(compute, KIND_VOLUME, NULL, queue_object, compute, &fault) : rc;
+        rc =
+            rc == 0 ? object_each(compute, KIND_SNAPSHOT, NULL, queue_object, compute, &fault) : rc;
         rc = rc < 0 ? err_set(err, rc, "%s", fault.text) : 0;
     }
     if (rc == 0) {

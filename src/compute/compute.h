@@ -120,6 +120,11 @@ int compute_act(struct compute *compute, const struct compute_call *call, const 
                 const char *id, const json_t *parameters, json_t **ret_answer, struct fault *fault)
     MUST_CHECK;
 
+/* Puts the disk of a stopped instance, or a volume that no machine runs with, back to a snapshot
+ * of it. The answer is as that of creation. */
+int compute_restore(struct compute *compute, const struct compute_call *call, const char *id,
+                    json_t **ret_answer, struct fault *fault) MUST_CHECK;
+
 /* Asks an operation to end where it can; -EBUSY when it has ended. The answer is the operation. */
 int compute_cancel(struct compute *compute, const struct compute_call *call, const char *id,
                    json_t **ret_operation, struct fault *fault) MUST_CHECK;

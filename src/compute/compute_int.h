@@ -17,6 +17,8 @@
 
 #include <limits.h>
 
+struct pool;
+
 #define ID_BYTES 48 /* of any id, with its NUL */
 #define MAX_WORKERS 32
 #define TASK_BUCKETS 256u
@@ -56,6 +58,22 @@ enum step {
     STEP_NOTE_VOLUME,
     STEP_DELETE_VOLUME,
     STEP_FORGET_VOLUME,
+    STEP_DROP_VOLUME,
+    STEP_SWITCH_DISK,
+    STEP_LINK_SNAPSHOT,
+    STEP_PUBLISH_SNAPSHOT,
+    STEP_RESERVE_LAYER,
+    STEP_SWITCH_VOLUME,
+    STEP_SNAPSHOT_VOLUME,
+    STEP_NOTE_SNAPSHOT,
+    STEP_RESTORE_DISK,
+    STEP_RESTORE_VOLUME,
+    STEP_NOTE_RESTORED,
+    STEP_TIDY_DISK,
+    STEP_NOTE_TIDY,
+    STEP_DELETE_SNAPSHOT,
+    STEP_RELINK_SNAPSHOTS,
+    STEP_FORGET_SNAPSHOT,
     STEP_COUNT
 };
 
@@ -210,11 +228,12 @@ int images_list(struct compute *compute, json_t **ret_items, struct fault *fault
 
 /* ---- admission.c ---- */
 
-/* Whether the instance may be there (is_new) and run; and the volume, with more_gib of it. */
+/* Whether the instance may be there (is_new) and run; and the volume or snapshot, with
+ * more_gib of it. */
 int admit_instance(struct compute *compute, const struct object *instance, bool is_new,
                    struct fault *fault) MUST_CHECK;
-int admit_volume(struct compute *compute, const struct object *volume, int64_t more_gib,
-                 struct fault *fault) MUST_CHECK;
+int admit_disk(struct compute *compute, const struct object *object, int64_t more_gib,
+               struct fault *fault) MUST_CHECK;
 
 /* ---- call.c: what calls have in common ---- */
 
@@ -236,10 +255,33 @@ int call_attach_volumes(struct change *change, struct object *instance, struct f
     MUST_CHECK;
 #define CALL_TRIES 20 /* against workers that change the same object meanwhile */
 
+/* Says which field of the request names what is not there. Returns rc. */
+int call_name_field(int rc, const char *field, struct fault *fault);
+
+/* ---- snapshot.c: calls about snapshots; what they change of others is in the change ---- */
+
+/* Claims what the new snapshot is to be taken of. */
+int snapshot_prepare(struct change *change, struct object *snapshot, struct fault *fault)
+    MUST_CHECK;
+int snapshot_restore(struct change *change, struct object *snapshot, struct fault *fault)
+    MUST_CHECK;
+int snapshot_delete(struct change *change, struct object *snapshot, struct fault *fault) MUST_CHECK;
+/* Fills in what the snapshot says that a new one is to begin as, if it names one. */
+int snapshot_base_volume(struct change *change, struct object *volume, struct fault *fault)
+    MUST_CHECK;
+int snapshot_base_instance(struct change *change, struct object *instance, struct fault *fault)
+    MUST_CHECK;
+/* Whether an instance or volume is claimed. */
+bool snapshot_is_under_way(const struct object *object);
+
 /* ---- directory.c: what lasts of an instance ---- */
 
 int directory_path(const struct compute *compute, const char *id, char out[PATH_MAX],
                    struct err *err) MUST_CHECK;
+/* The file that is the instance's own disk, in its directory. */
+const char *directory_head(const struct object *instance);
+/* Kernel, keys and what describes them, from one directory into another. */
+int directory_link(const char *from, const char *to, struct err *err) MUST_CHECK;
 /* machines/ID with kernel, keys and disk: whole or not at all. */
 int directory_make(struct task *task, const struct object *instance, struct err *err) MUST_CHECK;
 
@@ -272,12 +314,38 @@ int machine_command(struct task *task, const char *command, json_t **ret_answer,
 int machine_learn(struct task *task, struct object *instance, struct err *err) MUST_CHECK;
 int machine_clear(struct task *task, struct err *err) MUST_CHECK;
 
-/* ---- reconcile.c, volume.c ---- */
+/* ---- snapshot_work.c ---- */
+
+/* What the instance's worker does first: snapshots of its disks taken or put back. */
+bool snapshot_has_work(const struct object *instance);
+int snapshot_work(struct task *task, struct object *instance, bool is_running) MUST_CHECK;
+/* The same for a volume that no instance has. */
+int snapshot_work_volume(struct task *task, struct object *volume) MUST_CHECK;
+/* Fewer layers under the disk of an instance that is off. */
+int snapshot_tidy(struct task *task, struct object *instance) MUST_CHECK;
+int snapshot_path(const struct compute *compute, const char *id, char out[PATH_MAX],
+                  struct err *err) MUST_CHECK;
+
+/* ---- reconcile.c, volume.c, snapshot_delete.c ---- */
+
+/* What one look found; settled: nothing is left to do. */
+enum outcome { LOOK_AGAIN = 1, SETTLED = 0 };
+
+/* Commits within a step. LOOK_AGAIN, also when something else was faster. */
+int commit_step(struct task *task, struct change *change, enum step step) MUST_CHECK;
+/* Tells of what will be tried again. Returns rc. */
+int log_failure(const struct task *task, int rc, const struct err *err);
 
 int reconcile_instance(struct task *task) MUST_CHECK;
 int reconcile_volume(struct task *task) MUST_CHECK;
-/* Removes directories of instances that no record knows of. */
+int reconcile_snapshot(struct task *task) MUST_CHECK;
+/* Removes what belongs to instances, volumes and snapshots that no record knows of. */
 void reconcile_sweep(struct compute *compute);
+/* The pool of this host's volumes. */
+int volume_open_pool(struct compute *compute, bool for_change, struct pool **ret_pool,
+                     struct err *err) MUST_CHECK;
+/* Removes what is in the pool of a volume without a record, when no snapshot needs it. */
+int volume_drop(struct task *task, const char *id, struct err *err) MUST_CHECK;
 int volume_path(struct compute *compute, const char *id, char out[PATH_MAX], struct err *err)
     MUST_CHECK;
 const char *step_name(enum step step);

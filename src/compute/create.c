@@ -43,8 +43,9 @@ static int check_key(const struct object *key, struct fault *fault)
 static int prepare_instance(struct creation *creation, struct fault *fault)
 {
     struct object *object = &creation->object;
-    int rc = call_resolve_instance(creation->compute, object, fault);
+    int rc = snapshot_base_instance(&creation->change, object, fault);
 
+    rc = rc < 0 ? rc : call_resolve_instance(creation->compute, object, fault);
     if (rc == 0) {
         rc = admit_instance(creation->compute, object, true, fault);
     }
@@ -60,13 +61,19 @@ static int prepare_instance(struct creation *creation, struct fault *fault)
 static int prepare_kind(struct creation *creation, struct fault *fault)
 {
     struct object *object = &creation->object;
+    int rc;
 
     switch (creation->kind) {
     case KIND_INSTANCE:
         return prepare_instance(creation, fault);
     case KIND_VOLUME:
         object_set_text(object, "state", "creating");
-        return admit_volume(creation->compute, object, object_number(object, "size_gib"), fault);
+        rc = snapshot_base_volume(&creation->change, object, fault);
+        return rc < 0 ? rc
+                      : admit_disk(creation->compute, object, object_number(object, "size_gib"),
+                                   fault);
+    case KIND_SNAPSHOT:
+        return snapshot_prepare(&creation->change, object, fault);
     case KIND_KEY:
         return check_key(object, fault);
     case KIND_TYPE:
@@ -110,7 +117,7 @@ static int check_name(struct creation *creation, struct fault *fault)
 
 static bool needs_work(enum kind kind)
 {
-    return kind == KIND_INSTANCE || kind == KIND_VOLUME;
+    return kind == KIND_INSTANCE || kind == KIND_VOLUME || kind == KIND_SNAPSHOT;
 }
 
 static void collect(struct creation *creation)

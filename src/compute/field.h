@@ -50,6 +50,7 @@ enum kind {
     KIND_TYPE,
     KIND_IMAGE,
     KIND_VOLUME,
+    KIND_SNAPSHOT,
     KIND_KEY,
     KIND_PROJECT,
     KIND_OPERATION,

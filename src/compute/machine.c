@@ -244,7 +244,8 @@ static int set_disks(struct config *config, struct err *err)
     if (text == NULL) {
         return err_set(err, -ENOMEM, "out of memory");
     }
-    rc = rc < 0 ? rc : path_format(path, err, "%s/disk.qcow2", config->dir);
+    rc = rc < 0 ? rc
+                : path_format(path, err, "%s/%s", config->dir, directory_head(config->instance));
     if (rc == 0 && path_exists(path)) {
         (void)snprintf(text, DISK_TEXT_BYTES, "%s,format=qcow2,backing-dir=%s,id=root", path,
                        config->dir);

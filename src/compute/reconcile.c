@@ -25,9 +25,6 @@
 #define STEADY_S 60           /* who ran that long is not failing again and again */
 #define RESTART_MAX_S 60u
 
-/* What one look found; settled: nothing is left to do. */
-enum outcome { LOOK_AGAIN = 1, SETTLED = 0 };
-
 static const char *const step_names[STEP_COUNT] = {
     [STEP_MAKE_DIRECTORY] = "make-directory",
     [STEP_LINK_IMAGE] = "link-image",
@@ -58,6 +55,22 @@ static const char *const step_names[STEP_COUNT] = {
     [STEP_NOTE_VOLUME] = "note-volume",
     [STEP_DELETE_VOLUME] = "delete-volume",
     [STEP_FORGET_VOLUME] = "forget-volume",
+    [STEP_DROP_VOLUME] = "drop-volume",
+    [STEP_SWITCH_DISK] = "switch-disk",
+    [STEP_LINK_SNAPSHOT] = "link-snapshot",
+    [STEP_PUBLISH_SNAPSHOT] = "publish-snapshot",
+    [STEP_RESERVE_LAYER] = "reserve-layer",
+    [STEP_SWITCH_VOLUME] = "switch-volume",
+    [STEP_SNAPSHOT_VOLUME] = "snapshot-volume",
+    [STEP_NOTE_SNAPSHOT] = "note-snapshot",
+    [STEP_RESTORE_DISK] = "restore-disk",
+    [STEP_RESTORE_VOLUME] = "restore-volume",
+    [STEP_NOTE_RESTORED] = "note-restored",
+    [STEP_TIDY_DISK] = "tidy-disk",
+    [STEP_NOTE_TIDY] = "note-tidy",
+    [STEP_DELETE_SNAPSHOT] = "delete-snapshot",
+    [STEP_RELINK_SNAPSHOTS] = "relink-snapshots",
+    [STEP_FORGET_SNAPSHOT] = "forget-snapshot",
 };
 
 const char *step_name(enum step step)
@@ -71,8 +84,7 @@ const char *const *compute_steps(unsigned *ret_count)
     return step_names;
 }
 
-/* Commits within a step. LOOK_AGAIN, also when something else was faster. */
-static int commit_step(struct task *task, struct change *change, enum step step)
+int commit_step(struct task *task, struct change *change, enum step step)
 {
     struct fault fault = {.code = FAULT_NONE};
     int rc = task_step(task, step, false);
@@ -93,7 +105,7 @@ static int commit_step(struct task *task, struct change *change, enum step step)
     return rc < 0 ? rc : LOOK_AGAIN;
 }
 
-static int log_failure(const struct task *task, int rc, const struct err *err)
+int log_failure(const struct task *task, int rc, const struct err *err)
 {
     if (rc != -EINTR) {
         log_error("%s: %s", task->id, err->text);
@@ -501,6 +513,9 @@ static int look_at_absent(struct task *task, struct object *instance)
     if (object_is(instance, "state", "pending")) {
         return create(task, instance);
     }
+    if (object_flag(instance, "merging")) {
+        return snapshot_tidy(task, instance);
+    }
     machine_read_end(task, instance, task->last_status, &end);
     if (object_is(instance, "state", "starting") && !end.was_launched) {
         return object_is(instance, "desired", "stopped") ? note_end(task, instance, &end)
@@ -530,6 +545,8 @@ static int look(struct task *task)
         rc = log_failure(task, rc, &err);
     } else if (presence == MACHINE_UNSURE) {
         task_again(task, clock_monotonic_ns() + UNSURE_NS);
+    } else if (snapshot_has_work(&instance)) {
+        rc = snapshot_work(task, &instance, presence == MACHINE_PRESENT);
     } else if (presence == MACHINE_PRESENT) {
         rc = look_at_running(task, &instance);
     } else {

@@ -1,26 +1,20 @@
-/* Volumes: made, grown and removed in the pool of this host; orphans of instances. */
+/* Volumes: made, grown and removed in the pool of this host. */
 #include "compute/compute_int.h"
 
-#include "base/io.h"
 #include "base/log.h"
 #include "base/path.h"
-#include "base/process.h"
+#include "block/block_int.h"
+#include "storage/disk.h"
 #include "storage/pool.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/pidfd.h>
 
 #define BYTES_PER_GIB (1ull << 30)
-#define LOOK_AGAIN 1
-#define KILL_WAIT_MS 10000
 
-static int open_pool(struct compute *compute, bool for_change, struct pool **ret_pool,
+int volume_open_pool(struct compute *compute, bool for_change, struct pool **ret_pool,
                      struct err *err)
 {
     char path[PATH_MAX];
@@ -34,7 +28,7 @@ int volume_path(struct compute *compute, const char *id, char out[PATH_MAX], str
 {
     struct pool *pool = NULL;
     struct pool_volume volume;
-    int rc = open_pool(compute, false, &pool, err);
+    int rc = volume_open_pool(compute, false, &pool, err);
 
     rc = rc < 0 ? rc : pool_find(pool, id, &volume, err);
     rc = rc < 0 ? rc : path_format(out, err, "%s", volume.path);
@@ -47,23 +41,113 @@ static uint64_t wanted_bytes(const struct object *volume)
     return (uint64_t)object_number(volume, "size_gib") * BYTES_PER_GIB;
 }
 
-/* Made already, before a daemon ended: fine. */
-static int create(struct pool *pool, const struct object *volume, struct err *err)
+/* A copy of an instance's disk, as a snapshot keeps it. */
+static int copy_disk(struct task *task, struct pool *pool, const struct object *volume,
+                     const struct object *snapshot, struct err *err)
 {
-    int rc = pool_create_volume(pool, volume->id, wanted_bytes(volume), err);
+    char dir[PATH_MAX], path[PATH_MAX];
+    const struct disk_ref ref = {.path = path, .read_only = true};
+    struct block_image *from = NULL;
+    int rc = snapshot_path(task->compute, snapshot->id, dir, err);
 
+    rc = rc < 0 ? rc : path_format(path, err, "%s/%s", dir, object_text(snapshot, "layer"));
+    rc = rc < 0 ? rc : disk_open(&ref, err, &from);
+    if (rc < 0) {
+        return rc;
+    }
+    rc = pool_create_copy(pool, volume->id, wanted_bytes(volume), from, err);
+    block_image_close(from);
+    return rc;
+}
+
+static int create_from(struct task *task, struct pool *pool, const struct object *volume,
+                       struct err *err)
+{
+    struct object snapshot = {0};
+    struct fault fault = {.code = FAULT_NONE};
+    struct pool_volume made;
+    int rc = object_load(task->compute, KIND_SNAPSHOT, volume->project,
+                         object_text(volume, "origin"), &snapshot, &fault);
+
+    if (rc < 0) {
+        return err_set(err, rc, "%s", fault.text);
+    }
+    rc = object_text(&snapshot, "volume")[0] != '\0'
+             ? pool_clone_volume(pool, object_text(&snapshot, "volume"), snapshot.id, volume->id,
+                                 err)
+             : copy_disk(task, pool, volume, &snapshot, err);
+    object_done(&snapshot);
+    rc = rc == -EEXIST ? 0 : rc;
+    rc = rc < 0 ? rc : pool_find(pool, volume->id, &made, err);
+    return rc < 0 || made.size_bytes >= wanted_bytes(volume)
+               ? rc
+               : pool_resize_volume(pool, volume->id, wanted_bytes(volume), false, err);
+}
+
+/* Made already, before a daemon ended: fine. */
+static int create(struct task *task, struct pool *pool, const struct object *volume,
+                  struct err *err)
+{
+    int rc;
+
+    if (object_text(volume, "origin")[0] != '\0') {
+        return create_from(task, pool, volume, err);
+    }
+    rc = pool_create_volume(pool, volume->id, wanted_bytes(volume), err);
     return rc == -EEXIST ? 0 : rc;
 }
 
-static int resize(struct pool *pool, const struct object *volume, struct err *err)
+static int resize(struct task *task, struct pool *pool, const struct object *volume,
+                  struct err *err)
 {
+    (void)task;
     return pool_resize_volume(pool, volume->id, wanted_bytes(volume), false, err);
 }
 
-static int delete (struct pool *pool, const struct object *volume, struct err *err)
+/* Snapshots of it stay, and with them what they need in the pool: all but what came after them. */
+static int empty_head(struct pool *pool, const char *id, struct err *err)
 {
-    int rc = pool_delete_volume(pool, volume->id, err);
+    struct pool_snapshot *list = NULL;
+    unsigned count = 0;
+    int rc = pool_list_snapshots(pool, id, &list, &count, err);
 
+    rc = rc < 0 || count == 0 ? rc : pool_revert(pool, id, list[0].name, err);
+    free(list);
+    return rc;
+}
+
+static int delete (struct task *task, struct pool *pool, const struct object *volume,
+                   struct err *err)
+{
+    struct pool_volume found;
+    int rc = pool_find(pool, volume->id, &found, err);
+
+    (void)task;
+    if (rc == 0) {
+        rc = found.snapshots > 0 ? empty_head(pool, volume->id, err)
+                                 : pool_delete_volume(pool, volume->id, err);
+    }
+    return rc == -ENOENT ? 0 : rc;
+}
+
+/* Whichever of the volume and its last snapshot goes last takes along what is in the pool. */
+int volume_drop(struct task *task, const char *id, struct err *err)
+{
+    struct object volume = {0};
+    struct pool *pool = NULL;
+    struct pool_volume found;
+    int rc = object_load(task->compute, KIND_VOLUME, task->project, id, &volume, NULL);
+
+    object_done(&volume);
+    if (rc != -ENOENT) {
+        return rc < 0 ? err_set_errno(err, rc, "the record of %s cannot be read", id) : 0;
+    }
+    rc = volume_open_pool(task->compute, true, &pool, err);
+    rc = rc < 0 ? rc : pool_find(pool, id, &found, err);
+    if (rc == 0 && found.snapshots == 0) {
+        rc = pool_delete_volume(pool, id, err);
+    }
+    pool_close(pool);
     return rc == -ENOENT ? 0 : rc;
 }
 
@@ -71,7 +155,7 @@ static int delete (struct pool *pool, const struct object *volume, struct err *e
 static const struct work {
     const char *state;
     enum step step, note;
-    int (*run)(struct pool *pool, const struct object *volume, struct err *err);
+    int (*run)(struct task *task, struct pool *pool, const struct object *volume, struct err *err);
     const char *action, *text;
 } works[] = {
     {"creating", STEP_CREATE_VOLUME, STEP_NOTE_VOLUME, create, "volume.created", "is there"},
@@ -95,8 +179,8 @@ static int do_work(struct task *task, const struct work *work, const struct obje
     struct pool *pool = NULL;
     int rc = task_step(task, work->step, false);
 
-    rc = rc < 0 ? rc : open_pool(task->compute, true, &pool, err);
-    rc = rc < 0 ? rc : work->run(pool, volume, err);
+    rc = rc < 0 ? rc : volume_open_pool(task->compute, true, &pool, err);
+    rc = rc < 0 ? rc : work->run(task, pool, volume, err);
     pool_close(pool);
     rc = rc < 0 ? rc : task_step(task, work->step, true);
     err->code = rc; /* of what was done already, too, there is a sentence */
@@ -110,7 +194,7 @@ static void correct_size(struct task *task, struct object *volume)
     struct pool_volume found;
     struct err ignored;
 
-    if (open_pool(task->compute, false, &pool, &ignored) == 0 &&
+    if (volume_open_pool(task->compute, false, &pool, &ignored) == 0 &&
         pool_find(pool, volume->id, &found, &ignored) == 0) {
         object_set_number(volume, "size_gib", (int64_t)(found.size_bytes / BYTES_PER_GIB));
     }
@@ -148,6 +232,15 @@ static void collect(struct change *change, struct task *task, const struct work 
     }
 }
 
+static int drop(struct task *task)
+{
+    struct err err;
+    int rc = task_step(task, STEP_DROP_VOLUME, false);
+
+    rc = rc < 0 ? rc : volume_drop(task, task->id, &err);
+    return rc < 0 ? log_failure(task, rc, &err) : task_step(task, STEP_DROP_VOLUME, true);
+}
+
 static int look(struct task *task)
 {
     struct fault fault = {.code = FAULT_NONE};
@@ -159,6 +252,11 @@ static int look(struct task *task)
 
     if (rc < 0) {
         return rc == -ENOENT ? 0 : rc;
+    }
+    if (object_is(&volume, "state", "snapshotting") || object_is(&volume, "state", "restoring")) {
+        rc = snapshot_work_volume(task, &volume);
+        object_done(&volume);
+        return rc;
     }
     work = find_work(&volume);
     if (work == NULL) {
@@ -182,7 +280,8 @@ static int look(struct task *task)
     if (rc < 0) {
         return rc == -ESTALE ? LOOK_AGAIN : rc;
     }
-    return task_step(task, work->note, true);
+    rc = task_step(task, work->note, true);
+    return rc < 0 || work->note != STEP_FORGET_VOLUME ? rc : drop(task);
 }
 
 int reconcile_volume(struct task *task)
@@ -193,91 +292,4 @@ int reconcile_volume(struct task *task)
         rc = look(task);
     } while (rc == LOOK_AGAIN);
     return rc;
-}
-
-/* ---- orphans ---- */
-
-static int note_id(void *opaque, struct object *object)
-{
-    (void)json_object_set_new(opaque, object->id, json_true());
-    return 0;
-}
-
-/* A monitor that no record knows of. */
-static void end_orphan(const char *dir)
-{
-    char path[PATH_MAX];
-    struct err ignored;
-    json_t *run = NULL;
-    CLEANUP_CLOSE int fd = -1;
-
-    if (path_format(path, &ignored, "%s/run.json", dir) == 0) {
-        run = json_load_file(path, 0, NULL);
-    }
-    fd = process_open((pid_t)json_integer_value(json_object_get(run, "pid")),
-                      (uint64_t)json_integer_value(json_object_get(run, "start_ticks")));
-    json_decref(run);
-    if (fd >= 0) {
-        struct pollfd pfd = {.fd = fd, .events = POLLIN};
-
-        log_warn("a monitor in %s belongs to no instance; ending it", dir);
-        if (pidfd_send_signal(fd, SIGKILL, NULL, 0) == 0) {
-            (void)poll(&pfd, 1, KILL_WAIT_MS);
-        }
-    }
-}
-
-/* Whether an entry is that of an instance that there is not: "i-...", ".i-....making". */
-static bool is_orphan(const char *name, const json_t *known)
-{
-    char id[ID_BYTES];
-    size_t len = strcspn(name + (name[0] == '.'), ".");
-
-    if (strncmp(name, "i-", 2) != 0 && strncmp(name, ".i-", 3) != 0) {
-        return false;
-    }
-    (void)snprintf(id, sizeof(id), "%.*s", (int)len, name + (name[0] == '.'));
-    return json_object_get(known, id) == NULL;
-}
-
-static void sweep(const char *dir, bool has_monitors, const json_t *known)
-{
-    struct dirent **entries = NULL;
-    int n = scandir(dir, &entries, NULL, alphasort);
-
-    for (int i = 0; i < n; i++) {
-        char path[PATH_MAX];
-        struct err err;
-
-        if (is_orphan(entries[i]->d_name, known) &&
-            path_format(path, &err, "%s/%s", dir, entries[i]->d_name) == 0) {
-            if (has_monitors) {
-                end_orphan(path);
-            }
-            log_warn("removing %s, which belongs to no instance", path);
-            path_discard(path);
-        }
-        free(entries[i]);
-    }
-    free(entries);
-}
-
-void reconcile_sweep(struct compute *compute)
-{
-    struct fault fault = {.code = FAULT_NONE};
-    json_t *known = json_object();
-    char dir[PATH_MAX];
-    struct err err;
-
-    if (object_each(compute, KIND_INSTANCE, NULL, note_id, known, &fault) < 0) {
-        log_warn("orphans are not looked for: %s, ignoring", fault.text);
-    } else {
-        if (path_format(dir, &err, "%s/vm", compute->runtime_dir) == 0) {
-            sweep(dir, true, known);
-        }
-        if (path_format(dir, &err, "%s/machines", compute->state_dir) == 0) {
-            sweep(dir, false, known);
-        }
-    }
-    json_decref(known);
 }

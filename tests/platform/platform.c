@@ -187,6 +187,19 @@ static void delete (struct daemon *daemon, enum kind kind, const char *token, co
     finish(daemon, answer);
 }
 
+static void restore(struct daemon *daemon, const char *token, const char *id)
+{
+    struct compute_call call = call_plain;
+    json_t *answer = NULL;
+    struct fault fault;
+    int rc;
+
+    call.token = token;
+    rc = compute_restore(daemon->compute, &call, id, &answer, &fault);
+    CHECK(rc == 0, "restore %s: %s", id, fault.text);
+    finish(daemon, answer);
+}
+
 static json_t *list(struct daemon *daemon, enum kind kind, const char *field, const char *value)
 {
     json_t *filter = field != NULL ? json_pack("{s:s}", field, value) : NULL, *page = NULL, *items;
@@ -301,7 +314,7 @@ static void check_truth(struct daemon *daemon)
         CHECK(is_on || strcmp(state, "stopped") == 0, "%s is %s: %s", text_of(instance, "name"),
               state, text_of(instance, "reason"));
         running += is_on;
-        (void)snprintf(path, sizeof(path), "%s/machines/%s/disk.qcow2", state_dir,
+        (void)snprintf(path, sizeof(path), "%s/machines/%s/disk.raw", state_dir,
                        text_of(instance, "id"));
         CHECK(access(path, F_OK) == 0, "%s", path);
         if (is_on) {
@@ -319,15 +332,46 @@ static void check_truth(struct daemon *daemon)
     json_decref(instances);
 }
 
+/* Each snapshot there is has what it needs, and nothing else is there. */
+static void check_snapshots(struct daemon *daemon)
+{
+    json_t *snapshots = list(daemon, KIND_SNAPSHOT, NULL, NULL);
+    unsigned of_instances = 0;
+
+    for (size_t i = 0; i < json_array_size(snapshots); i++) {
+        const json_t *snapshot = json_array_get(snapshots, i);
+        const char *parent = text_of(snapshot, "parent");
+
+        CHECK(strcmp(text_of(snapshot, "state"), "available") == 0, "%s is %s: %s",
+              text_of(snapshot, "name"), text_of(snapshot, "state"), text_of(snapshot, "reason"));
+        of_instances += text_of(snapshot, "instance")[0] != '\0';
+        if (parent[0] != '\0') {
+            json_t *found = list(daemon, KIND_SNAPSHOT, "id", parent);
+
+            CHECK(json_array_size(found) == 1, "%s has no parent", text_of(snapshot, "name"));
+            json_decref(found);
+        }
+    }
+    CHECK(count_entries(state_dir, "snapshots") == of_instances, "%u directories of %u snapshots",
+          count_entries(state_dir, "snapshots"), of_instances);
+    json_decref(snapshots);
+}
+
 static void check_nothing_is_left(struct daemon *daemon)
 {
     json_t *instances = list(daemon, KIND_INSTANCE, NULL, NULL);
     json_t *volumes = list(daemon, KIND_VOLUME, NULL, NULL);
+    json_t *snapshots = list(daemon, KIND_SNAPSHOT, NULL, NULL);
 
-    CHECK(json_array_size(instances) == 0 && json_array_size(volumes) == 0, "records are left");
+    CHECK(json_array_size(instances) + json_array_size(volumes) + json_array_size(snapshots) == 0,
+          "records are left");
     check_truth(daemon);
+    check_snapshots(daemon);
+    CHECK(count_entries(state_dir, "volumes") <= 2, "%u files in the pool", /* record and lock */
+          count_entries(state_dir, "volumes"));
     json_decref(instances);
     json_decref(volumes);
+    json_decref(snapshots);
 }
 
 /* ---- a kill at each step ---- */
@@ -346,9 +390,21 @@ static void scenario(struct daemon *daemon)
         daemon, KIND_INSTANCE, "t3",
         "{\"name\": \"off\", \"image\": \"tiny\", \"type\": \"micro\", \"desired\": \"stopped\"}");
     act(daemon, "pause", "t4", "vm", NULL);
+    create(daemon, KIND_SNAPSHOT, "s1", "{\"name\": \"live\", \"instance\": \"vm\"}");
+    create(daemon, KIND_SNAPSHOT, "s2", "{\"name\": \"live-data\", \"volume\": \"data\"}");
     act(daemon, "resume", "t5", "vm", NULL);
     act(daemon, "restart", "t6", "vm", stop);
     act(daemon, "stop", "t7", "vm", stop);
+    create(daemon, KIND_SNAPSHOT, "s3", "{\"name\": \"off\", \"instance\": \"vm\"}");
+    restore(daemon, "s4", "live");
+    restore(daemon, "s5", "live-data");
+    create(daemon, KIND_INSTANCE, "s6",
+           "{\"name\": \"copy\", \"snapshot\": \"live\", \"type\": \"micro\","
+           " \"desired\": \"stopped\"}");
+    create(daemon, KIND_VOLUME, "s7", "{\"name\": \"copied\", \"snapshot\": \"live-data\"}");
+    create(daemon, KIND_SNAPSHOT, "s8", "{\"name\": \"rest\", \"volume\": \"copied\"}");
+    delete (daemon, KIND_SNAPSHOT, "s9", "off");
+    delete (daemon, KIND_VOLUME, "s10", "copied");
     change(daemon, KIND_INSTANCE, "t8", "vm", "{\"volumes\": []}");
     change(daemon, KIND_VOLUME, "t9", "data", "{\"size_gib\": 2}");
     act(daemon, "start", "t10", "vm", NULL);
@@ -358,12 +414,17 @@ static void scenario(struct daemon *daemon)
         pid_t pid = (pid_t)json_integer_value(json_object_get(json_array_get(instances, 0), "pid"));
 
         check_truth(daemon);
+        check_snapshots(daemon);
         /* One that does not answer is killed by its number. */
         if (pid > 0 && strcmp(text_of(json_array_get(instances, 0), "state"), "running") == 0) {
             (void)kill(pid, SIGSTOP);
         }
     }
     json_decref(instances);
+    delete (daemon, KIND_SNAPSHOT, "s11", "live");
+    delete (daemon, KIND_SNAPSHOT, "s12", "live-data");
+    delete (daemon, KIND_SNAPSHOT, "s13", "rest");
+    delete (daemon, KIND_INSTANCE, "s14", "copy");
     delete (daemon, KIND_INSTANCE, "t11", "vm");
     delete (daemon, KIND_INSTANCE, "t12", "off");
     delete (daemon, KIND_VOLUME, "t13", "data");
