@@ -75,6 +75,9 @@ static int parse_body(struct api_call *call, struct fault *fault)
         return request->body_len == 0 ? 0
                                       : refuse(fault, 400, NULL, "this operation takes no body");
     }
+    if (kind == API_BODY_BYTES) {
+        return 0;
+    }
     if (request->body_len == 0 && kind == API_BODY_ACTION) {
         return 0;
     }

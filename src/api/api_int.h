@@ -33,6 +33,7 @@ enum api_body {
     API_BODY_CREATE, /* the kind's fields for creation */
     API_BODY_CHANGE, /* ... for changes */
     API_BODY_FIELDS, /* fields */
+    API_BODY_BYTES,  /* anything, as it is */
     API_BODY_ACTION  /* the fields of the action that the path names */
 };
 
@@ -58,7 +59,7 @@ struct api_call {
     const struct api_operation *operation;
     struct identity identity;
     char id[API_ID_BYTES];     /* {id} of the path; empty when there is none */
-    char action[API_ID_BYTES]; /* {action} of the path */
+    char action[API_ID_BYTES]; /* {action} or {pid} of the path */
     char request_id[24];
     json_t *body; /* an object, or NULL */
     struct compute_call compute;
@@ -126,7 +127,18 @@ int accounts_sign_in(struct api *, struct api_call *, json_t **, struct fault *)
 int accounts_sign_out(struct api *, struct api_call *, json_t **, struct fault *);
 int accounts_who(struct api *, struct api_call *, json_t **, struct fault *);
 
-/* objects.c: the handlers of kinds, actions, operations, the host */
+/* guests.c: what is asked of an instance's agent */
+int guests_agent(struct api *, struct api_call *, json_t **, struct fault *);
+int guests_exec(struct api *, struct api_call *, json_t **, struct fault *);
+int guests_exec_status(struct api *, struct api_call *, json_t **, struct fault *);
+int guests_read(struct api *, struct api_call *, json_t **, struct fault *);
+int guests_write(struct api *, struct api_call *, json_t **, struct fault *);
+int guests_password(struct api *, struct api_call *, json_t **, struct fault *);
+
+/* objects.c: an unsigned query parameter, or preset when it is absent */
+int query_number(const struct api_call *call, const char *name, uint64_t max, uint64_t preset,
+                 uint64_t *ret_value, struct fault *fault);
+/* ... and the handlers of kinds, actions, operations, the host */
 int objects_list(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_get(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_create(struct api *, struct api_call *, json_t **, struct fault *);

@@ -8,9 +8,8 @@
 
 enum { WAIT_MAX_MS = 30000, WAIT_DEFAULT_MS = 10000 };
 
-/* An unsigned query parameter, or preset when it is absent. */
-static int query_number(const struct api_call *call, const char *name, uint64_t max,
-                        uint64_t preset, uint64_t *ret_value, struct fault *fault)
+int query_number(const struct api_call *call, const char *name, uint64_t max, uint64_t preset,
+                 uint64_t *ret_value, struct fault *fault)
 {
     const char *text = http_exchange_query(call->exchange, name);
     *ret_value = preset;

@@ -41,6 +41,9 @@ static json_t *type_schema(const struct field *field)
     case FIELD_IDS:
         return json_pack("{s:s, s:{s:s}, s:b}", "type", "array", "items", "type", "string",
                          "uniqueItems", 1);
+    case FIELD_WORDS:
+        return json_pack("{s:s, s:{s:s}, s:I, s:I}", "type", "array", "items", "type", "string",
+                         "minItems", (json_int_t)field->min, "maxItems", (json_int_t)field->max);
     case FIELD_TAGS:
         return json_pack("{s:s, s:{s:s}}", "type", "object", "additionalProperties", "type",
                          "string");
@@ -151,7 +154,9 @@ static json_t *query_schema(const char *name)
         return json_pack("{s:s}", "type", "boolean");
     }
     bool is_number = strcmp(name, "limit") == 0 || strcmp(name, "revision") == 0 ||
-                     strcmp(name, "since") == 0 || strcmp(name, "timeout_ms") == 0;
+                     strcmp(name, "since") == 0 || strcmp(name, "timeout_ms") == 0 ||
+                     strcmp(name, "wait_ms") == 0 || strcmp(name, "offset") == 0 ||
+                     strcmp(name, "length") == 0;
     return json_pack("{s:s}", "type", is_number ? "integer" : "string");
 }
 
@@ -164,6 +169,9 @@ static json_t *parameters_of(const struct api_operation *operation)
     if (strstr(operation->path, "{action}") != NULL) {
         add_parameter(parameters, "action", "path",
                       json_pack("{s:s, s:o}", "type", "string", "enum", action_names()));
+    }
+    if (strstr(operation->path, "{pid}") != NULL) {
+        add_parameter(parameters, "pid", "path", json_pack("{s:s}", "type", "integer"));
     }
     for (const char *at = operation->query; *at != 0;) {
         char name[32];
@@ -181,9 +189,18 @@ static json_t *parameters_of(const struct api_operation *operation)
     return parameters;
 }
 
+/* What a guest's agent answers is described in docs/guest-agent.md. */
+static bool is_guests(const struct api_operation *operation)
+{
+    return operation->handle == guests_agent || operation->handle == guests_exec ||
+           operation->handle == guests_exec_status || operation->handle == guests_write ||
+           operation->handle == guests_password;
+}
+
 static json_t *answer_schema(const struct api_operation *operation)
 {
-    if (operation->kind == KIND_COUNT || strstr(operation->id, ".statistics") != NULL) {
+    if (operation->kind == KIND_COUNT || strstr(operation->id, ".statistics") != NULL ||
+        is_guests(operation)) {
         return json_pack("{s:s}", "type", "object");
     }
     char reference[64];
@@ -204,13 +221,17 @@ static json_t *answer_schema(const struct api_operation *operation)
 static json_t *describe(const struct api_operation *operation)
 {
     char status[8];
-    bool is_stream = operation->handle == streams_watch;
+    bool is_bytes = operation->handle == guests_read;
+    bool is_stream = operation->handle == streams_watch || is_bytes;
     (void)snprintf(status, sizeof(status), "%d", operation->status);
     json_t *responses = json_object();
     (void)json_object_set_new(
         responses, status,
         json_pack("{s:s, s:{s:{s:o}}}", "description", "done", "content",
-                  is_stream ? "text/event-stream" : "application/json", "schema",
+                  is_bytes    ? "application/octet-stream"
+                  : is_stream ? "text/event-stream"
+                              : "application/json",
+                  "schema",
                   is_stream ? json_pack("{s:s}", "type", "string") : answer_schema(operation)));
     (void)json_object_set_new(responses, "default",
                               json_pack("{s:s, s:{s:{s:{s:s}}}}", "description", "refused",
@@ -228,6 +249,12 @@ static json_t *describe(const struct api_operation *operation)
                              operation->summary, "parameters", parameters_of(operation),
                              "responses", responses, "x-role", role_name(operation->role));
     json_t *body = body_schema(operation);
+    if (operation->body == API_BODY_BYTES) {
+        (void)json_object_set_new(text, "requestBody",
+                                  json_pack("{s:b, s:{s:{s:{s:s, s:s}}}}", "required", 1, "content",
+                                            "application/octet-stream", "schema", "type", "string",
+                                            "format", "binary"));
+    }
     if (body != NULL) {
         (void)json_object_set_new(text, "requestBody",
                                   json_pack("{s:b, s:{s:{s:o}}}", "required",

@@ -35,11 +35,34 @@
         id, method, path, role, KIND_COUNT, API_BODY_NONE, NULL, 0, query, status, handle, summary \
     }
 
+/* Of an instance, and answered with something else than one. */
+#define OTHER_OF(id, method, path, role, body, fields, count, query, handle, summary)           \
+    {                                                                                           \
+        id, method, path, role, KIND_INSTANCE, body, fields, count, query, 200, handle, summary \
+    }
+
 static const struct api_operation operations[] = {
     READ(KIND_INSTANCE, "instance", "instances", ROLE_VIEWER),
     CREATE(KIND_INSTANCE, "instance", "instances", ROLE_MEMBER),
     CHANGE(KIND_INSTANCE, "instance", "instances", ROLE_MEMBER),
     DELETE(KIND_INSTANCE, "instance", "instances", ROLE_MEMBER),
+    OTHER_OF("instance.agent", "GET", "/v1/instances/{id}/agent", ROLE_VIEWER, API_BODY_NONE, NULL,
+             0, "project", guests_agent, "What the guest's agent says of itself and its network."),
+    OTHER_OF("instance.exec", "POST", "/v1/instances/{id}/exec", ROLE_MEMBER, API_BODY_FIELDS,
+             compute_exec_fields, COMPUTE_EXEC_FIELDS, "project", guests_exec,
+             "Runs a program in the guest, as root, by its agent."),
+    OTHER_OF("instance.exec.status", "GET", "/v1/instances/{id}/exec/{pid}", ROLE_MEMBER,
+             API_BODY_NONE, NULL, 0, "project wait_ms", guests_exec_status,
+             "Whether the program has ended, and what it wrote; its end is told once."),
+    OTHER_OF("instance.file.read", "GET", "/v1/instances/{id}/files", ROLE_MEMBER, API_BODY_NONE,
+             NULL, 0, "project path offset length", guests_read,
+             "A piece of a file of the guest, as bytes."),
+    OTHER_OF("instance.file.write", "PUT", "/v1/instances/{id}/files", ROLE_MEMBER, API_BODY_BYTES,
+             NULL, 0, "project path offset", guests_write,
+             "Writes a piece of a file of the guest; offset 0 makes it anew."),
+    OTHER_OF("instance.password", "POST", "/v1/instances/{id}/password", ROLE_MEMBER,
+             API_BODY_FIELDS, compute_password_fields, COMPUTE_PASSWORD_FIELDS, "project",
+             guests_password, "Sets the password of a user of the guest."),
     {"instance.act", "POST", "/v1/instances/{id}/{action}", ROLE_MEMBER, KIND_INSTANCE,
      API_BODY_ACTION, NULL, 0, "project dry_run", 200, objects_act,
      "Starts, stops, restarts ... an instance."},

@@ -49,7 +49,7 @@ static struct task *add_task(struct compute *compute, enum kind kind, const char
     }
     task->compute = compute;
     task->kind = kind;
-    task->pid_fd = -1;
+    task->pid_fd = task->guest_fd = -1;
     task->last_status = -1;
     (void)snprintf(task->project, sizeof(task->project), "%s", project);
     (void)snprintf(task->id, sizeof(task->id), "%s", id);
@@ -187,12 +187,26 @@ static void start_watching(void *opaque)
     mutex_unlock(&compute->lock);
 }
 
+static void start_watching_guest(void *opaque)
+{
+    struct watch_call *call = opaque;
+    struct compute *compute = call->task->compute;
+    int rc = guest_start_watch(call->task);
+
+    mutex_lock(&compute->lock);
+    call->rc = rc;
+    call->is_done = true;
+    (void)pthread_cond_broadcast(&compute->committed); /* cannot fail */
+    mutex_unlock(&compute->lock);
+}
+
 static void stop_watching(void *opaque)
 {
     struct watch_call *call = opaque;
     struct task *task = call->task;
     struct compute *compute = task->compute;
 
+    guest_unwatch(task);
     mutex_lock(&compute->lock);
     if (task->end_handler != NULL) {
         loop_remove_fd(task->end_handler);
@@ -228,6 +242,13 @@ int task_watch_end(struct task *task)
     return call_loop(task, start_watching);
 }
 
+int task_watch_guest(struct task *task)
+{
+    int rc = guest_connect(task);
+
+    return rc < 0 ? rc : call_loop(task, start_watching_guest);
+}
+
 int task_forget_monitor(struct task *task)
 {
     int status = -1;
@@ -244,6 +265,7 @@ int task_forget_monitor(struct task *task)
     }
     (void)close(steal_fd(&task->pid_fd));
     task->is_child = task->was_asked_end = task->was_plug_pulled = false;
+    task->was_agent_asked = task->is_agent_at_it = false;
     task->end_deadline_ns = 0;
     mutex_lock(&task->compute->lock);
     task->has_ended = false;
@@ -542,6 +564,9 @@ static void free_tasks(struct compute *compute)
             next = task->next;
             if (task->pid_fd >= 0) {
                 (void)close(task->pid_fd);
+            }
+            if (task->guest_fd >= 0) {
+                (void)close(task->guest_fd);
             }
             free(task);
         }

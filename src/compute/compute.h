@@ -144,6 +144,62 @@ int compute_statistics(struct compute *compute, const struct compute_call *call,
 int compute_console(struct compute *compute, const struct compute_call *call, const char *id,
                     int *ret_fd, struct fault *fault) MUST_CHECK;
 
+/*
+ * The agent in a running instance (docs/guest-agent.md). -EBUSY when the
+ * instance does not run, or no agent in it; -EAGAIN when the agent does not
+ * answer, or with nonsense; -EINVAL and -ENOENT when it refuses. What it says
+ * is the guest's word. All of these wait, seconds where the guest is slow, and
+ * for each other: an agent takes one call at a time.
+ */
+
+/* {"agent": {"version", "system", "kernel", "host_name", "interfaces": [...]}} */
+int compute_agent(struct compute *compute, const struct compute_call *call, const char *id,
+                  json_t **ret_answer, struct fault *fault) MUST_CHECK;
+
+#define COMPUTE_EXEC_FIELDS 5
+#define COMPUTE_EXEC_MAX_WAIT_MS 30000
+extern const struct field compute_exec_fields[COMPUTE_EXEC_FIELDS];
+
+/*
+ * Starts a program as the agent's user, root. {"exec": {"pid", "state":
+ * "running" or "exited", "exit_code" or "signal", "stdout", "stderr"}}; output
+ * that is no text comes as "stdout_base64". Waits at most wait_ms for its end.
+ */
+int compute_exec(struct compute *compute, const struct compute_call *call, const char *id,
+                 const json_t *wanted, unsigned wait_ms, json_t **ret_answer, struct fault *fault)
+    MUST_CHECK;
+/* The same later; the end is told once. */
+int compute_exec_status(struct compute *compute, const struct compute_call *call, const char *id,
+                        int64_t pid, unsigned wait_ms, json_t **ret_answer, struct fault *fault)
+    MUST_CHECK;
+
+/* A piece of a file of the guest. */
+struct compute_file {
+    const char *path;
+    uint64_t offset;
+    size_t len; /* at most COMPUTE_FILE_MAX_PIECE */
+};
+#define COMPUTE_FILE_MAX_PIECE (1u << 20)
+
+/* At most file->len bytes in new memory, the caller's; *ret_is_end: there are no more. */
+int compute_file_read(struct compute *compute, const struct compute_call *call, const char *id,
+                      const struct compute_file *file, void **ret_data, size_t *ret_len,
+                      bool *ret_is_end, struct fault *fault) MUST_CHECK;
+/* Writes file->len bytes. At offset 0 the file is made anew, elsewhere it must be there. */
+int compute_file_write(struct compute *compute, const struct compute_call *call, const char *id,
+                       const struct compute_file *file, const void *data, struct fault *fault)
+    MUST_CHECK;
+
+#define COMPUTE_PASSWORD_FIELDS 2
+extern const struct field compute_password_fields[COMPUTE_PASSWORD_FIELDS];
+int compute_set_password(struct compute *compute, const struct compute_call *call, const char *id,
+                         const json_t *wanted, struct fault *fault) MUST_CHECK;
+
+/* Has the guest write its file systems out and hold them still, or go on: for snapshots of disks.
+ * *ret_count: of how many file systems. Whoever freezes must thaw. */
+int compute_freeze(struct compute *compute, const struct compute_call *call, const char *id,
+                   bool is_frozen, int64_t *ret_count, struct fault *fault) MUST_CHECK;
+
 /* {"cpus": {"total", "used"}, "memory_mib": {...}, "instances": ...}: the host as admission sees it. */
 int compute_host(struct compute *compute, json_t **ret_host, struct fault *fault) MUST_CHECK;
 

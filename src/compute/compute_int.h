@@ -101,10 +101,21 @@ struct task {
     unsigned crashes;       /* in a row */
     uint64_t not_before_ns; /* it is not started again earlier */
     bool was_asked_end, was_plug_pulled;
-    uint64_t end_deadline_ns;
-    struct loop_fd *end_handler; /* the loop's thread */
-    bool has_ended;              /* its pid_fd became readable; under lock */
+    bool was_agent_asked, is_agent_at_it; /* the guest's agent shall end it */
+    uint64_t end_deadline_ns;             /* of what was asked last */
+    uint64_t end_by_ns;                   /* then the plug is pulled */
+    struct loop_fd *end_handler;          /* the loop's thread */
+    bool has_ended;                       /* its pid_fd became readable; under lock */
+
+    /* guest.c */
+    _Atomic int guest_fd;          /* its monitor tells of its guest; -1: not yet */
+    struct loop_fd *guest_handler; /* the loop's thread */
+    bool is_guest_changed;         /* under lock */
+    unsigned guest_notes;
+    uint64_t guest_not_before_ns; /* it is not listened to earlier */
 };
+
+struct agent;
 
 struct compute {
     struct compute_config config;
@@ -113,7 +124,8 @@ struct compute {
 
     struct mutex lock; /* everything below */
     pthread_cond_t work_ready, committed;
-    uint64_t commits; /* by this process: what compute_wait() waits for */
+    uint64_t commits;     /* by this process: what compute_wait() waits for */
+    struct agent *agents; /* agent.c: whose turn it is */
     struct task *tasks[TASK_BUCKETS];
     struct task *ready_first, *ready_last;
     bool is_closing;
@@ -215,6 +227,8 @@ void task_again(struct task *task, uint64_t due_ns); /* by the worker that has i
 int task_watch_end(struct task *task) MUST_CHECK;
 /* Forgets the monitor: it has ended. Reaps it when it was a child: its status, or -1. */
 int task_forget_monitor(struct task *task);
+/* Hears of what changes in the guest: guest_connect(), then guest_start_watch() on the loop. */
+int task_watch_guest(struct task *task) MUST_CHECK;
 /* Between steps: -EINTR when the process is about to end; tells tests of it. */
 int task_step(struct task *task, enum step step, bool is_done) MUST_CHECK;
 
@@ -313,6 +327,17 @@ int machine_command(struct task *task, const char *command, json_t **ret_answer,
 /* State and ports, from the monitor. */
 int machine_learn(struct task *task, struct object *instance, struct err *err) MUST_CHECK;
 int machine_clear(struct task *task, struct err *err) MUST_CHECK;
+
+/* ---- guest.c: what the guest shows of itself ---- */
+
+/* Asks the monitor to tell of changes, from here on by task->guest_fd. */
+int guest_connect(struct task *task) MUST_CHECK;
+int guest_start_watch(struct task *task) MUST_CHECK; /* the loop's thread, as the next */
+void guest_unwatch(struct task *task);
+/* Notes what is new of a running instance, if it is time. */
+int guest_look(struct task *task, struct object *instance) MUST_CHECK;
+/* Whether a program of the guest has the agent's port open. Any thread; waits for the monitor. */
+bool guest_has_agent(const struct compute *compute, const char *id);
 
 /* ---- snapshot_work.c ---- */
 

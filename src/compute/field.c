@@ -133,6 +133,23 @@ static int check_ids(const struct field *field, const json_t *value, struct faul
     return refuse(field, fault, mend);
 }
 
+static int check_words(const struct field *field, const json_t *value, struct fault *fault)
+{
+    char mend[96];
+    bool is_good = json_is_array(value) && json_array_size(value) >= (size_t)field->min &&
+                   json_array_size(value) <= (size_t)field->max;
+
+    for (size_t i = 0; is_good && i < json_array_size(value); i++) {
+        is_good = json_is_string(json_array_get(value, i));
+    }
+    if (is_good) {
+        return 0;
+    }
+    (void)snprintf(mend, sizeof(mend), "an array of %lld to %lld strings", (long long)field->min,
+                   (long long)field->max);
+    return refuse(field, fault, mend);
+}
+
 static int check_tags(const struct field *field, const json_t *value, struct fault *fault)
 {
     void *at;
@@ -207,6 +224,8 @@ static int check_value(const struct field *field, const json_t *value, struct fa
         return json_is_number(value) ? 0 : refuse(field, fault, "seconds since 1970");
     case FIELD_IDS:
         return check_ids(field, value, fault);
+    case FIELD_WORDS:
+        return check_words(field, value, fault);
     case FIELD_TAGS:
         return check_tags(field, value, fault);
     case FIELD_FORWARDS:

@@ -23,6 +23,7 @@ enum field_type {
     FIELD_FLAG,    /* true or false */
     FIELD_TIME,    /* seconds since 1970, with a fraction */
     FIELD_IDS,     /* an array of at most max ids or names, each once */
+    FIELD_WORDS,   /* an array of min to max strings */
     FIELD_TAGS,    /* an object of at most max strings */
     FIELD_FORWARDS /* an array of at most max {"host_port": N, "guest_port": N} */
 };

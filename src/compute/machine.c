@@ -305,6 +305,7 @@ static int make_config(struct config *config, struct err *err)
     set_net(config);
     rc = rc < 0 ? rc : set_path(config, "serial", "socket:", config->runtime, "console.sock", err);
     rc = rc < 0 ? rc : set_path(config, "control", "", config->runtime, "control.sock", err);
+    rc = rc < 0 ? rc : set_path(config, "agent", "", config->runtime, "agent.sock", err);
     return rc < 0 ? rc : set_path(config, "end-file", "", config->runtime, "end.json", err);
 }
 

@@ -6,7 +6,7 @@
  * goes on here with what it finds. What it has found out is noted (in the
  * store) before what it knows it from goes.
  */
-#include "compute/compute_int.h"
+#include "compute/agent.h"
 
 #include "base/log.h"
 #include "base/path.h"
@@ -258,24 +258,38 @@ static int kill_monitor(struct task *task)
     return task_step(task, STEP_KILL, true);
 }
 
-/* Says it to the monitor; one that does not listen is ended by the host. */
-static int tell_end(struct task *task, bool is_forced)
+/* Pulls the plug; a monitor that does not listen is ended by the host. */
+static int pull_plug(struct task *task)
 {
-    enum step step = is_forced ? STEP_PULL_PLUG : STEP_ASK_END;
     struct err err;
-    int rc = task_step(task, step, false);
+    int rc = task_step(task, STEP_PULL_PLUG, false);
 
     if (rc < 0) {
         return rc;
     }
-    rc = machine_command(task, is_forced ? "stop" : "powerdown", NULL, &err);
-    if (rc < 0 && !is_forced) {
-        rc = machine_command(task, "stop", NULL, &err);
-        task->was_plug_pulled = true;
-    }
+    task->was_plug_pulled = true;
+    rc = machine_command(task, "stop", NULL, &err);
     /* A monitor that is just ending does not answer, and need not. */
     rc = rc < 0 ? kill_monitor(task) : 0;
-    return rc < 0 ? rc : task_step(task, step, true);
+    return rc < 0 ? rc : task_step(task, STEP_PULL_PLUG, true);
+}
+
+/* Asks the guest to end: its agent first, then by the power button, where it heeds one. */
+static int ask_end(struct task *task)
+{
+    struct err err;
+    int rc = task_step(task, STEP_ASK_END, false);
+
+    if (rc < 0) {
+        return rc;
+    }
+    task->is_agent_at_it =
+        !task->was_agent_asked && agent_shutdown(task->compute, task->id, &err) == 0;
+    task->was_agent_asked = true;
+    if (!task->is_agent_at_it && machine_command(task, "powerdown", NULL, &err) < 0) {
+        rc = pull_plug(task);
+    }
+    return rc < 0 ? rc : task_step(task, STEP_ASK_END, true);
 }
 
 static int note_stopping(struct task *task, struct object *instance)
@@ -291,12 +305,22 @@ static int note_stopping(struct task *task, struct object *instance)
     return commit_step(task, &change, STEP_NOTE_STOPPING);
 }
 
+/* Until when what was asked last may take: half of the time for an agent, which may fail. */
+static uint64_t end_time(const struct task *task, uint64_t now)
+{
+    if (task->was_plug_pulled) {
+        return now + FORCE_S * NS_PER_S;
+    }
+    return task->is_agent_at_it ? now + (task->end_by_ns - now) / 2 : task->end_by_ns;
+}
+
 /* Ends the machine, as gently as is wanted; the loop tells of the end. */
 static int end_machine(struct task *task, struct object *instance)
 {
     int64_t timeout_s = object_number(instance, "timeout_s");
     bool is_forced = object_is(instance, "state", "deleting") || object_flag(instance, "force") ||
-                     object_is(instance, "state", "paused") || !heeds_power_button(task);
+                     object_is(instance, "state", "paused") ||
+                     !(heeds_power_button(task) || object_is(instance, "agent", "connected"));
     uint64_t now = clock_monotonic_ns();
     int rc = note_stopping(task, instance);
 
@@ -305,16 +329,16 @@ static int end_machine(struct task *task, struct object *instance)
     }
     if (!task->was_asked_end || (is_forced && !task->was_plug_pulled)) {
         task->was_asked_end = true;
-        task->was_plug_pulled = is_forced;
-        task->end_deadline_ns = now + (uint64_t)(is_forced       ? FORCE_S
-                                                 : timeout_s > 0 ? timeout_s
-                                                                 : 90) *
-                                          NS_PER_S;
-        rc = tell_end(task, is_forced);
+        task->end_by_ns = now + (uint64_t)(timeout_s > 0 ? timeout_s : 90) * NS_PER_S;
+        rc = is_forced ? pull_plug(task) : ask_end(task);
+        task->end_deadline_ns = now + end_time(task, now);
     } else if (now >= task->end_deadline_ns) {
-        task->end_deadline_ns = now + FORCE_S * NS_PER_S;
-        rc = task->was_plug_pulled ? kill_monitor(task) : tell_end(task, true);
-        task->was_plug_pulled = true;
+        if (task->was_plug_pulled) {
+            rc = kill_monitor(task);
+        } else {
+            rc = task->is_agent_at_it ? ask_end(task) : pull_plug(task);
+        }
+        task->end_deadline_ns = now + end_time(task, now);
     }
     if (rc == 0) {
         task_again(task, task->end_deadline_ns);
@@ -325,8 +349,9 @@ static int end_machine(struct task *task, struct object *instance)
 /* What does not hold any more once it does not run. */
 static void clear_running(struct object *instance)
 {
-    static const char *const fields[] = {"pid",   "engine_used", "ssh_port",
-                                         "ports", "force",       "timeout_s"};
+    static const char *const fields[] = {"pid",   "engine_used",   "ssh_port",
+                                         "ports", "force",         "timeout_s",
+                                         "agent", "agent_version", "address"};
 
     for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
         object_clear(instance, fields[i]);
@@ -485,7 +510,8 @@ static int look_at_running(struct task *task, struct object *instance)
         return note_running(task, instance);
     }
     if (object_flag(instance, "paused") == is_paused) {
-        return note_settled(task, instance, STEP_NOTE_RUNNING);
+        rc = note_settled(task, instance, STEP_NOTE_RUNNING);
+        return rc != SETTLED ? rc : guest_look(task, instance);
     }
     rc = task_step(task, is_paused ? STEP_RESUME : STEP_PAUSE, false);
     rc = rc < 0 ? rc : machine_command(task, is_paused ? "resume" : "pause", NULL, &err);

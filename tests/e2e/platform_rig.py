@@ -88,7 +88,7 @@ class Platform(User):
             data = answer.read()
         try:
             return answer.status, json.loads(data)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, UnicodeDecodeError):
             return answer.status, data
 
     def ok(self, method, path, body=None, **more):
@@ -119,6 +119,17 @@ class Platform(User):
                                                    "engine": "soft", "memory_mib": 128, **more})
         self.finish(answer)
         return answer["instance"]["id"]
+
+    def next_change(self, revision, target):
+        """Waits for a change of that object after the revision, by the event stream."""
+        client = UnixConnection(self.socket)
+        with contextlib.closing(client):
+            client.request("GET", f"/v1/watch?since={revision}")
+            answer = client.getresponse()
+            expect(answer.status == 200, f"no event stream: {answer.status}")
+            for line in answer:
+                if line.startswith(b"data: ") and json.loads(line[6:]).get("id") == target:
+                    return
 
     def state(self, instance):
         return self.ok("GET", f"/v1/instances/{instance}")["state"]
