@@ -36,7 +36,7 @@ printf 'corbel-busybox\n' >"$root/etc/hostname"
 
 # Flat: the init loads them by name in the order of this list, dependencies first.
 for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_mmio \
-    virtio_blk failover net_failover virtio_net virtio_console virtio-rng virtio_balloon \
+    virtio_blk failover net_failover virtio_net virtio_console virtio-rng virtio_balloon virtio_mem \
     vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport; do
     file=$(find "$work/kernel/lib/modules" -name "$module.ko" | head -n 1)
     [ -n "$file" ] || die "the kernel $version has no module $module"

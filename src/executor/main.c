@@ -172,11 +172,12 @@ static int attach(struct executor *executor, const struct native *native, struct
     };
     int rc;
 
-    if (shared->memory_bytes > LAYOUT_RAM_END - LAYOUT_RAM) {
+    if (shared->memory_bytes > LAYOUT_RAM_END - LAYOUT_RAM ||
+        shared->pluggable_bytes > LAYOUT_RAM_END - LAYOUT_RAM - shared->memory_bytes) {
         return err_set(err, -EINVAL, "more guest memory than the software engine has room for");
     }
-    rc = gmem_attach(EXECUTOR_RAM_FD, shared->memory_bytes, (void *)LAYOUT_RAM, err,
-                     &executor->gmem);
+    rc = gmem_attach(EXECUTOR_RAM_FD, shared->memory_bytes, shared->pluggable_bytes,
+                     (void *)LAYOUT_RAM, err, &executor->gmem);
     if (rc == 0) {
         config.gmem = executor->gmem;
         rc = engine_accel_ops.vm_create(&config, err, &executor->vm);

@@ -133,7 +133,8 @@ enum executor_phase {
 
 struct executor_shared {
     /* Set before the executor starts. */
-    uint64_t memory_bytes;
+    uint64_t memory_bytes; /* without what is pluggable */
+    uint64_t pluggable_bytes;
     uint64_t code_cache_bytes;
     uint32_t vcpu_count;
     uint32_t check;      /* lock step with the reference */

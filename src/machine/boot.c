@@ -125,6 +125,9 @@ unsigned boot_memory_map(const struct boot *boot, struct boot_e820 ret_map[BOOT_
     for (unsigned i = 1; i < gmem_region_count(boot->gmem) && count < BOOT_E820_MAX; i++) {
         const struct gmem_region *region = gmem_region(boot->gmem, i);
 
+        if (region == gmem_pluggable(boot->gmem)) {
+            break; /* the guest hears of it from a device */
+        }
         ret_map[count] =
             (struct boot_e820){.start = region->gpa, .len = region->size_bytes, .type = 1};
         count++;

@@ -252,6 +252,14 @@ static int config_check(const struct machine_config *config, struct err *err)
                        (unsigned long long)config->memory_bytes, MACHINE_MIN_MEMORY_BYTES >> 20,
                        MACHINE_MAX_MEMORY_BYTES >> 20);
     }
+    if (config->memory_max_bytes != 0 && (config->memory_max_bytes < config->memory_bytes ||
+                                          config->memory_max_bytes > MACHINE_MAX_MEMORY_BYTES ||
+                                          config->memory_max_bytes % (1u << 20) != 0)) {
+        return err_set(err, -EINVAL, "at most %llu bytes of memory: whole MiB from %llu to %llu",
+                       (unsigned long long)config->memory_max_bytes,
+                       (unsigned long long)config->memory_bytes >> 20,
+                       MACHINE_MAX_MEMORY_BYTES >> 20);
+    }
     if (config->kernel == NULL) {
         return err_set(err, -EINVAL, "no kernel is given");
     }
@@ -335,6 +343,10 @@ int machine_create(const struct machine_config *config, struct err *err,
     mutex_init(&machine->drives_lock, LOCK_RANK_DRIVES);
     atomic_store(&machine->attention, true);
     cpus_init(machine);
+    if (config->memory_max_bytes == 0) {
+        machine->config.memory_max_bytes = config->memory_bytes;
+    }
+    machine->memory_wanted = config->memory_bytes;
     for (unsigned i = 0; i < machine->config.cpus_max; i++) {
         machine->vcpus[i].machine = machine;
         machine->vcpus[i].index = i;
@@ -521,6 +533,7 @@ void machine_status(struct machine *machine, struct machine_status *ret_status)
         .error = machine->end_error,
     };
     cpus_status_locked(machine, ret_status);
+    memory_status_locked(machine, ret_status);
     if (machine->state == MACHINE_PAUSED) {
         ret_status->pause_reason = machine->pause_reason;
     }

@@ -147,9 +147,10 @@ struct machine_config {
     uint64_t code_cache_bytes; /* 0: the engine's default */
     bool kvm_split_irqchip;    /* KVM with our own PIC and I/O APIC */
 
-    unsigned cpus;         /* at the start */
-    unsigned cpus_max;     /* machine_set_cpus() up to this many; 0: cpus, for ever */
-    uint64_t memory_bytes; /* a multiple of 1 MiB */
+    unsigned cpus;             /* at the start */
+    unsigned cpus_max;         /* machine_set_cpus() up to this many; 0: cpus, for ever */
+    uint64_t memory_bytes;     /* at the start; a multiple of 1 MiB */
+    uint64_t memory_max_bytes; /* machine_set_memory() up to this; 0: memory_bytes */
 
     const char *kernel;  /* bzImage, or an ELF64 as boot.h says */
     const char *initrd;  /* NULL: none */
@@ -201,6 +202,9 @@ struct machine_status {
     unsigned cpus;        /* there now, whether or not the guest uses them */
     unsigned cpus_wanted; /* as machine_set_cpus() was told */
     unsigned cpus_max;
+    uint64_t memory_bytes; /* plugged now, without what it gave up to have less than at the start */
+    uint64_t memory_wanted_bytes; /* as machine_set_memory() was told */
+    uint64_t memory_max_bytes;
     bool cpus_refused;         /* the guest said that it does not let one go */
     unsigned resets;           /* since start */
     uint64_t balloon_bytes;    /* what the guest says it has given up */
@@ -357,7 +361,17 @@ int machine_set_balloon(struct machine *machine, uint64_t bytes) MUST_CHECK;
  */
 int machine_set_cpus(struct machine *machine, unsigned count, struct err *err) MUST_CHECK;
 
-/* Grows with each change of the numbers of CPUs that machine_status() tells. Any thread. */
+/*
+ * Asks the guest to use this much memory, rounded up to the 4 MiB that come and
+ * go as one above what it started with; it plugs and unplugs what it can, and
+ * less than at the start is the balloon's. It is done when machine_status()
+ * says so. -EINVAL for a size that is not from 16 MiB to memory_max_bytes, or
+ * after the end; -ENODEV without a balloon that it takes, -ENOMEM when the host
+ * has not so much. Any thread.
+ */
+int machine_set_memory(struct machine *machine, uint64_t bytes, struct err *err) MUST_CHECK;
+
+/* Grows with each change of CPUs and memory that machine_status() tells. Any thread. */
 unsigned machine_size_changes(const struct machine *machine);
 
 /*

@@ -107,14 +107,16 @@ static void count_exits(struct machine_counters *counters)
 static void count_memory(const struct machine *machine, struct machine_counters *counters)
 {
     struct stat st;
-    uint64_t size = gmem_size_bytes(machine->gmem);
+    uint64_t all = gmem_size_bytes(machine->gmem);
+    uint64_t size = gmem_fixed_bytes(machine->gmem) + atomic_load(&machine->memory_plugged);
     uint64_t resident = 0;
 
     if (fstat(gmem_fd(machine->gmem), &st) == 0) {
         resident = (uint64_t)st.st_blocks * STAT_BLOCK_BYTES;
     }
     count_add(counters, "memory.configured_bytes", size);
-    count_add(counters, "memory.resident_bytes", resident < size ? resident : size);
+    /* Of memory that is not plugged as well, should the guest use it against the rules. */
+    count_add(counters, "memory.resident_bytes", resident < all ? resident : all);
 }
 
 static void count_balloon(struct machine *machine, struct machine_counters *counters)

@@ -3,7 +3,7 @@
  *
  * machine.c: life cycle. vcpu_thread.c: what a vCPU's thread does. pc.c: the
  * hardware, built in reading order. drives.c: its disks. gdbstub.c: the debugger's door. pc_irq.c: how its interrupts are wired.
- * cpus.c: which of its CPUs are there.
+ * cpus.c, memory.c: which of its CPUs are there, and how much memory.
  */
 #ifndef CORBEL_MACHINE_MACHINE_INTERNAL_H
 #define CORBEL_MACHINE_MACHINE_INTERNAL_H
@@ -107,6 +107,7 @@ struct machine {
     unsigned cpus_wanted;
     uint32_t cpus_leaving; /* the guest was asked to let them go */
     bool cpus_refused;
+    uint64_t memory_wanted;
     enum machine_end end;
     uint8_t debug_exit_code;
     struct err end_error;
@@ -115,6 +116,8 @@ struct machine {
     _Atomic bool attention;        /* vCPU threads look at the above before they run on */
     _Atomic uint32_t cpus_present; /* changed with the mutex held */
     _Atomic unsigned size_changes;
+    _Atomic uint64_t memory_plugged;  /* beyond config.memory_bytes */
+    _Atomic uint64_t memory_given_up; /* asked of the balloon, to have less than at the start */
     int event_fd;
     unsigned changes;               /* of state, since creation */
     _Atomic uint64_t balloon_bytes; /* as the guest said last */
@@ -159,6 +162,7 @@ struct machine {
     struct machine_port console, agent;
     _Atomic bool is_agent_there;
     struct virtio_dev *balloon;
+    struct virtio_dev *plugged; /* memory that comes and goes; NULL without */
     struct virtio_dev *virtio[MACHINE_MAX_VIRTIO];
     unsigned virtio_count;
 
@@ -206,6 +210,11 @@ void cpus_status_locked(const struct machine *machine, struct machine_status *st
 bool cpu_is_present(const struct machine *machine, unsigned index);
 
 extern const struct hotplug_ops cpus_hotplug_ops;
+
+/* memory.c. */
+uint64_t memory_pluggable_bytes(const struct machine_config *config);
+void memory_on_plugged(void *opaque, uint64_t plugged_bytes);
+void memory_status_locked(const struct machine *machine, struct machine_status *status);
 
 /* vcpu_thread.c. */
 void *vcpu_thread_main(void *opaque);

@@ -255,6 +255,9 @@ static void on_balloon(void *opaque, uint64_t actual_bytes)
     struct machine *machine = opaque;
 
     if (atomic_exchange(&machine->balloon_bytes, actual_bytes) != actual_bytes) {
+        if (atomic_load(&machine->memory_given_up) != 0) {
+            (void)atomic_fetch_add(&machine->size_changes, 1);
+        }
         io_eventfd_signal(machine->event_fd);
     }
 }
@@ -356,6 +359,10 @@ static int virtio_build(struct machine *machine, struct err *err)
         rc = virtio_balloon_create(&env, on_balloon, machine, &machine->balloon);
         rc = virtio_built(machine, rc, machine->balloon, "balloon", err);
     }
+    if (rc == 0 && gmem_pluggable(machine->gmem) != NULL) {
+        rc = virtio_mem_create(&env, memory_on_plugged, machine, &machine->plugged);
+        rc = virtio_built(machine, rc, machine->plugged, "memory device", err);
+    }
     if (rc == 0 && config->has_vsock) {
         rc = virtio_vsock_create(&env, config->vsock_guest_cid, config->vsock_socket_path, err,
                                  &dev);
@@ -369,7 +376,8 @@ static int virtio_build(struct machine *machine, struct err *err)
 int pc_create(struct machine *machine, struct err *err)
 {
     const struct machine_config *config = &machine->config;
-    int rc = gmem_create(config->memory_bytes, err, &machine->gmem);
+    int rc = gmem_create_pluggable(config->memory_bytes, memory_pluggable_bytes(config), err,
+                                   &machine->gmem);
 
     if (rc == 0) {
         const struct acpi_config acpi = {
@@ -463,6 +471,9 @@ int pc_reset(struct machine *machine, struct err *err)
     drives_reset(machine);
     for (unsigned i = 0; i < machine->virtio_count; i++) {
         virtio_dev_reset(machine->virtio[i]);
+    }
+    if (machine->plugged != NULL) {
+        virtio_mem_unplug_all(machine->plugged);
     }
     pci_host_reset(machine->pci);
     uart_16550_reset(machine->uart);

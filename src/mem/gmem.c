@@ -14,7 +14,8 @@
 struct gmem {
     int fd;
     uint8_t *base;
-    uint64_t size_bytes;
+    uint64_t size_bytes; /* with what is pluggable */
+    uint64_t pluggable_bytes;
     _Atomic uint8_t *flags; /* one byte per page, in memfd order */
     unsigned region_count;
     struct gmem_region regions[GMEM_MAX_REGIONS];
@@ -25,23 +26,34 @@ struct gmem {
 
 static void gmem_lay_out(struct gmem *gmem)
 {
-    uint64_t low = gmem->size_bytes < GMEM_HOLE_START ? gmem->size_bytes : GMEM_HOLE_START;
+    uint64_t fixed = gmem->size_bytes - gmem->pluggable_bytes;
+    uint64_t low = fixed < GMEM_HOLE_START ? fixed : GMEM_HOLE_START;
+    uint64_t end = GMEM_HOLE_END + (fixed - low);
 
     gmem->regions[0] = (struct gmem_region){.gpa = 0, .size_bytes = low, .host = gmem->base};
     gmem->region_count = 1;
-    if (gmem->size_bytes > low) {
+    if (fixed > low) {
         gmem->regions[1] = (struct gmem_region){
             .gpa = GMEM_HOLE_END,
-            .size_bytes = gmem->size_bytes - low,
+            .size_bytes = fixed - low,
             .fd_offset = low,
             .host = gmem->base + low,
         };
         gmem->region_count = 2;
     }
+    if (gmem->pluggable_bytes != 0) {
+        gmem->regions[gmem->region_count] = (struct gmem_region){
+            .gpa = (end + GMEM_PLUGGABLE_ALIGN) & ~(GMEM_PLUGGABLE_ALIGN - 1), /* never adjacent */
+            .size_bytes = gmem->pluggable_bytes,
+            .fd_offset = fixed,
+            .host = gmem->base + fixed,
+        };
+        gmem->region_count++;
+    }
 }
 
 /* Memory is only reserved, so a size the host can never back is refused here, not by the OOM killer. */
-static int gmem_check_host(uint64_t size_bytes, struct err *err)
+int gmem_check_host(uint64_t size_bytes, struct err *err)
 {
     struct sysinfo host;
     uint64_t total;
@@ -109,10 +121,14 @@ static int gmem_make_file(uint64_t size_bytes)
     return fd >= 0 ? fd : -errno;
 }
 
-static int gmem_check_size(uint64_t size_bytes, struct err *err)
+static int gmem_check_size(uint64_t size_bytes, uint64_t pluggable_bytes, struct err *err)
 {
+    if (pluggable_bytes % GMEM_SIZE_STEP != 0 || pluggable_bytes > GMEM_SIZE_MAX) {
+        return err_set(err, -EINVAL, "%llu bytes of memory to be plugged are not whole MiB",
+                       (unsigned long long)pluggable_bytes);
+    }
     if (size_bytes < GMEM_SIZE_STEP || size_bytes % GMEM_SIZE_STEP != 0 ||
-        size_bytes > GMEM_SIZE_MAX) {
+        size_bytes > GMEM_SIZE_MAX - pluggable_bytes) {
         return err_set(err, -EINVAL,
                        "the guest's memory of %llu bytes is not a multiple of 1 MiB from 1 MiB on",
                        (unsigned long long)size_bytes);
@@ -121,8 +137,8 @@ static int gmem_check_size(uint64_t size_bytes, struct err *err)
 }
 
 /* Takes fd, also when it fails. */
-static int gmem_open(int fd, uint64_t size_bytes, void *address, struct err *err,
-                     struct gmem **ret_gmem)
+static int gmem_open(int fd, uint64_t fixed_bytes, uint64_t pluggable_bytes, void *address,
+                     struct err *err, struct gmem **ret_gmem)
 {
     struct gmem *gmem = calloc(1, sizeof(*gmem));
     int rc;
@@ -132,7 +148,8 @@ static int gmem_open(int fd, uint64_t size_bytes, void *address, struct err *err
         return err_set(err, -ENOMEM, "out of memory");
     }
     gmem->fd = fd;
-    gmem->size_bytes = size_bytes;
+    gmem->size_bytes = fixed_bytes + pluggable_bytes;
+    gmem->pluggable_bytes = pluggable_bytes;
     rc = gmem_map(gmem, address, err);
     if (rc < 0) {
         gmem_destroy(gmem);
@@ -145,7 +162,14 @@ static int gmem_open(int fd, uint64_t size_bytes, void *address, struct err *err
 
 int gmem_create(uint64_t size_bytes, struct err *err, struct gmem **ret_gmem)
 {
-    int rc = gmem_check_size(size_bytes, err);
+    return gmem_create_pluggable(size_bytes, 0, err, ret_gmem);
+}
+
+/* What is pluggable may be more than the host has: whoever plugs it sees to that. */
+int gmem_create_pluggable(uint64_t size_bytes, uint64_t pluggable_bytes, struct err *err,
+                          struct gmem **ret_gmem)
+{
+    int rc = gmem_check_size(size_bytes, pluggable_bytes, err);
     int fd;
 
     if (rc == 0) {
@@ -154,23 +178,24 @@ int gmem_create(uint64_t size_bytes, struct err *err, struct gmem **ret_gmem)
     if (rc < 0) {
         return rc;
     }
-    fd = gmem_make_file(size_bytes);
+    fd = gmem_make_file(size_bytes + pluggable_bytes);
     if (fd < 0) {
         return err_set_errno(err, fd, "cannot create guest memory of %llu MiB",
                              (unsigned long long)(size_bytes >> 20));
     }
-    return gmem_open(fd, size_bytes, NULL, err, ret_gmem);
+    return gmem_open(fd, size_bytes, pluggable_bytes, NULL, err, ret_gmem);
 }
 
-int gmem_attach(int fd, uint64_t size_bytes, void *address, struct err *err, struct gmem **ret_gmem)
+int gmem_attach(int fd, uint64_t size_bytes, uint64_t pluggable_bytes, void *address,
+                struct err *err, struct gmem **ret_gmem)
 {
-    int rc = gmem_check_size(size_bytes, err);
+    int rc = gmem_check_size(size_bytes, pluggable_bytes, err);
 
     if (rc < 0) {
         (void)close(fd);
         return rc;
     }
-    return gmem_open(fd, size_bytes, address, err, ret_gmem);
+    return gmem_open(fd, size_bytes, pluggable_bytes, address, err, ret_gmem);
 }
 
 void gmem_destroy(struct gmem *gmem)
@@ -195,6 +220,16 @@ uint64_t gmem_size_bytes(const struct gmem *gmem)
     return gmem->size_bytes;
 }
 
+uint64_t gmem_fixed_bytes(const struct gmem *gmem)
+{
+    return gmem->size_bytes - gmem->pluggable_bytes;
+}
+
+const struct gmem_region *gmem_pluggable(const struct gmem *gmem)
+{
+    return gmem->pluggable_bytes == 0 ? NULL : &gmem->regions[gmem->region_count - 1];
+}
+
 int gmem_fd(const struct gmem *gmem)
 {
     return gmem->fd;
@@ -216,13 +251,13 @@ const struct gmem_region *gmem_region(const struct gmem *gmem, unsigned index)
  */
 static inline uint8_t *gmem_find(const struct gmem *gmem, uint64_t address, uint64_t len)
 {
-    const struct gmem_region *region = &gmem->regions[0];
-    uint64_t offset = address;
+    const struct gmem_region *region = &gmem->regions[gmem->region_count - 1];
+    uint64_t offset;
 
-    if (address >= GMEM_HOLE_END && gmem->region_count > 1) {
-        region = &gmem->regions[1];
-        offset = address - GMEM_HOLE_END;
+    while (address < region->gpa) { /* the first begins at 0 */
+        region--;
     }
+    offset = address - region->gpa;
     if (unlikely(offset > region->size_bytes || len > region->size_bytes - offset)) {
         return NULL;
     }

@@ -2,7 +2,8 @@
  * Guest physical memory (RAM) on one memfd.
  *
  * RAM below GMEM_HOLE_START sits at guest physical 0; what does not fit there
- * continues at 4 GiB. On the memfd and in this process's address space it is
+ * continues at 4 GiB. Behind a gap may follow pluggable RAM, which is for the
+ * guest only when a device says so (virtio/virtio_mem.c). On the memfd and in this process's address space it is
  * one contiguous piece: host address = gmem base + offset of the region + (gpa
  * - region start).
  *
@@ -30,7 +31,8 @@
 #define GMEM_PAGE_SHIFT 12
 #define GMEM_HOLE_START 0xc0000000ull /* 3 GiB: PCI window, APICs and ROM above it */
 #define GMEM_HOLE_END 0x100000000ull
-#define GMEM_MAX_REGIONS 2
+#define GMEM_MAX_REGIONS 3
+#define GMEM_PLUGGABLE_ALIGN 0x80000000ull /* the largest block that Linux plugs */
 
 /* A guest physical address; not an integer, so that it is not mixed up. */
 typedef struct {
@@ -68,18 +70,27 @@ typedef void (*gmem_code_fn)(void *opaque, gpa_t gpa, uint64_t len);
  * is address space only. -EINVAL for the size, -ENOMEM when the host refuses.
  */
 int gmem_create(uint64_t size_bytes, struct err *err, struct gmem **ret_gmem) MUST_CHECK;
+/* -ENOMEM when the host has less memory than that, with swap. */
+int gmem_check_host(uint64_t size_bytes, struct err *err) MUST_CHECK;
+/* With pluggable RAM beside it: a multiple of 1 MiB, or 0. */
+int gmem_create_pluggable(uint64_t size_bytes, uint64_t pluggable_bytes, struct err *err,
+                          struct gmem **ret_gmem) MUST_CHECK;
 /*
- * The same memory in another process, which got gmem_fd() and the size: RAM at
+ * The same memory in another process, which got gmem_fd() and the sizes: RAM at
  * address and its page flags behind it. Takes fd, also when it fails. -ENOMEM
  * when something is mapped there already. Code listeners and dirty logging are
  * each process's own; the page flags are shared, hints that no one's safety
  * depends on.
  */
-int gmem_attach(int fd, uint64_t size_bytes, void *address, struct err *err, struct gmem **ret_gmem)
-    MUST_CHECK;
+int gmem_attach(int fd, uint64_t size_bytes, uint64_t pluggable_bytes, void *address,
+                struct err *err, struct gmem **ret_gmem) MUST_CHECK;
 void gmem_destroy(struct gmem *gmem); /* accepts NULL */
 
+/* All RAM; without what is pluggable. */
 uint64_t gmem_size_bytes(const struct gmem *gmem);
+uint64_t gmem_fixed_bytes(const struct gmem *gmem);
+/* The pluggable RAM, which is the last of the regions; NULL when there is none. */
+const struct gmem_region *gmem_pluggable(const struct gmem *gmem);
 /* The memfd, owned by gmem: RAM, and behind it a flag byte for each page. Its size is sealed. */
 int gmem_fd(const struct gmem *gmem);
 unsigned gmem_region_count(const struct gmem *gmem);

@@ -111,7 +111,8 @@ static int shared_create(struct proxy_vm *vm, const struct accel_vm_config *conf
         return err_set_errno(err, -errno, "cannot map memory to share with guest code");
     }
     vm->shared = map;
-    vm->shared->memory_bytes = gmem_size_bytes(config->gmem);
+    vm->shared->memory_bytes = gmem_fixed_bytes(config->gmem);
+    vm->shared->pluggable_bytes = gmem_size_bytes(config->gmem) - gmem_fixed_bytes(config->gmem);
     vm->shared->code_cache_bytes = config->code_cache_bytes;
     vm->shared->vcpu_count = vm->vcpu_count;
     vm->shared->check = config->check ? 1 : 0;

@@ -46,7 +46,8 @@ enum virtio_type {
     VIRTIO_TYPE_CONSOLE = 3,
     VIRTIO_TYPE_RNG = 4,
     VIRTIO_TYPE_BALLOON = 5,
-    VIRTIO_TYPE_VSOCK = 19
+    VIRTIO_TYPE_VSOCK = 19,
+    VIRTIO_TYPE_MEM = 24
 };
 
 /* What became of a call to process(). */

@@ -122,6 +122,23 @@ void virtio_balloon_ask(struct virtio_dev *dev);
 /* A copy; any thread. */
 void virtio_balloon_stats(struct virtio_dev *dev, struct virtio_balloon_stats *ret_stats);
 
+#define VIRTIO_MEM_BLOCK_BYTES (4ull << 20)
+/* Linux uses of the region whole ones of these only. */
+#define VIRTIO_MEM_REGION_STEP (128ull << 20)
+
+/* The guest plugged or unplugged memory: how much of the region is in use now. As above. */
+typedef void (*virtio_mem_fn)(void *opaque, uint64_t plugged_bytes);
+
+/* Memory that comes and goes: the pluggable region of env's gmem (-EINVAL without), none of it
+ * plugged. on_plugged may be NULL. */
+int virtio_mem_create(const struct virtio_env *env, virtio_mem_fn on_plugged, void *opaque,
+                      struct virtio_dev **ret_dev) MUST_CHECK;
+/* How much shall be in use, rounded up to blocks, at most the region. The driver sees to it, as
+ * far as it can. Any thread. */
+void virtio_mem_set_requested(struct virtio_dev *dev, uint64_t bytes);
+/* The guest begins anew with none of it. vCPUs are stopped. */
+void virtio_mem_unplug_all(struct virtio_dev *dev);
+
 /*
  * Stream sockets between host and guest. A host program connects to the unix
  * socket at path, writes "CONNECT PORT\n", reads "OK HOSTPORT\n" and is then

@@ -121,15 +121,29 @@ static int set_cpus(const struct vmm_setting *setting)
     return 0;
 }
 
+static bool is_memory(const char *text, uint64_t min, uint64_t *ret_bytes)
+{
+    return parse_size(text, ret_bytes) && *ret_bytes >= min &&
+           *ret_bytes <= MACHINE_MAX_MEMORY_BYTES && *ret_bytes % (1u << 20) == 0;
+}
+
 static int set_memory(const struct vmm_setting *setting)
 {
-    uint64_t bytes;
+    CLEANUP_FREE char *text = strdup(setting->value);
+    uint64_t bytes, max_bytes = 0;
+    char *max;
 
-    if (!parse_size(setting->value, &bytes) || bytes < MACHINE_MIN_MEMORY_BYTES ||
-        bytes > MACHINE_MAX_MEMORY_BYTES || bytes % (1u << 20) != 0) {
-        return refuse(setting, "a size in whole MiB from 16M to 256G, such as 512M or 2G");
+    if (text == NULL) {
+        return err_set(setting->err, -ENOMEM, "out of memory");
+    }
+    max = split_max(text);
+    if (!is_memory(text, MACHINE_MIN_MEMORY_BYTES, &bytes) ||
+        (max != NULL && !is_memory(max, bytes, &max_bytes))) {
+        return refuse(setting, "a size in whole MiB from 16M to 256G, such as 512M or 2G, and "
+                               ",max=SIZE for as much as there may be");
     }
     setting->config->machine.memory_bytes = bytes;
+    setting->config->machine.memory_max_bytes = max_bytes;
     return 0;
 }
 
@@ -425,8 +439,8 @@ const struct vmm_field vmm_fields[] = {
      .help = "number of virtual CPUs (1), and how many there may be while it runs",
      .set = set_cpus},
     {.name = "memory",
-     .value = "SIZE",
-     .help = "guest memory, such as 512M or 2G (512M)",
+     .value = "SIZE[,max=SIZE]",
+     .help = "guest memory, such as 512M or 2G (512M), and how much it may be while it runs",
      .set = set_memory},
     {.name = "kernel",
      .value = "FILE",

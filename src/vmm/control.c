@@ -86,6 +86,12 @@ static void add_size(json_t *object, struct machine *machine)
     (void)json_object_set_new(object, "cpus_wanted", json_integer(status.cpus_wanted));
     (void)json_object_set_new(object, "cpus_max", json_integer(status.cpus_max));
     (void)json_object_set_new(object, "cpus_refused", json_boolean(status.cpus_refused));
+    (void)json_object_set_new(object, "memory_bytes",
+                              json_integer((json_int_t)status.memory_bytes));
+    (void)json_object_set_new(object, "memory_wanted_bytes",
+                              json_integer((json_int_t)status.memory_wanted_bytes));
+    (void)json_object_set_new(object, "memory_max_bytes",
+                              json_integer((json_int_t)status.memory_max_bytes));
 }
 
 static void add_forwards(json_t *object, struct machine *machine,
@@ -129,8 +135,6 @@ static int run_status(struct call *call)
     add_guest(call->answer, &status);
     add_status(call->answer, call_machine(call));
     add_size(call->answer, call_machine(call));
-    (void)json_object_set_new(call->answer, "memory_bytes",
-                              json_integer((json_int_t)config->memory_bytes));
     (void)json_object_set_new(call->answer, "pid", json_integer(getpid()));
     add_forwards(call->answer, call_machine(call), config);
     return 0;
@@ -206,6 +210,17 @@ static int run_cpus(struct call *call)
     return rc;
 }
 
+static int run_memory(struct call *call)
+{
+    json_int_t value = json_integer_value(json_object_get(call->request, "bytes"));
+    int rc = machine_set_memory(call_machine(call), value < 0 ? 0 : (uint64_t)value, &call->err);
+
+    if (rc == 0) {
+        add_size(call->answer, call_machine(call));
+    }
+    return rc;
+}
+
 static int run_disks(struct call *call)
 {
     control_disks(call_machine(call), call->answer);
@@ -270,6 +285,7 @@ static const struct command commands[] = {
     {"balloon", IN_RUNNING | IN_PAUSED, run_balloon,
      "the balloon was not moved; give \"bytes\", and a machine with a balloon"},
     {"cpus", IN_RUNNING | IN_PAUSED, run_cpus, "there are as many CPUs as before"},
+    {"memory", IN_RUNNING | IN_PAUSED, run_memory, "there is as much memory as before"},
     {"disks", IN_ANY, run_disks, ""},
     {"disk-add", IN_RUNNING | IN_PAUSED, run_disk_add, "the disk was not added"},
     {"disk-remove", IN_RUNNING | IN_PAUSED, run_disk_remove, "the disk was not removed"},
@@ -360,7 +376,7 @@ static bool client_run(struct client *client, const json_t *request)
             client, request,
             "there is no such command; give \"command\": \"status\", "
             "\"statistics\", \"watch\", \"pause\", \"resume\", \"powerdown\", "
-            "\"reset\", \"balloon\", \"cpus\", \"stop\", \"quit\", or one of those for disks "
+            "\"reset\", \"balloon\", \"cpus\", \"memory\", \"stop\", \"quit\", or one of those for disks "
             "(\"disks\", \"disk-limit\" ...)");
     }
     machine_status(client->control->env.machine, &status);

@@ -22,6 +22,7 @@ struct fixture {
     unsigned may_input;
     bool is_open;
     unsigned open_changes;
+    _Atomic uint64_t plugged;
 };
 
 static size_t on_write(void *opaque, const uint8_t *data, size_t len)
@@ -78,6 +79,21 @@ static int setup_rng(void **state)
     struct fixture *f = create();
 
     assert_int_equal(virtio_rng_create(&f->machine.env, &f->dev), 0);
+    test_machine_start_loop(&f->machine);
+    *state = f;
+    return 0;
+}
+
+static void on_plugged(void *opaque, uint64_t plugged_bytes)
+{
+    atomic_store(&((struct fixture *)opaque)->plugged, plugged_bytes);
+}
+
+static int setup_mem(void **state)
+{
+    struct fixture *f = create();
+
+    assert_int_equal(virtio_mem_create(&f->machine.env, on_plugged, f, &f->dev), 0);
     test_machine_start_loop(&f->machine);
     *state = f;
     return 0;
@@ -228,7 +244,8 @@ static void test_target_reaches_the_guest_and_actual_comes_back(void **state)
     assert_int_equal(stats.target_bytes, 4 * MIB);
     assert_int_equal(stats.actual_bytes, 1000 * 4096);
     virtio_balloon_set_target(f->dev, UINT64_MAX);
-    assert_int_equal(test_mmio_read(&f->machine, f->driver.device, 4), TEST_RAM_BYTES >> 12);
+    assert_int_equal(test_mmio_read(&f->machine, f->driver.device, 4),
+                     (TEST_RAM_BYTES + TEST_PLUGGABLE_BYTES) >> 12);
 }
 
 static void test_reported_free_pages_are_given_back(void **state)
@@ -445,6 +462,100 @@ static void test_console_reset_forgets_a_waiting_chain(void **state)
     assert_int_equal(f->out_len, 110);
 }
 
+enum { MEM_PLUG, MEM_UNPLUG, MEM_UNPLUG_ALL, MEM_STATE };
+enum { MEM_ACK, MEM_NACK, MEM_BUSY, MEM_ERROR };
+#define MEM_BLOCK VIRTIO_MEM_BLOCK_BYTES
+
+/* What the device answers; its word on a state in the upper half. */
+static uint32_t mem_ask(struct fixture *f, uint16_t type, uint64_t address, uint16_t count)
+{
+    const struct test_seg segs[] = {{TEST_DATA, 24, false}, {TEST_DATA + 64, 10, true}};
+    uint8_t raw[24] = {0};
+
+    store_le16(raw, type);
+    store_le64(raw + 8, address);
+    store_le16(raw + 16, count);
+    test_write(&f->machine, TEST_DATA, raw, sizeof(raw));
+    assert_int_equal(test_transfer(&f->driver, 0, segs, 2), 10);
+    test_read(&f->machine, TEST_DATA + 64, raw, 10);
+    return load_le16(raw) | (uint32_t)load_le16(raw + 8) << 16;
+}
+
+static void test_memory_is_plugged_as_far_as_wanted(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t start, device;
+
+    test_driver_start(&f->machine, SLOT, ~0ull, &f->driver);
+    device = f->driver.device;
+    start = test_mmio_read(&f->machine, device + 16, 4) |
+            test_mmio_read(&f->machine, device + 20, 4) << 32;
+    assert_int_equal(start, gmem_pluggable(f->machine.gmem)->gpa);
+    assert_int_equal(test_mmio_read(&f->machine, device, 4), MEM_BLOCK);
+    assert_int_equal(test_mmio_read(&f->machine, device + 24, 4), TEST_PLUGGABLE_BYTES);
+    assert_int_equal(mem_ask(f, MEM_PLUG, start, 1), MEM_NACK);
+    virtio_mem_set_requested(f->dev, 4 * MEM_BLOCK - 1);
+    assert_int_equal(f->machine.msi_count[f->driver.queue_count], 1);
+    assert_int_equal(test_mmio_read(&f->machine, device + 48, 4), 4 * MEM_BLOCK);
+    assert_int_equal(mem_ask(f, MEM_PLUG, start, 5), MEM_NACK);
+    assert_int_equal(mem_ask(f, MEM_PLUG, start + MEM_BLOCK, 3), MEM_ACK);
+    assert_int_equal(atomic_load(&f->plugged), 3 * MEM_BLOCK);
+    assert_int_equal(mem_ask(f, MEM_PLUG, start, 2), MEM_ERROR);   /* one is plugged */
+    assert_int_equal(mem_ask(f, MEM_UNPLUG, start, 2), MEM_ERROR); /* one is not */
+    assert_int_equal(mem_ask(f, MEM_STATE, start, 2), MEM_ACK | 2 << 16);
+    assert_int_equal(mem_ask(f, MEM_STATE, start, 1), MEM_ACK | 1 << 16);
+    assert_int_equal(mem_ask(f, MEM_STATE, start + MEM_BLOCK, 3), MEM_ACK);
+    assert_int_equal(test_mmio_read(&f->machine, device + 40, 4), 3 * MEM_BLOCK);
+    assert_int_equal(gmem_fill(f->machine.gmem, gpa(start + MEM_BLOCK), 0xaa, 4096), 0);
+    assert_int_equal(mem_ask(f, MEM_UNPLUG, start + MEM_BLOCK, 1), MEM_ACK);
+    assert_page(f, start + MEM_BLOCK, 0); /* the host has it back */
+    assert_int_equal(mem_ask(f, MEM_UNPLUG_ALL, 0, 0), MEM_ACK);
+    assert_int_equal(atomic_load(&f->plugged), 0);
+}
+
+static void test_memory_requests_out_of_bounds_are_refused(void **state)
+{
+    struct fixture *f = *state;
+    const uint64_t start = gmem_pluggable(f->machine.gmem)->gpa;
+    const uint16_t blocks = TEST_PLUGGABLE_BYTES / MEM_BLOCK;
+    const struct {
+        uint64_t address;
+        uint16_t count;
+    } bad[] = {{start - MEM_BLOCK, 1},
+               {start + 4096, 1},
+               {start, 0},
+               {start, (uint16_t)(blocks + 1)},
+               {start, 0xffff},
+               {start + TEST_PLUGGABLE_BYTES, 1},
+               {start + TEST_PLUGGABLE_BYTES - MEM_BLOCK, 2},
+               {UINT64_MAX, 1},
+               {UINT64_MAX - MEM_BLOCK + 1, 1},
+               {0, 1}};
+    const struct test_seg small[] = {{TEST_DATA, 23, false}, {TEST_DATA + 64, 10, true}};
+
+    test_driver_start(&f->machine, SLOT, ~0ull, &f->driver);
+    virtio_mem_set_requested(f->dev, UINT64_MAX);
+    for (unsigned i = 0; i < ARRAY_LEN(bad); i++) {
+        for (uint16_t type = MEM_PLUG; type <= MEM_STATE + 1; type++) {
+            if (type != MEM_UNPLUG_ALL) {
+                assert_int_equal(mem_ask(f, type, bad[i].address, bad[i].count), MEM_ERROR);
+            }
+        }
+    }
+    assert_int_equal(mem_ask(f, MEM_PLUG, start, blocks), MEM_ACK);
+    assert_int_equal(atomic_load(&f->plugged), TEST_PLUGGABLE_BYTES);
+    f->machine.msi_count[f->driver.queue_count] = 0; /* that of the wish; the next says broken */
+    test_make_available(&f->driver, 0, test_chain(&f->driver, 0, small, 2));
+    test_kick(&f->driver, 0);
+    test_driver_wait_broken(&f->driver);
+    /* A reset of the device keeps what the guest uses; a new boot does not. */
+    virtio_dev_reset(f->dev);
+    assert_int_equal(atomic_load(&f->plugged), TEST_PLUGGABLE_BYTES);
+    virtio_mem_unplug_all(f->dev);
+    assert_int_equal(atomic_load(&f->plugged), 0);
+}
+
+#define MEM_TEST(name) cmocka_unit_test_setup_teardown(name, setup_mem, teardown)
 #define RNG_TEST(name) cmocka_unit_test_setup_teardown(name, setup_rng, teardown)
 #define BALLOON_TEST(name) cmocka_unit_test_setup_teardown(name, setup_balloon, teardown)
 #define CONSOLE_TEST(name) cmocka_unit_test_setup_teardown(name, setup_console, teardown)
@@ -612,6 +723,8 @@ int main(void)
         BALLOON_TEST(test_reported_free_pages_are_given_back),
         BALLOON_TEST(test_reclaim_takes_hinted_pages_of_its_own_command_only),
         BALLOON_TEST(test_statistics_travel_in_the_guests_buffer),
+        MEM_TEST(test_memory_is_plugged_as_far_as_wanted),
+        MEM_TEST(test_memory_requests_out_of_bounds_are_refused),
         CONSOLE_TEST(test_console_output_arrives_in_order),
         CONSOLE_TEST(test_console_waits_while_the_other_side_is_full),
         CONSOLE_TEST(test_console_input_fills_buffers_and_asks_again),

@@ -66,7 +66,8 @@ void test_machine_init(struct test_machine *machine)
     pthread_mutex_init(&machine->lock, NULL);
     pthread_cond_init(&machine->cond, NULL);
     assert_int_equal(bus_create(&machine->bus), 0);
-    assert_int_equal(gmem_create(TEST_RAM_BYTES, NULL, &machine->gmem), 0);
+    assert_int_equal(
+        gmem_create_pluggable(TEST_RAM_BYTES, TEST_PLUGGABLE_BYTES, NULL, &machine->gmem), 0);
     assert_int_equal(pci_host_create(machine->bus, &router, MMIO_BASE, MMIO_LEN, &machine->host),
                      0);
     assert_int_equal(loop_create(&machine->loop), 0);

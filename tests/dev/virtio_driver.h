@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 #define TEST_RAM_BYTES (32ull << 20)
+#define TEST_PLUGGABLE_BYTES (64ull << 20)
 #define TEST_DATA 0x400000ull /* free for tests from here on */
 #define TEST_MAX_QUEUES 8
 #define TEST_VECTORS 16

@@ -8,6 +8,7 @@ import os
 
 from harness import Control, Machine, expect, guest, run_tests
 
+MIB = 1 << 20
 ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
 
 
@@ -78,7 +79,54 @@ def cpus(place):
         expect(m.wait_exit() == 0, m.story())
 
 
+def memory(place):
+    with start(place, "--memory", "128M,max=1G", "--cpus", "2") as m:
+        ready(m)
+        with Control(place.home / "control") as control, \
+                Control(place.home / "control") as watcher:
+            watcher.expect_ok("watch")
+            m.run("echo online_movable > /sys/devices/system/memory/auto_online_blocks")
+            for size in (0, 15 * MIB, 1025 * MIB, -1, "512M"):
+                answer = control.ask("memory", bytes=size)
+                expect(not answer["ok"] and "16 to 1024" in answer["error"], f"{size}: {answer}")
+
+            def move(size):
+                control.expect_ok("memory", bytes=size)
+                wait_size(watcher, memory_bytes=size)
+
+            def resident():
+                return control.expect_ok("statistics")["statistics"]["memory.resident_bytes"]
+
+            total = "$(awk '/MemTotal/ {print $2}' /proc/meminfo)"
+            m.run(f"total={total}")
+            move(768 * MIB)
+            m.run(f"test {total} = $((total + 640 * 1024))")
+            m.run("mkdir -p /big; mount -t tmpfs -o size=600m none /big")
+            m.run("dd if=/dev/urandom of=/big/file bs=1M count=500")
+            full = resident()
+            expect(full > 500 * MIB, f"the guest filled memory that is not there: {full}")
+            # It cannot go while it is in use; what can does.
+            control.expect_ok("memory", bytes=128 * MIB)
+            while watcher.line().get("memory_bytes", 768 * MIB) == 768 * MIB:
+                pass
+            m.run("umount /big")
+            wait_size(watcher, memory_bytes=128 * MIB)
+            m.run(f"test {total} = $total")
+            expect(resident() < full - 400 * MIB, f"the host did not get it back: {resident()}")
+            move(96 * MIB)  # less than at the start: the balloon
+            statistics = control.expect_ok("statistics")["statistics"]
+            expect(statistics["balloon.actual_bytes"] == 32 * MIB, f"{statistics}")
+            move(256 * MIB)
+            mark = m.mark()
+            m.type("reboot -f\n")
+            ready(m, mark)
+            wait_size(watcher, memory_bytes=256 * MIB)
+        m.type("poweroff -f\n")
+        expect(m.wait_exit() == 0, m.story())
+
+
 if __name__ == "__main__":
     run_tests([
         ("CPUs come and go, also paused, and over a reset", cpus),
+        ("memory comes and goes, and goes back to the host", memory),
     ])

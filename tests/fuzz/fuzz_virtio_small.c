@@ -1,4 +1,4 @@
-/* Entropy, balloon, console and port: the first byte chooses. */
+/* Entropy, balloon, memory, console and port: the first byte chooses. */
 #include "fuzz_virtio.h"
 
 static size_t on_write(void *opaque, const uint8_t *data, size_t len)
@@ -57,6 +57,44 @@ static void balloon_host(struct fuzz *fuzz, struct fuzz_input *input)
     virtio_balloon_ask(fuzz->dev);
 }
 
+static void mem_host(struct fuzz *fuzz, struct fuzz_input *input)
+{
+    uint64_t bytes = (uint64_t)fuzz_u8(input) * (VIRTIO_MEM_BLOCK_BYTES / 2);
+
+    virtio_mem_set_requested(fuzz->dev, bytes);
+    if ((bytes & VIRTIO_MEM_BLOCK_BYTES) != 0) {
+        virtio_mem_unplug_all(fuzz->dev);
+    }
+}
+
+static void on_plugged(void *opaque, uint64_t plugged_bytes)
+{
+    (void)opaque;
+    if (plugged_bytes > TEST_PLUGGABLE_BYTES || plugged_bytes % VIRTIO_MEM_BLOCK_BYTES != 0) {
+        abort();
+    }
+}
+
+/* Mostly what a driver says. */
+static void mem_request(struct fuzz *fuzz, struct fuzz_input *input)
+{
+    const struct test_seg segs[] = {{TEST_DATA, 24, false}, {TEST_DATA + 256, 10, true}};
+    uint8_t how = fuzz_u8(input);
+    uint8_t message[24] = {how & 7};
+    uint64_t address = gmem_pluggable(fuzz->machine.gmem)->gpa +
+                       fuzz_u8(input) * (VIRTIO_MEM_BLOCK_BYTES / ((how & 8) != 0 ? 8 : 1));
+
+    for (unsigned i = 0; i < 8; i++) {
+        message[8 + i] = (uint8_t)(address >> (8 * i));
+    }
+    message[16] = (how & 16) != 0 ? fuzz_u8(input) : 1;
+    message[17] = (how & 32) != 0 ? fuzz_u8(input) : 0;
+    test_write(&fuzz->machine, TEST_DATA, message, sizeof(message));
+    test_make_available(&fuzz->driver, 0, test_chain(&fuzz->driver, 0, segs, 2));
+    test_kick(&fuzz->driver, 0);
+    fuzz_pump(fuzz);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
     struct fuzz_input input = {data, len};
@@ -66,7 +104,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 
     test_machine_init(&fuzz.machine);
     fuzz.loop = fuzz.machine.loop;
-    if (kind % 3 == 0) {
+    if (kind % 3 == 0 && (kind & 0x40) != 0) {
+        r = virtio_mem_create(&fuzz.machine.env, on_plugged, NULL, &fuzz.dev);
+        fuzz.host = mem_host;
+        fuzz.request = mem_request;
+    } else if (kind % 3 == 0) {
         r = virtio_rng_create(&fuzz.machine.env, &fuzz.dev);
     } else if (kind % 3 == 1) {
         r = virtio_balloon_create(&fuzz.machine.env, NULL, NULL, &fuzz.dev);
