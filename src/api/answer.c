@@ -27,7 +27,8 @@ int answer_status(enum fault_code code)
     }
 }
 
-static void send_json(struct api_call *call, int status, const json_t *answer)
+static void send_bytes(struct api_call *call, int status, const char *type, const char *text,
+                       size_t len)
 {
     struct http_header headers[4] = {{"x-request-id", call->request_id}};
     size_t count = 1;
@@ -40,19 +41,29 @@ static void send_json(struct api_call *call, int status, const json_t *answer)
     if (status == 429 || status == 503) {
         headers[count++] = (struct http_header){"retry-after", "1"};
     }
+    http_respond(call->exchange, status, type, headers, count, text, len);
+}
+
+static void send_json(struct api_call *call, int status, const json_t *answer)
+{
     char *text = json_dumps(answer, JSON_COMPACT);
     size_t len = text != NULL ? strlen(text) : 0;
     if (text != NULL) {
         text[len] = '\n'; /* in place of the NUL: a shell's prompt begins on a new line */
     }
-    http_respond(call->exchange, text != NULL ? status : 500, "application/json", headers, count,
-                 text, text != NULL ? len + 1 : 0);
+    send_bytes(call, text != NULL ? status : 500, "application/json", text,
+               text != NULL ? len + 1 : 0);
     free(text);
 }
 
 void answer_send(struct api_call *call, int status, const json_t *answer)
 {
     send_json(call, status, answer);
+}
+
+void answer_text(struct api_call *call, int status, const char *text)
+{
+    send_bytes(call, status, "text/plain; version=0.0.4; charset=utf-8", text, strlen(text));
 }
 
 void answer_fault(struct api_call *call, int status, const struct fault *fault)

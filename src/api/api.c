@@ -206,8 +206,15 @@ static void serve(struct api *api, struct http_exchange *exchange)
             json_object_get(answer, "operation") != NULL && call.operation->kind != KIND_OPERATION;
         status = is_going_on ? 202 : call.operation->status;
         audit_write(api->audit, &call, status, NULL);
-        answer_send(&call, status, answer);
+        if (call.text != NULL) {
+            answer_text(&call, status, call.text);
+        } else {
+            answer_send(&call, status, answer);
+        }
     }
+    (void)atomic_fetch_add_explicit(&api->answered[status / 100 % ARRAY_LEN(api->answered)], 1,
+                                    memory_order_relaxed);
+    free(call.text);
     json_decref(answer);
     json_decref(call.body);
 }
@@ -242,7 +249,8 @@ static void on_request(void *opaque, struct http_exchange *exchange)
 {
     struct api *api = opaque;
     if (api->config.other != NULL &&
-        strncmp(http_exchange_request(exchange)->path, "/v1/", 4) != 0) {
+        strncmp(http_exchange_request(exchange)->path, "/v1/", 4) != 0 &&
+        strcmp(http_exchange_request(exchange)->path, "/metrics") != 0) {
         api->config.other(exchange);
         return;
     }

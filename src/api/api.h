@@ -15,9 +15,11 @@
 #include "store/store.h"
 
 struct api;
+struct metrics;
 
 struct api_config {
     struct compute *compute; /* outlive it */
+    struct metrics *metrics;
     struct store *store;
     const char *audit_path; /* one JSON line a call; NULL: none */
     unsigned workers;       /* 0: 8 */

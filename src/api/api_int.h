@@ -65,6 +65,7 @@ struct api_call {
     struct compute_call compute;
     const char *set_cookie; /* for the answer; NULL: none */
     char cookie[256];
+    char *text;        /* an answer that is no JSON, malloc'd; NULL: none */
     bool is_streaming; /* the exchange has been given to api/streams */
 };
 
@@ -81,7 +82,8 @@ struct api {
     struct audit *audit;
     struct streams *streams;
     atomic_uint next_request;
-    atomic_uint waiting; /* calls that wait for an operation */
+    atomic_uint waiting;          /* calls that wait for an operation */
+    _Atomic uint64_t answered[6]; /* calls, by the hundreds of their status */
 };
 
 /* operations.c */
@@ -94,6 +96,7 @@ const struct api_operation *operation_find(const char *method, const char *path,
 /* answer.c */
 int answer_status(enum fault_code code);
 void answer_send(struct api_call *call, int status, const json_t *answer);
+void answer_text(struct api_call *call, int status, const char *text);
 void answer_fault(struct api_call *call, int status, const struct fault *fault);
 
 /* auth.c: fills call->identity. 0, or the status of the refusal with the fault filled in. */
@@ -152,6 +155,11 @@ int objects_cancel(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_host(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_describe(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_version(struct api *, struct api_call *, json_t **, struct fault *);
+
+/* metrics.c: counters and history */
+int metrics_text(struct api *, struct api_call *, json_t **, struct fault *);
+int metrics_of_instance(struct api *, struct api_call *, json_t **, struct fault *);
+int metrics_of_host(struct api *, struct api_call *, json_t **, struct fault *);
 
 /* limits.c: whether one more call by this name is within its rate. Any thread. */
 int limits_create(unsigned calls_per_s, struct rate_limits **ret_limits) MUST_CHECK;

@@ -156,7 +156,8 @@ static json_t *query_schema(const char *name)
     bool is_number = strcmp(name, "limit") == 0 || strcmp(name, "revision") == 0 ||
                      strcmp(name, "since") == 0 || strcmp(name, "timeout_ms") == 0 ||
                      strcmp(name, "wait_ms") == 0 || strcmp(name, "offset") == 0 ||
-                     strcmp(name, "length") == 0;
+                     strcmp(name, "length") == 0 || strcmp(name, "until") == 0 ||
+                     strcmp(name, "step") == 0;
     return json_pack("{s:s}", "type", is_number ? "integer" : "string");
 }
 
@@ -200,7 +201,7 @@ static bool is_guests(const struct api_operation *operation)
 static json_t *answer_schema(const struct api_operation *operation)
 {
     if (operation->kind == KIND_COUNT || strstr(operation->id, ".statistics") != NULL ||
-        is_guests(operation)) {
+        strstr(operation->id, ".history") != NULL || is_guests(operation)) {
         return json_pack("{s:s}", "type", "object");
     }
     char reference[64];
@@ -222,15 +223,17 @@ static json_t *describe(const struct api_operation *operation)
 {
     char status[8];
     bool is_bytes = operation->handle == guests_read;
-    bool is_stream = operation->handle == streams_watch || is_bytes;
+    bool is_metrics = operation->handle == metrics_text;
+    bool is_stream = operation->handle == streams_watch || is_bytes || is_metrics;
     (void)snprintf(status, sizeof(status), "%d", operation->status);
     json_t *responses = json_object();
     (void)json_object_set_new(
         responses, status,
         json_pack("{s:s, s:{s:{s:o}}}", "description", "done", "content",
-                  is_bytes    ? "application/octet-stream"
-                  : is_stream ? "text/event-stream"
-                              : "application/json",
+                  is_bytes     ? "application/octet-stream"
+                  : is_metrics ? "text/plain"
+                  : is_stream  ? "text/event-stream"
+                               : "application/json",
                   "schema",
                   is_stream ? json_pack("{s:s}", "type", "string") : answer_schema(operation)));
     (void)json_object_set_new(responses, "default",

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #define LIST_QUERY "project limit cursor *"
+#define HISTORY_QUERY "project metric since until step"
 #define CHANGE_QUERY "project dry_run revision"
 
 /* The operations on one kind of object; `word` is the kind's name, `words` its plural. */
@@ -69,6 +70,9 @@ static const struct api_operation operations[] = {
     {"instance.statistics", "GET", "/v1/instances/{id}/statistics", ROLE_VIEWER, KIND_INSTANCE,
      API_BODY_NONE, NULL, 0, "project", 200, objects_statistics,
      "What a running instance's monitor counts."},
+    {"instance.history", "GET", "/v1/instances/{id}/history", ROLE_VIEWER, KIND_INSTANCE,
+     API_BODY_NONE, NULL, 0, HISTORY_QUERY, 200, metrics_of_instance,
+     "What an instance did over the last day, as series of means."},
     READ(KIND_TYPE, "type", "types", ROLE_VIEWER),
     CREATE(KIND_TYPE, "type", "types", ROLE_ADMIN),
     DELETE(KIND_TYPE, "type", "types", ROLE_ADMIN),
@@ -101,6 +105,10 @@ static const struct api_operation operations[] = {
           "Changes of objects as server-sent events, from a revision on."),
     OTHER("host.get", "GET", "/v1/host", ROLE_VIEWER, "", 200, objects_host,
           "What the host has, and what is given away."),
+    OTHER("host.history", "GET", "/v1/host/history", ROLE_VIEWER, HISTORY_QUERY, 200,
+          metrics_of_host, "What the host did over the last day."),
+    OTHER("metrics", "GET", "/metrics", ROLE_VIEWER, "project", 200, metrics_text,
+          "Counters of instances, host and daemon, as Prometheus reads them."),
     OTHER("user.list", "GET", "/v1/users", ROLE_ADMIN, "", 200, accounts_list_users,
           "Lists users."),
     {"user.create", "POST", "/v1/users", ROLE_ADMIN, KIND_COUNT, API_BODY_FIELDS,

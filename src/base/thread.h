@@ -14,6 +14,7 @@
 #include <stdbool.h>
 
 enum lock_rank {
+    LOCK_RANK_METRICS,      /* one scrape at a time, with all that it asks of the control plane */
     LOCK_RANK_COMPUTE_CALL, /* one change of the control plane at a time, with all that it calls */
     LOCK_RANK_COMPUTE, /* the control plane's queues and tables; never held over I/O or a call of
                           the store */

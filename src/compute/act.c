@@ -1,14 +1,9 @@
-/* compute_change(), compute_delete(), compute_act() and what asks a monitor. */
+/* compute_change(), compute_delete(), compute_act() and compute_cancel(). */
 #include "compute/compute_int.h"
-
-#include "rpc/control_client.h"
-#include "rpc/unix_socket.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-
-#define STATISTICS_TIMEOUT_MS 1000
 
 /* One change of one object by a call. */
 struct act {
@@ -543,72 +538,4 @@ int compute_cancel(struct compute *compute, const struct compute_call *call, con
     json_decref(parameters);
     json_decref(answer);
     return rc < 0 ? rc : compute_get(compute, call, KIND_OPERATION, id, ret_operation, fault);
-}
-
-/* ---- monitors ---- */
-
-/* The runtime directory of an instance that runs. */
-static int find_running(struct compute *compute, const struct compute_call *call, const char *id,
-                        char dir[PATH_MAX], struct fault *fault)
-{
-    struct object object = {0};
-    struct err err;
-    int rc = object_find(compute, KIND_INSTANCE, call->project, id, &object, fault);
-
-    if (rc < 0) {
-        return rc;
-    }
-    if (!object_is(&object, "state", "running") && !object_is(&object, "state", "paused") &&
-        !object_is(&object, "state", "stopping")) {
-        rc = fault_set(fault, FAULT_CONFLICT, "state", "the instance \"%s\" is %s",
-                       object_text(&object, "name"), object_text(&object, "state"));
-    } else {
-        rc = machine_path(compute, object.id, dir, &err);
-        rc = rc < 0 ? fault_set_err(fault, rc, &err) : 0;
-    }
-    object_done(&object);
-    return rc;
-}
-
-int compute_statistics(struct compute *compute, const struct compute_call *call, const char *id,
-                       json_t **ret_statistics, struct fault *fault)
-{
-    char dir[PATH_MAX];
-    json_t *answer = NULL;
-    struct err err;
-    int rc = find_running(compute, call, id, dir, fault);
-
-    if (rc < 0) {
-        return rc;
-    }
-    rc = control_ask(dir, id, "{\"command\":\"statistics\"}\n", STATISTICS_TIMEOUT_MS, &answer,
-                     &err);
-    if (rc < 0 || answer == NULL) {
-        json_decref(answer);
-        return fault_set(fault, FAULT_UNAVAILABLE, NULL, "%s",
-                         rc < 0 ? err.text : "the monitor has just ended");
-    }
-    *ret_statistics = json_incref(json_object_get(answer, "statistics"));
-    json_decref(answer);
-    return *ret_statistics != NULL
-               ? 0
-               : fault_set(fault, FAULT_INTERNAL, NULL, "the monitor gives no statistics");
-}
-
-int compute_console(struct compute *compute, const struct compute_call *call, const char *id,
-                    int *ret_fd, struct fault *fault)
-{
-    char dir[PATH_MAX];
-    struct err err;
-    int rc = find_running(compute, call, id, dir, fault);
-
-    if (rc < 0) {
-        return rc;
-    }
-    rc = unix_socket_connect(dir, "console.sock", &err);
-    if (rc < 0) {
-        return fault_set(fault, FAULT_UNAVAILABLE, NULL, "%s", err.text);
-    }
-    *ret_fd = rc;
-    return 0;
 }

@@ -140,6 +140,19 @@ int compute_wait(struct compute *compute, const struct compute_call *call, const
 int compute_statistics(struct compute *compute, const struct compute_call *call, const char *id,
                        json_t **ret_statistics, struct fault *fault) MUST_CHECK;
 
+/*
+ * Every instance that has a monitor, of a project (its id or name) or all: as
+ * it is answered, and the directory of its monitor's sockets. An error of fn
+ * ends it. fn must not call compute.
+ */
+int compute_each_machine(struct compute *compute, const char *project,
+                         int (*fn)(void *opaque, const json_t *instance, const char *dir),
+                         void *opaque, struct fault *fault) MUST_CHECK;
+
+/* Where what belongs to an instance is kept; gone when it is deleted. -ENOENT when there is none
+ * yet. out[PATH_MAX]. */
+int compute_instance_directory(const struct compute *compute, const char *id, char *out) MUST_CHECK;
+
 /* A stream socket to the serial console of a running instance, the caller's to close. */
 int compute_console(struct compute *compute, const struct compute_call *call, const char *id,
                     int *ret_fd, struct fault *fault) MUST_CHECK;

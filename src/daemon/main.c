@@ -9,6 +9,7 @@
 #include "base/path.h"
 #include "daemon/notify.h"
 #include "daemon/options.h"
+#include "metrics/metrics.h"
 #include "store/store_sqlite.h"
 #include "web/web.h"
 
@@ -25,6 +26,7 @@ struct daemon {
     struct daemon_options options;
     struct store *store;
     struct compute *compute;
+    struct metrics *metrics;
     struct api *api;
     struct http_server *server;
 };
@@ -95,6 +97,15 @@ static int open_compute(struct daemon *daemon, struct err *err)
     return compute_open(&config, err, &daemon->compute);
 }
 
+static int open_metrics(struct daemon *daemon, struct err *err)
+{
+    const struct metrics_config config = {.compute = daemon->compute,
+                                          .state_dir = daemon->options.state,
+                                          .period_s = daemon->options.history_step_s};
+
+    return metrics_open(&config, err, &daemon->metrics);
+}
+
 /* From below to above; daemon_close() is the mirror. */
 static int daemon_open(struct daemon *daemon, struct err *err)
 {
@@ -111,7 +122,9 @@ static int daemon_open(struct daemon *daemon, struct err *err)
     rc = rc < 0 ? rc : path_format(audit, err, "%s/audit.log", options->state);
     rc = rc < 0 ? rc : store_sqlite_open(&store, err, &daemon->store);
     rc = rc < 0 ? rc : open_compute(daemon, err);
+    rc = rc < 0 ? rc : open_metrics(daemon, err);
     api.compute = daemon->compute;
+    api.metrics = daemon->metrics;
     api.store = daemon->store;
     rc = rc < 0 ? rc : api_create(&api, &daemon->api, err);
     return rc < 0 ? rc : serve(daemon, err);
@@ -123,6 +136,7 @@ static void daemon_close(struct daemon *daemon)
         http_server_destroy(daemon->server);
     }
     api_destroy(daemon->api);
+    metrics_close(daemon->metrics);
     compute_close(daemon->compute);
     store_close(daemon->store);
 }

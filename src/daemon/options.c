@@ -49,6 +49,8 @@ static const struct option {
      offsetof(struct daemon_options, memory_ratio)},
     {"--workers", "N", "how much is done at a time (8)", OPTION_NUMBER,
      offsetof(struct daemon_options, workers)},
+    {"--history-step", "SECONDS", "between two lines of history, at most 60 (10)", OPTION_NUMBER,
+     offsetof(struct daemon_options, history_step_s)},
     {"--log-level", "error|warning|info|debug", "which messages to show on stderr (info)",
      OPTION_LEVEL, 0},
     {"--version", NULL, "show the version", OPTION_FLAG,

@@ -1,0 +1,187 @@
+#!/usr/bin/python3
+"""What the platform tells of machines over time: the endpoint that Prometheus scrapes, history for
+charts, alarms."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import urllib.parse
+import urllib.request
+
+from harness import LIMIT_S, expect, free_port, run_tests
+from platform_rig import Platform
+
+STEP = ("--history-step", "1")
+
+
+def parse(text):
+    """{(name, labels): value} of an exposition."""
+    series = {}
+    for line in text.splitlines():
+        if line.startswith("#"):
+            continue
+        name, labels, value = re.fullmatch(r"([a-z_0-9]+)(?:\{(.*)\})? ([^ ]+)", line).groups()
+        pairs = frozenset(re.findall(r'([a-z_]+)="([^"]*)"', labels or ""))
+        expect((name, pairs) not in series, f"twice: {line}")
+        series[name, pairs] = float(value)
+    return series
+
+
+def scrape(platform, **more):
+    text = platform.ok("GET", "/metrics", **more)
+    expect(isinstance(text, bytes), f"{text}")
+    return text.decode()
+
+
+def of(series, wanted, /, **labels):
+    found = [value for (got, pairs), value in series.items()
+             if got == wanted and set(labels.items()) <= pairs]
+    expect(len(found) == 1, f"{wanted} {labels}: {found}")
+    return found[0]
+
+
+def expose_counters(place):
+    """promtool finds nothing wrong; each project sees its own; counters grow."""
+    with Platform(place) as platform:
+        platform.ok("POST", "/v1/projects", {"name": "blue"})
+        token = platform.ok("POST", "/v1/tokens", {"name": "b", "role": "viewer", "project": "blue"})["token"]
+        admin = platform.ok("POST", "/v1/tokens", {"name": "a", "role": "viewer"})["token"]
+        machine = platform.launch("first", cpus=2)
+        platform.finish(platform.ok("POST", "/v1/instances?project=blue", {
+            "name": "second", "image": "busybox", "engine": "soft", "memory_mib": 128}))
+        mine = {"id": machine, "name": "first", "project": "default"}
+        while not of(parse(scrape(platform)), "corbel_instance_exits_total", kind="pio", **mine):
+            pass  # the guest's first words to its devices
+        text = scrape(platform, token=admin)
+        checked = subprocess.run(["promtool", "check", "metrics"], input=text, text=True,
+                                 capture_output=True, timeout=LIMIT_S)
+        expect(checked.returncode == 0 and not checked.stderr, f"promtool: {checked}\n{text}")
+        before = parse(text)
+        expect(of(before, "corbel_instance_up", **mine) == 1, text)
+        expect(of(before, "corbel_instance_memory_configured_bytes", **mine) == 128 << 20, text)
+        expect(of(before, "corbel_instance_vcpu_seconds_total", vcpu="1", **mine) >= 0, text)
+        expect(of(before, "corbel_instance_exits_total", kind="pio", **mine) > 0, text)
+        expect(of(before, "corbel_instance_exit_latency_seconds_count", kind="pio", **mine) > 0, text)
+        expect(of(before, "corbel_instances_running") == 2, text)
+        expect(of(before, "process_resident_memory_bytes") > 1 << 20, text)
+        after = parse(scrape(platform))
+        for (name, labels), value in before.items():
+            if name.endswith("_total"):
+                expect(after[name, labels] >= value, f"{name} {labels}: {value}, then {after[name, labels]}")
+        expect(of(after, "corbel_api_requests_total", code="2xx") >
+               of(before, "corbel_api_requests_total", code="2xx"), "calls are not counted")
+        theirs = parse(scrape(platform, token=token))
+        names = {dict(labels).get("name") for _, labels in theirs}
+        expect(names == {"second"}, f"another project's instances, or the host: {names}")
+        platform.refused(401, "GET", "/metrics", token="")
+        platform.refused(404, "GET", "/metrics?project=default", token=token)
+        platform.finish(platform.ok("POST", f"/v1/instances/{machine}/stop", {"force": True}))
+        expect("first" not in scrape(platform), "a stopped instance is counted")
+
+
+@contextlib.contextmanager
+def prometheus(place, targets, token):
+    """A Prometheus of its own on loopback; yields a function that queries it."""
+    home = pathlib.Path(place.home) / "prometheus"
+    home.mkdir()
+    config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+              "scrape_configs": [{"job_name": "corbel", "static_configs": [{"targets": targets}],
+                                  "authorization": {"credentials": token}}]}
+    (home / "prometheus.yml").write_text(json.dumps(config))  # which is YAML, too
+    port = free_port()
+    with open(home / "log", "w", encoding="utf-8") as log, subprocess.Popen(
+            ["prometheus", f"--config.file={home}/prometheus.yml", f"--storage.tsdb.path={home}/data",
+             f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log, cwd=home) as process:
+        def ask(query):
+            expect(process.poll() is None, f"prometheus ended: {(home / 'log').read_text()}")
+            url = f"http://127.0.0.1:{port}/api/v1/query?" + urllib.parse.urlencode({"query": query})
+            try:
+                with urllib.request.urlopen(url, timeout=LIMIT_S) as answer:
+                    return json.load(answer)["data"]["result"]
+            except OSError:
+                return []  # it is not there yet
+        try:
+            yield ask
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(LIMIT_S)
+
+
+def be_scraped_by_prometheus(place):
+    with Platform(place) as platform:
+        token = platform.ok("POST", "/v1/tokens", {"name": "p", "role": "viewer"})["token"]
+        machine = platform.launch("watched")
+        with prometheus(place, [f"127.0.0.1:{platform.port}"], token) as ask:
+            while not (up := ask("up{job='corbel'}")) or up[0]["value"][1] != "1":
+                pass
+            while not (found := ask(f"rate(corbel_instance_exits_total{{id='{machine}',kind='pio'}}[10s])")):
+                pass  # a rate needs two scrapes
+            labels = found[0]["metric"]
+            expect(labels["name"] == "watched" and labels["project"] == "default", f"{labels}")
+            quantile = "histogram_quantile(0.9, rate(corbel_instance_exit_latency_seconds_bucket[30s]))"
+            expect(ask(quantile), "there are no quantiles of latencies")
+            for name in ("corbel_instance_vcpu_steal_seconds_total", "corbel_instance_memory_resident_bytes",
+                         "corbel_instance_network_bytes_total", "corbel_host_cpu_seconds_total"):
+                expect(ask(name), f"Prometheus has no {name}")
+
+
+def known(history, name):
+    return [value for value in history["series"][name] if value is not None]
+
+
+def keep_history(place):
+    """Lines come by themselves, survive the daemon, belong to one project and go with the instance."""
+    with Platform(place, *STEP) as platform:
+        machine = platform.launch("first")
+        path = f"/v1/instances/{machine}/history"
+        while len(known(platform.ok("GET", path + "?step=1"), "cpu_percent")) < 2:
+            pass
+        history = platform.ok("GET", path + "?step=1")
+        expect(len({len(values) for values in history["series"].values()}) == 1, f"{history}")
+        expect(max(known(history, "memory_resident_bytes")) <= 128 << 20, f"{history}")
+        expect(any(value > 0 for value in known(history, "exits_per_s")), f"{history}")
+        one = platform.ok("GET", path + "?metric=cpu_percent,exits_per_s&step=5")
+        expect(set(one["series"]) == {"cpu_percent", "exits_per_s"} and one["step"] == 5, f"{one}")
+        expect(known(platform.ok("GET", "/v1/host/history?step=1"), "memory_used_bytes"), "the host has none")
+        platform.refused(400, "GET", path + "?metric=colour", code="invalid", field="metric")
+        platform.refused(400, "GET", path + f"?since={2 ** 32 - 1}", code="invalid", field="since")
+        platform.refused(400, "GET", path + "?step=x", code="invalid", field="step")
+        platform.refused(404, "GET", "/v1/instances/none/history", code="not-found")
+        platform.ok("POST", "/v1/projects", {"name": "red"})
+        token = platform.ok("POST", "/v1/tokens", {"name": "r", "role": "viewer", "project": "red"})["token"]
+        platform.refused(404, "GET", path, token=token)
+        before = platform.ok("GET", path + "?step=1")
+        platform.stop_daemon(signal.SIGKILL)
+        file = pathlib.Path(platform.home) / ".local/share/corbel/daemon/machines" / machine / "history"
+        expect(file.stat().st_size <= 600 << 10, f"{file.stat()}")
+        platform.start_daemon()
+        after = platform.ok("GET", f"{path}?step=1&since={before['since']}")
+        for name, values in before["series"].items():
+            expect(after["series"][name][:len(values) - 1] == values[:-1], f"{name} is another after a restart")
+        platform.finish(platform.ok("DELETE", f"/v1/instances/{machine}"))
+        expect(not file.parent.exists(), "what belonged to the instance is still there")
+        platform.refused(404, "GET", path)
+
+
+def begin_a_damaged_history_anew(place):
+    with Platform(place, *STEP) as platform:
+        machine = platform.launch("first")
+        file = pathlib.Path(platform.home) / ".local/share/corbel/daemon/machines" / machine / "history"
+        path = f"/v1/instances/{machine}/history?step=1&metric=memory_resident_bytes"
+        for damage in (b"", b"x" * 100, os.urandom(600 << 10)):
+            while not known(platform.ok("GET", path), "memory_resident_bytes"):
+                pass
+            file.write_bytes(damage)
+            expect(all(value is None or 0 <= value <= 128 << 20
+                       for value in platform.ok("GET", path)["series"]["memory_resident_bytes"]), "noise is told")
+
+
+if __name__ == "__main__":
+    run_tests([
+        ("expose counters", expose_counters), ("be scraped by Prometheus", be_scraped_by_prometheus),
+        ("keep history", keep_history), ("begin a damaged history anew", begin_a_damaged_history_anew),
+    ])
