@@ -267,7 +267,8 @@ static int lock_file(int fd, bool is_read_only, const char *path, struct err *er
 
 static int open_path(const struct block_file_options *options, struct err *err)
 {
-    int flags = (options->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY;
+    /* A pipe or a terminal would have us wait for its other end. */
+    int flags = (options->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
     int fd = open(options->path, flags | (options->direct ? O_DIRECT : 0));
 
     if (fd >= 0) {
@@ -278,6 +279,17 @@ static int open_path(const struct block_file_options *options, struct err *err)
                              options->read_only ? "reading" : "writing");
     }
     return err_set_errno(err, -errno, "cannot open disk '%s'", options->path);
+}
+
+/* io_uring would give up where it has to wait. */
+static int make_blocking(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+
+    if (flags >= 0 && (flags & O_NONBLOCK) != 0) {
+        flags = fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
+    }
+    return flags >= 0 ? 0 : -errno;
 }
 
 static int wrap(int fd, bool is_device, bool read_only, struct err *err,
@@ -327,6 +339,10 @@ int block_file_open(const struct block_file_options *options, struct err *err,
         return err_set(err, -EINVAL, "disk '%s' is neither a regular file nor a block device",
                        options->path);
     }
+    r = make_blocking(fd);
+    if (r < 0) {
+        return err_set_errno(err, r, "cannot prepare disk '%s'", options->path);
+    }
     r = lock_file(fd, options->read_only, options->path, err);
     if (r == 0) {
         r = wrap(fd, S_ISBLK(st.st_mode), options->read_only, err, &file);
@@ -349,7 +365,7 @@ int block_file_open(const struct block_file_options *options, struct err *err,
 int block_file_create(const char *path, bool replace, struct err *err, struct block_file **ret_file)
 {
     CLEANUP_CLOSE int fd = -1;
-    struct stat st;
+    struct stat st, now;
     int r;
 
     if (nbd_is_address(path)) {
@@ -363,6 +379,10 @@ int block_file_create(const char *path, bool replace, struct err *err, struct bl
         return err_set(err, -EINVAL, "'%s' is not a regular file", path);
     }
     r = lock_file(fd, false, path, err);
+    /* Whoever had the lock may have given the file another name. */
+    if (r == 0 && (stat(path, &now) != 0 || now.st_dev != st.st_dev || now.st_ino != st.st_ino)) {
+        r = err_set(err, -EBUSY, "image '%s' is in use by another process; try again", path);
+    }
     if (r == 0 && ftruncate(fd, 0) != 0) {
         r = err_set_errno(err, -errno, "cannot empty image '%s'", path);
     }

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define COPY_BYTES (1u << 20)
 
@@ -46,11 +47,9 @@ static int preallocate(const struct block_create_options *options, struct block_
     return r < 0 ? err_set_errno(err, r, "cannot reserve space for image '%s'", options->path) : 0;
 }
 
-int block_image_create(const struct block_create_options *options, struct err *err)
+/* What can be known before a file is made, or one that is there emptied. */
+static int check_create(const struct block_create_options *options, struct err *err)
 {
-    struct block_file *file = NULL;
-    int r;
-
     if (options->size_bytes == 0 || options->size_bytes % BLOCK_SECTOR_BYTES != 0) {
         return err_set(err, -EINVAL, "the size of a disk is a multiple of 512 bytes, not 0");
     }
@@ -58,7 +57,19 @@ int block_image_create(const struct block_create_options *options, struct err *e
         return err_set(err, -EINVAL,
                        "space reserved in advance would hide the backing image; leave one out");
     }
-    r = block_file_create(options->path, options->replace, err, &file);
+    return options->format == BLOCK_FORMAT_QCOW2
+               ? qcow2_check_create(options, options->size_bytes, err)
+               : 0;
+}
+
+int block_image_create(const struct block_create_options *options, struct err *err)
+{
+    struct block_file *file = NULL;
+    int r = check_create(options, err);
+
+    if (r == 0) {
+        r = block_file_create(options->path, options->replace, err, &file);
+    }
     if (r < 0) {
         return r;
     }
@@ -77,6 +88,9 @@ int block_image_create(const struct block_create_options *options, struct err *e
         block_file_close(file);
     } else {
         r = preallocate(options, file, err);
+    }
+    if (r < 0 && !options->replace) {
+        (void)unlink(options->path); /* made here, and of no use */
     }
     return r;
 }
@@ -127,6 +141,9 @@ int block_image_resize(struct block_image *image, uint64_t size_bytes, bool may_
 
     if (image->is_read_only) {
         return err_set(err, -EROFS, "the image is open for reading only");
+    }
+    if (size_bytes == 0 || size_bytes % BLOCK_SECTOR_BYTES != 0) {
+        return err_set(err, -EINVAL, "the size of a disk is a multiple of 512 bytes, not 0");
     }
     if (size_bytes < old && !may_shrink) {
         return err_set(err, -EINVAL,

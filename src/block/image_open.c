@@ -6,8 +6,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/openat2.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 
@@ -36,6 +38,20 @@ struct permission {
     bool none; /* stay with this layer */
 };
 
+/* The rest of a whole path that begins with the directory itself, or NULL. */
+static const char *below(const char *dir, const char *path)
+{
+    size_t len = strlen(dir);
+
+    while (len > 0 && dir[len - 1] == '/') {
+        len--;
+    }
+    if (strncmp(path, dir, len) != 0 || path[len] != '/') {
+        return NULL;
+    }
+    return path + len + strspn(path + len, "/");
+}
+
 /*
  * A name from inside an image, below the directory that the caller allowed.
  * Links could lead out of it, so none is followed.
@@ -43,23 +59,23 @@ struct permission {
 static int open_below(const char *dir, const char *name, const char *of, struct err *err)
 {
     struct open_how how = {
-        .flags = O_RDONLY | O_CLOEXEC | O_NOCTTY,
+        .flags = O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK,
         .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
     };
     CLEANUP_CLOSE int dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    size_t dir_len = strlen(dir);
+    char whole[PATH_MAX];
     long fd;
 
     if (dir_fd < 0) {
         return err_set_errno(err, -errno, "cannot open the directory of backing images '%s'", dir);
     }
-    /* A whole path is fine when it begins with the directory itself. */
-    if (name[0] == '/' && strncmp(name, dir, dir_len) == 0 &&
-        (name[dir_len] == '/' || (dir_len > 0 && dir[dir_len - 1] == '/'))) {
-        name += dir_len;
-        while (*name == '/') {
-            name++;
+    if (name[0] == '/') {
+        const char *rest = below(dir, name);
+
+        if (rest == NULL && realpath(dir, whole) != NULL) {
+            rest = below(whole, name);
         }
+        name = rest != NULL ? rest : name;
     }
     fd = syscall(SYS_openat2, dir_fd, name, &how, sizeof(how));
     if (fd < 0) {

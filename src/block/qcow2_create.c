@@ -143,6 +143,14 @@ static int write_image(struct block_file *file, struct qcow2_header *h)
     return r;
 }
 
+int qcow2_check_create(const struct block_create_options *options, uint64_t size_bytes,
+                       struct err *err)
+{
+    struct qcow2_header header = {0};
+
+    return fill_header(options, size_bytes, &header, err);
+}
+
 int qcow2_create_image(const struct block_create_options *options, uint64_t size_bytes,
                        struct block_file *file, struct err *err)
 {

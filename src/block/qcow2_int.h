@@ -396,6 +396,9 @@ int qcow2_check(struct qcow2 *q, enum block_repair repair, block_check_report_fn
 int qcow2_repair_on_open(struct qcow2 *q, struct err *err) MUST_CHECK;
 
 /* qcow2_create.c */
+/* What qcow2_create_image() would refuse before it writes anything. */
+int qcow2_check_create(const struct block_create_options *options, uint64_t size_bytes,
+                       struct err *err) MUST_CHECK;
 int qcow2_create_image(const struct block_create_options *options, uint64_t size_bytes,
                        struct block_file *file, struct err *err) MUST_CHECK;
 

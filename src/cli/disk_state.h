@@ -6,10 +6,14 @@
 
 #include "block/successor.h"
 
+#include <jansson.h>
 #include <stdio.h>
 
 /* A line of text from a file: control characters would reach the terminal. */
 void disk_print_text(FILE *stream, const char *label, const char *text);
+
+/* Text from a file, whose bytes may be anything: what is not UTF-8 becomes U+FFFD. */
+json_t *disk_json_text(const char *text);
 
 /* "current", "unfinished" or "stale". */
 const char *disk_state_name(enum successor_state state);

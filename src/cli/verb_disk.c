@@ -1,9 +1,10 @@
-/* corbel image create, info, check, compare, convert, map, resize, snapshot: disks in files. */
+/* corbel image info, check, compare, map, resize, snapshot: what disks in files are. */
 #include "block/block_int.h"
 #include "block/image.h"
 #include "block/qcow2.h"
 #include "cli/cli.h"
 #include "cli/disk_state.h"
+#include "cli/disk_word.h"
 #include "cli/size.h"
 #include "storage/disk.h"
 
@@ -12,7 +13,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 static int print_json(json_t *object)
 {
@@ -22,197 +22,18 @@ static int print_json(json_t *object)
     return 0;
 }
 
-/* On a terminal, a line that is written over at most once a second. */
-static void show_progress(void *opaque, uint64_t done_bytes, uint64_t total_bytes)
-{
-    time_t *last = opaque;
-    time_t now = time(NULL);
-
-    if (now != *last) {
-        *last = now;
-        (void)fprintf(stderr, "\r%3u %%", (unsigned)(done_bytes * 100 / total_bytes));
-    }
-}
-
-static disk_progress_fn choose_progress(void)
-{
-    return isatty(STDERR_FILENO) == 1 ? show_progress : NULL;
-}
-
-static void end_progress(time_t last)
-{
-    if (last != 0) {
-        (void)fputs("\r      \r", stderr);
-    }
-}
-
-static int open_word(const struct disk_options *options, const char *path, bool read_only,
-                     struct err *err, struct block_image **ret_image)
-{
-    const struct disk_ref ref = {
-        .path = path,
-        .format = options->format,
-        .backing_dir = options->backing_dir,
-        .read_only = read_only,
-    };
-
-    if (read_only) {
-        disk_warn_when_stale(path);
-    }
-    return disk_open(&ref, err, ret_image);
-}
-
-static int parse_prealloc(const char *word, enum block_prealloc *ret_prealloc, struct err *err)
-{
-    static const char *const words[] = {
-        [BLOCK_PREALLOC_OFF] = "off",
-        [BLOCK_PREALLOC_METADATA] = "metadata",
-        [BLOCK_PREALLOC_FALLOC] = "falloc",
-        [BLOCK_PREALLOC_FULL] = "full",
-    };
-
-    for (size_t i = 0; word != NULL && i < ARRAY_LEN(words); i++) {
-        if (strcmp(word, words[i]) == 0) {
-            *ret_prealloc = (enum block_prealloc)i;
-            return 0;
-        }
-    }
-    return word == NULL
-               ? 0
-               : err_set(err, -EINVAL, "--preallocation takes off, metadata, falloc or full");
-}
-
-/* The fields that come from options alone. */
-static int fill_create(const struct disk_options *options, struct block_create_options *create,
-                       struct err *err)
-{
-    uint64_t cluster = 0;
-    int rc = parse_prealloc(options->preallocation, &create->prealloc, err);
-
-    if (rc == 0 && options->cluster_size != NULL) {
-        rc = size_parse("--cluster-size", options->cluster_size, &cluster, err);
-    }
-    if (rc == 0 && cluster > 2u << 20) {
-        rc = err_set(err, -EINVAL, "--cluster-size takes at most 2M");
-    }
-    if (rc == 0 && options->compression != NULL) {
-        if (strcmp(options->compression, "zstd") == 0) {
-            create->compression = BLOCK_COMPRESSION_ZSTD;
-        } else if (strcmp(options->compression, "zlib") != 0) {
-            rc = err_set(err, -EINVAL, "--compression takes zlib or zstd");
-        }
-    }
-    create->cluster_bytes = (uint32_t)cluster;
-    create->refcount_bits = options->refcount_bits;
-    create->extended_l2 = options->extended_l2;
-    create->lazy_refcounts = options->lazy_refcounts;
-    create->replace = options->replace;
-    return rc;
-}
-
-/* The backing image has to be one that can be opened later by the same rules. */
-static int fill_backing(const struct disk_options *options, const char *path,
-                        struct block_create_options *create, struct err *err)
-{
-    char full[PATH_MAX];
-    const char *slash = strrchr(path, '/');
-    struct block_image *backing = NULL;
-    struct disk_ref ref = {.path = full, .format = options->backing_format, .read_only = true};
-    int rc;
-
-    (void)snprintf(full, sizeof(full), "%.*s%s",
-                   options->backing[0] != '/' && slash != NULL ? (int)(slash - path) + 1 : 0, path,
-                   options->backing);
-    rc = disk_parse_format(options->backing, options->backing_format, &create->backing_format, err);
-    if (rc == 0) {
-        rc = disk_open(&ref, err, &backing);
-    }
-    if (rc < 0 || backing == NULL) {
-        return rc;
-    }
-    if (create->size_bytes == 0) {
-        create->size_bytes = backing->size_bytes;
-    }
-    create->backing_path = options->backing;
-    block_image_close(backing);
-    return 0;
-}
-
-int verb_image_create(const struct cli *cli, const void *values, const struct args *args,
-                      struct err *err)
-{
-    const struct disk_options *options = values;
-    struct block_create_options create = {.path = args->words[0]};
-    int rc = disk_parse_format(args->words[0], options->format, &create.format, err);
-
-    (void)cli;
-    if (rc == 0 && args->count > 1) {
-        rc = size_parse("the length", args->words[1], &create.size_bytes, err);
-    }
-    if (rc == 0) {
-        rc = fill_create(options, &create, err);
-    }
-    if (rc == 0 && options->backing != NULL) {
-        rc = fill_backing(options, args->words[0], &create, err);
-    }
-    if (rc == 0 && create.size_bytes == 0) {
-        rc = err_set(err, -EINVAL, "say how long the disk is to be, such as 10G");
-    }
-    return rc < 0 ? rc : block_image_create(&create, err);
-}
-
-/* The name of the other image as the new one's header holds it: short when they are neighbours. */
-static int name_backing(const char *path, const char *new_path, char *out, struct err *err)
-{
-    const char *slash = strrchr(path, '/');
-    const char *new_slash = strrchr(new_path, '/');
-    size_t dir = slash != NULL ? (size_t)(slash - path) : 0;
-    size_t new_dir = new_slash != NULL ? (size_t)(new_slash - new_path) : 0;
-
-    if (dir == new_dir && strncmp(path, new_path, dir) == 0) {
-        (void)snprintf(out, PATH_MAX, "%s", slash != NULL ? slash + 1 : path);
-        return 0;
-    }
-    return realpath(path, out) != NULL ? 0 : err_set_errno(err, -errno, "%s cannot be found", path);
-}
-
-int verb_image_clone(const struct cli *cli, const void *values, const struct args *args,
-                     struct err *err)
-{
-    const struct disk_options *options = values;
-    struct block_create_options create = {.path = args->words[1], .format = BLOCK_FORMAT_QCOW2};
-    struct block_image *from = NULL;
-    char backing[PATH_MAX];
-    int rc = disk_parse_format(args->words[0], options->format, &create.backing_format, err);
-
-    (void)cli;
-    if (rc == 0) {
-        rc = name_backing(args->words[0], args->words[1], backing, err);
-    }
-    if (rc == 0) {
-        rc = open_word(options, args->words[0], true, err, &from);
-    }
-    if (rc < 0 || from == NULL) {
-        return rc;
-    }
-    create.size_bytes = from->size_bytes;
-    create.backing_path = backing;
-    block_image_close(from);
-    return block_image_create(&create, err);
-}
-
 static json_t *describe_info(const char *path, const struct block_image_info *info,
                              enum successor_state state, const struct successor *next)
 {
     json_t *object = json_pack(
-        "{s:s, s:s, s:I, s:I, s:I}", "file", path, "format", block_format_name(info->format),
-        "size_bytes", (json_int_t)info->size_bytes, "file_bytes", (json_int_t)info->file_bytes,
-        "allocated_bytes", (json_int_t)info->allocated_bytes);
+        "{s:o, s:s, s:I, s:I, s:I}", "file", disk_json_text(path), "format",
+        block_format_name(info->format), "size_bytes", (json_int_t)info->size_bytes, "file_bytes",
+        (json_int_t)info->file_bytes, "allocated_bytes", (json_int_t)info->allocated_bytes);
     json_t *more;
 
     (void)json_object_set_new(object, "state", json_string(disk_state_name(state)));
     if (state == SUCCESSOR_CONTINUED) {
-        (void)json_object_set_new(object, "continued_in", json_string(next->path));
+        (void)json_object_set_new(object, "continued_in", disk_json_text(next->path));
         (void)json_object_set_new(object, "continued_format",
                                   json_string(block_format_name(next->format)));
     }
@@ -227,7 +48,7 @@ static json_t *describe_info(const char *path, const struct block_image_info *in
                      info->compression == BLOCK_COMPRESSION_ZSTD ? "zstd" : "zlib", "snapshots",
                      (int)info->snapshots, "bitmaps", (int)info->bitmaps);
     if (info->backing_path[0] != '\0') {
-        (void)json_object_set_new(more, "backing", json_string(info->backing_path));
+        (void)json_object_set_new(more, "backing", disk_json_text(info->backing_path));
         (void)json_object_set_new(more, "backing_format",
                                   info->has_backing_format
                                       ? json_string(block_format_name(info->backing_format))
@@ -369,16 +190,16 @@ int verb_image_compare(const struct cli *cli, const void *values, const struct a
     struct block_image *b = NULL;
     uint64_t offset = UINT64_MAX;
     time_t last = 0;
-    int rc = open_word(options, args->words[0], true, err, &a);
+    int rc = disk_word_open(options, args->words[0], true, err, &a);
 
     (void)cli;
     other.format = options->other_format;
     if (rc == 0) {
-        rc = open_word(&other, args->words[1], true, err, &b);
+        rc = disk_word_open(&other, args->words[1], true, err, &b);
     }
     if (rc == 0) {
-        rc = disk_compare(a, b, choose_progress(), &last, &offset, err);
-        end_progress(last);
+        rc = disk_compare(a, b, disk_choose_progress(), &last, &offset, err);
+        disk_end_progress(last);
     }
     block_image_close(a);
     block_image_close(b);
@@ -391,71 +212,6 @@ int verb_image_compare(const struct cli *cli, const void *values, const struct a
     }
     puts("the disks are the same");
     return 0;
-}
-
-/* Into a file beside the target, which takes its place only when all of it is durable. */
-static int convert_to(struct block_image *from, const struct disk_options *options,
-                      const char *target, const char *making, struct err *err)
-{
-    struct block_create_options create = {.path = making, .size_bytes = from->size_bytes};
-    struct disk_copy copy = {
-        .from = from, .compress = options->compress, .progress = choose_progress()};
-    struct block_config config = {.path = making, .fd = -1};
-    time_t last = 0;
-    int rc = disk_parse_format(target, options->other_format, &create.format, err);
-
-    if (rc == 0) {
-        rc = fill_create(options, &create, err);
-    }
-    if (rc == 0 && options->compress && create.format != BLOCK_FORMAT_QCOW2) {
-        rc = err_set(err, -EINVAL, "only qcow2 images are compressed");
-    }
-    create.replace = true;
-    if (rc == 0) {
-        rc = block_image_create(&create, err);
-    }
-    config.format = create.format;
-    if (rc == 0) {
-        rc = block_image_open(&config, err, &copy.to);
-    }
-    if (rc == 0) {
-        copy.opaque = &last;
-        rc = disk_copy(&copy, err);
-        end_progress(last);
-    }
-    block_image_close(copy.to);
-    return rc;
-}
-
-int verb_image_convert(const struct cli *cli, const void *values, const struct args *args,
-                       struct err *err)
-{
-    const struct disk_options *options = values;
-    const char *target = args->words[1];
-    char making[PATH_MAX];
-    struct block_image *from = NULL;
-    int rc;
-
-    (void)cli;
-    if (snprintf(making, sizeof(making), "%s.making", target) >= (int)sizeof(making)) {
-        return err_set(err, -ENAMETOOLONG, "the path is too long");
-    }
-    if (!options->replace && access(target, F_OK) == 0) {
-        return err_set(err, -EEXIST, "%s is there already; --replace replaces it", target);
-    }
-    rc = open_word(options, args->words[0], true, err, &from);
-    if (rc < 0) {
-        return rc;
-    }
-    rc = convert_to(from, options, target, making, err);
-    block_image_close(from);
-    if (rc == 0 && rename(making, target) != 0) {
-        rc = err_set_errno(err, -errno, "%s cannot be made", target);
-    }
-    if (rc < 0) {
-        (void)unlink(making);
-    }
-    return rc;
 }
 
 static int print_extent(void *opaque, const struct disk_extent *e)
@@ -491,7 +247,7 @@ int verb_image_map(const struct cli *cli, const void *values, const struct args 
     const struct disk_options *options = values;
     struct block_image *image = NULL;
     json_t *rows = NULL;
-    int rc = open_word(options, args->words[0], true, err, &image);
+    int rc = disk_word_open(options, args->words[0], true, err, &image);
 
     (void)cli;
     if (rc < 0) {
@@ -523,10 +279,10 @@ int verb_image_resize(const struct cli *cli, const void *values, const struct ar
 
     (void)cli;
     if (rc == 0) {
-        rc = parse_prealloc(options->preallocation, &prealloc, err);
+        rc = disk_parse_prealloc(options->preallocation, &prealloc, err);
     }
     if (rc == 0) {
-        rc = open_word(options, args->words[0], false, err, &image);
+        rc = disk_word_open(options, args->words[0], false, err, &image);
     }
     if (rc < 0 || image == NULL) {
         return rc;
@@ -551,8 +307,9 @@ static int list_snapshots(struct block_image *image, bool as_json, struct err *e
     for (unsigned i = 0; rc == 0 && i < count; i++) {
         char size[SIZE_TEXT_BYTES];
 
-        (void)json_array_append_new(rows, json_pack("{s:s, s:s, s:I, s:I}", "id", infos[i].id,
-                                                    "name", infos[i].name, "size_bytes",
+        (void)json_array_append_new(rows, json_pack("{s:o, s:o, s:I, s:I}", "id",
+                                                    disk_json_text(infos[i].id), "name",
+                                                    disk_json_text(infos[i].name), "size_bytes",
                                                     (json_int_t)infos[i].size_bytes, "date",
                                                     (json_int_t)infos[i].date_sec));
         if (!as_json) {
@@ -588,7 +345,7 @@ int verb_image_snapshot(const struct cli *cli, const void *values, const struct 
         return err_set(err, -EINVAL, "say which snapshot: corbel image snapshot %.20s FILE NAME",
                        args->words[0]);
     }
-    rc = open_word(options, args->words[1], is_list, err, &image);
+    rc = disk_word_open(options, args->words[1], is_list, err, &image);
     if (rc < 0) {
         return rc;
     }

@@ -271,14 +271,15 @@ int verb_pool_list(const struct cli *cli, const void *values, const struct args 
 
 static json_t *describe_volume(const struct pool_volume *v)
 {
-    json_t *object = json_pack(
-        "{s:s, s:I, s:I, s:s, s:s, s:s, s:i, s:s, s:b}", "name", v->name, "size_bytes",
-        (json_int_t)v->size_bytes, "allocated_bytes", (json_int_t)v->allocated_bytes, "format",
-        block_format_name(v->format), "path", v->path, "parent", v->parent, "snapshots",
-        (int)v->snapshots, "state", disk_state_name(v->state), "read_only", v->is_read_only);
+    json_t *object =
+        json_pack("{s:o, s:I, s:I, s:s, s:o, s:s, s:i, s:s, s:b}", "name", disk_json_text(v->name),
+                  "size_bytes", (json_int_t)v->size_bytes, "allocated_bytes",
+                  (json_int_t)v->allocated_bytes, "format", block_format_name(v->format), "path",
+                  disk_json_text(v->path), "parent", v->parent, "snapshots", (int)v->snapshots,
+                  "state", disk_state_name(v->state), "read_only", v->is_read_only);
 
     if (v->state == SUCCESSOR_CONTINUED) {
-        (void)json_object_set_new(object, "continued_in", json_string(v->next.path));
+        (void)json_object_set_new(object, "continued_in", disk_json_text(v->next.path));
     }
     return object;
 }

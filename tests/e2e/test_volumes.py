@@ -6,6 +6,8 @@ import json
 import os
 import pathlib
 import random
+import resource
+import stat
 import subprocess
 import time
 
@@ -148,6 +150,105 @@ def find_damage(place):
         user.run("image", "check", disk)
         qemu("check", "-f", "qcow2", disk)
         qemu("compare", "-f", "raw", "-F", "qcow2", raw, disk)
+
+
+def names(user):
+    return sorted(os.listdir(user.home))
+
+
+def keep_what_is_there(place):
+    """Wrong words, a second command, a machine, or a name that is no file's: nothing gets lost."""
+    with User(place) as user:
+        raw = make_raw(user)
+        disk = f"{user.home}/disk.qcow2"
+        before = names(user)
+        for wrong in (["1G", "--cluster-size", "3K"], ["1G", "--refcount-bits", "3"], ["1000"],
+                      ["10P", "--cluster-size", "512"], ["1T", "--preallocation", "falloc"],
+                      ["1G", "--backing", "gone.qcow2"]):
+            process = user.start("image", "create", disk, *wrong, preexec=lambda: resource.setrlimit(
+                resource.RLIMIT_FSIZE, (64 * MIB, 64 * MIB)))
+            process.communicate()
+            expect(process.returncode > 0 and names(user) == before, f"{wrong} left {names(user)}")
+        user.run("image", "convert", raw, disk)
+        content = pathlib.Path(disk).read_bytes()
+        for wrong in ("--cluster-size", "3K"), ("--refcount-bits", "3"):
+            user.run("image", "create", disk, "1G", "--replace", *wrong, status=2)
+            expect(pathlib.Path(disk).read_bytes() == content, f"{wrong} emptied an image")
+        both = [user.start("image", "convert", raw, f"{user.home}/both.qcow2", "--compress",
+                           "--replace") for _ in range(2)]
+        for process in both:
+            _, err = process.communicate()
+            expect(process.returncode == 0 or process.returncode == 4 and "in use" in err, err)
+        expect(0 in [process.returncode for process in both], "neither of two conversions was made")
+        qemu("compare", "-f", "raw", "-F", "qcow2", raw, f"{user.home}/both.qcow2")
+        holder = subprocess.Popen(["qemu-io", "-f", "qcow2", disk], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, text=True)
+        holder.stdin.write("read 0 512\n")
+        holder.stdin.flush()
+        while "read 512" not in holder.stdout.readline():
+            pass
+        for words in (("convert", raw, disk, "--replace"), ("create", disk, "1G", "--replace")):
+            _, err = user.run("image", *words, status=4)
+            expect("in use" in err, err)
+        holder.communicate()
+        qemu("compare", "-f", "raw", "-F", "qcow2", raw, disk)
+        os.mkfifo(f"{user.home}/pipe.raw", 0o666)
+        own(f"{user.home}/pipe.raw")
+        for words in (("convert", raw, f"{user.home}/pipe.raw", "--replace"),
+                      ("info", f"{user.home}/pipe.raw"), ("map", f"{user.home}/pipe.raw")):
+            _, err = user.run("image", *words, status=2)
+            expect("regular file" in err, err)
+        expect(stat.S_ISFIFO(os.stat(f"{user.home}/pipe.raw").st_mode), "a pipe was replaced")
+        os.symlink("disk.qcow2", f"{user.home}/link.qcow2")
+        user.run("image", "convert", raw, f"{user.home}/link.qcow2", "--replace", "--compress")
+        expect(os.path.islink(f"{user.home}/link.qcow2") and
+               os.stat(disk).st_size < len(content), "what a link names was not replaced")
+        user.run("image", "resize", raw, "+1", status=2)
+        user.run("image", "compare", raw, disk)
+        expect([n for n in names(user) if "making" in n] == [], f"left: {names(user)}")
+
+
+def tell_any_name(place):
+    """What an image holds is told as JSON whatever its bytes are."""
+    with User(place) as user:
+        disk = f"{user.home}/odd.qcow2"
+        qemu("create", "-q", "-f", "qcow2", disk, "1M")
+        subprocess.run([b"qemu-img", b"snapshot", b"-c", b"s\xff", disk.encode()], check=True)
+        own(disk)
+        rows = json.loads(user.run("image", "snapshot", "list", disk, "--json")[0])
+        expect([row["name"] for row in rows] == ["s\N{REPLACEMENT CHARACTER}"], rows)
+        subprocess.run([b"qemu-img", b"create", b"-q", b"-u", b"-f", b"qcow2", b"-F", b"raw", b"-b",
+                        b"/etc/\xe2\x82", disk.encode(), b"1M"], check=True)
+        own(disk)
+        info = json.loads(user.run("image", "info", disk, "--json")[0])
+        expect(info["backing"] == "/etc/\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}", info)
+        odd = os.path.join(user.home.encode(), b"odd-\xc3.qcow2")
+        os.rename(disk, odd)
+        info = json.loads(user.run("image", "info", os.fsdecode(odd), "--json")[0])
+        expect(info["file"].endswith("odd-\N{REPLACEMENT CHARACTER}.qcow2"), info)
+
+
+def find_what_it_stands_on(place):
+    """A clone is opened by what its maker typed, whatever that was."""
+    with User(place) as user:
+        disk = f"{user.home}/base.qcow2"
+        user.run("image", "convert", make_raw(user), disk)
+        os.mkdir(f"{user.home}/sub")
+        own(f"{user.home}/sub")
+        for base, clone in (("./base.qcow2", "one.qcow2"), (disk, "two.qcow2"),
+                            ("sub/../base.qcow2", f"{user.home}/three.qcow2"),
+                            ("base.qcow2", "./four.qcow2")):
+            _, err = user.run("image", "clone", base, clone)
+            expect(err == "", err)
+            user.run("image", "compare", disk, clone)
+        for words in (("clone", "base.qcow2", "sub/five.qcow2"),
+                      ("create", "sub/six.qcow2", "--backing", "../base.qcow2")):
+            _, err = user.run("image", *words)
+            expect("--backing-dir" in err, f"no word of what it takes to open it: {err}")
+        _, err = user.run("image", "map", "sub/five.qcow2", status=1)
+        expect("below" in err, err)
+        user.run("image", "map", "sub/five.qcow2", "--backing-dir", ".")
+        user.run("image", "map", "sub/five.qcow2", "--backing-dir", user.home)
 
 
 def volume(user, name, *words):
@@ -362,6 +463,9 @@ TESTS = [
     ("disks are converted both ways, packed and not", convert_disks),
     ("disks are described, mapped, compared, resized and cloned", look_at_disks),
     ("damage is found and mended", find_damage),
+    ("no mistake costs what is there", keep_what_is_there),
+    ("names of any bytes are told", tell_any_name),
+    ("clones find what they stand on", find_what_it_stands_on),
     ("volumes are made, cloned, resized and deleted", keep_volumes),
     ("a clone of a long volume copies nothing", clone_at_once),
     ("a tree of snapshots keeps its contents when its middle goes", keep_a_tree_of_snapshots),
