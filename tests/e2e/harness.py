@@ -114,8 +114,9 @@ class Guest:
         return cls._readable[path]
 
 
-def guest(kind):
-    """The image of that kind; builds it in the build directory when it is not there yet."""
+def guest(kind, *words):
+    """The image of that kind; builds it in the build directory when it is not there yet, with the
+    words for `corbel image build` if it is more than its name says."""
     given = os.environ.get("CORBEL_GUESTS")
     if given:
         return Guest(pathlib.Path(given) / kind)
@@ -123,7 +124,8 @@ def guest(kind):
     place = data / "corbel" / "images" / kind
     if not (place / "image.json").exists():
         print(f"# building the {kind} image", flush=True)
-        result = subprocess.run([str(BUILD / "corbel"), "image", "build", kind], check=False,
+        result = subprocess.run([str(BUILD / "corbel"), "image", "build", *(words or [kind])],
+                                check=False,
                                 env={**os.environ, "XDG_DATA_HOME": str(data)},
                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, text=True)

@@ -11,12 +11,11 @@ late, and nothing is expected of how much is done in it.
 import contextlib
 import os
 import re
-import subprocess
 import threading
 import time
 
 import test_kernel
-from harness import BUILD, expect, run_tests
+from harness import expect, guest, run_tests
 from test_kernel import (CALLS, FUNCTION, OVERHEAD_KIB, PROBED, SEED, Session, TROUBLE, Usage,
                          expect_bounded, host_usage)
 
@@ -76,17 +75,7 @@ MODULE_INFO(livepatch, "Y");
 
 def build_image():
     """The image with more packages, as guest() builds those without."""
-    if os.environ.get("CORBEL_GUESTS"):
-        return
-    data = BUILD / "guests"
-    if (data / "corbel" / "images" / KIND / "image.json").exists():
-        return
-    print(f"# building the {KIND} image", flush=True)
-    result = subprocess.run([str(BUILD / "corbel"), "image", "build", "debian", "--name", KIND,
-                             "--packages", PACKAGES, "--size", "6G"], check=False,
-                            env={**os.environ, "XDG_DATA_HOME": str(data)}, stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    expect(result.returncode == 0, f"the {KIND} image was not built:\n{result.stdout}")
+    guest(KIND, "debian", "--name", KIND, "--packages", PACKAGES, "--size", "6G")
 
 
 def use_live_patch(s):
