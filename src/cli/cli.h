@@ -6,10 +6,11 @@
  * table. One thread throughout.
  *
  * Exit status: 0 done; 1 it failed; 2 the command line is wrong; 3 no such
- * image or instance; 4 it is already there or running; 5 something that it
- * needs is missing (`corbel doctor` names it); 6 disks differ, or one is
- * damaged; 7 space of an image is lost, and nothing else. `run` and `ssh` pass on the
- * status of the monitor and of the remote command.
+ * image, instance or other object; 4 refused: it is already there or running, not
+ * allowed, or over a quota; 5 something that it needs is missing (`corbel doctor`
+ * names it), or no daemon can be reached; 6 disks differ, or one is
+ * damaged; 7 space of an image is lost, and nothing else. `ssh` and `exec` pass on the
+ * status of the remote command.
  */
 #ifndef CORBEL_CLI_CLI_H
 #define CORBEL_CLI_CLI_H
@@ -25,7 +26,7 @@ enum cli_exit {
     CLI_EXIT_FAILED = 1,
     CLI_EXIT_USAGE = 2,
     CLI_EXIT_NOT_FOUND = 3,
-    CLI_EXIT_EXISTS = 4,
+    CLI_EXIT_REFUSED = 4,
     CLI_EXIT_MISSING = 5,
     CLI_EXIT_DIFFERS = 6,
     CLI_EXIT_LEAKS = 7
@@ -41,6 +42,12 @@ struct cli {
     char runtime[PATH_MAX];   /* $XDG_RUNTIME_DIR/corbel, or /tmp/corbel-UID */
     char vmm[PATH_MAX];      /* $CORBEL_VMM, or corbel-vmm beside this program; empty when absent */
     char builders[PATH_MAX]; /* the image builders' directory; empty when absent */
+
+    /* Options before the verb, else the environment; empty: not given. */
+    const char *host;    /* --host, $CORBEL_HOST */
+    const char *project; /* --project, $CORBEL_PROJECT */
+    const char *token;   /* $CORBEL_TOKEN: words of a command line are seen by others */
+    bool never_start;    /* a daemon */
 };
 
 /*
@@ -60,7 +67,11 @@ struct verb {
     unsigned max_args;
     bool takes_rest; /* whether words after "--" are allowed */
     verb_fn run;
+    const void *data; /* for run: args->data */
 };
+
+/* The index-th verb of all, in the order of help; NULL after the last. */
+const struct verb *verb_at(size_t index);
 
 /* The size that every verb's options fit in. */
 #define VERB_VALUES_SIZE 1024

@@ -57,8 +57,7 @@ static int store_value(const struct option_spec *spec, const char *text, void *v
     return -EINVAL;
 }
 
-/* Parses the option at argv[0]: how many words it took, or a negative errno. */
-static int parse_option(const struct option_spec *specs, char **argv, void *values, struct err *err)
+int options_parse_one(const struct option_spec *specs, char **argv, void *values, struct err *err)
 {
     const char *equals = strchr(argv[0], '=');
     size_t name_len = equals != NULL ? (size_t)(equals - argv[0]) : strlen(argv[0]);
@@ -102,7 +101,7 @@ int options_parse(const struct option_spec *specs, char **argv, void *values, st
             args.wants_help = true;
             argv++;
         } else if ((*argv)[0] == '-' && (*argv)[1] != '\0') {
-            int taken = parse_option(specs, argv, values, err);
+            int taken = options_parse_one(specs, argv, values, err);
 
             if (taken < 0) {
                 return taken;

@@ -39,6 +39,7 @@ struct args {
     unsigned count;
     char **rest; /* NULL-terminated, as argv is; NULL when there was no "--" */
     bool wants_help;
+    const void *data; /* of the verb's row */
 };
 
 /*
@@ -47,5 +48,9 @@ struct args {
  */
 int options_parse(const struct option_spec *specs, char **argv, void *values, struct args *ret_args,
                   struct err *err) MUST_CHECK;
+
+/* The option that argv begins with: how many words it took. Errors as above. */
+int options_parse_one(const struct option_spec *specs, char **argv, void *values, struct err *err)
+    MUST_CHECK;
 
 #endif

@@ -1,6 +1,7 @@
-/* The table of verbs, and what follows from it: help, parsing and exit status. */
+/* What follows from the tables of verbs: help, parsing and exit status. */
 #include "cli/cli.h"
 #include "cli/paths.h"
+#include "cli/verb_tables.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -9,314 +10,22 @@
 #include <stdio.h>
 #include <string.h>
 
-#define BUILD(field) offsetof(struct build_options, field)
-#define GET(field) offsetof(struct get_options, field)
-#define DISK(field) offsetof(struct disk_options, field)
-#define VOLUME(field) offsetof(struct volume_options, field)
-#define RUN(field) offsetof(struct run_options, field)
-
-static const struct option_spec build_specs[] = {
-    {"--name", "NAME", "name of the image (the recipe's name)", OPTION_TEXT, BUILD(name)},
-    {"--size", "SIZE", "length of the disk, sparse (4G)", OPTION_TEXT, BUILD(size)},
-    {"--packages", "A,B", "more Debian packages", OPTION_TEXT, BUILD(packages)},
-    {"--mode", "MODE", "root, unshare or fakechroot (what the host allows)", OPTION_TEXT,
-     BUILD(mode)},
-    {"--no-cache", NULL, "install anew, even when a disk of the last day is at hand", OPTION_FLAG,
-     BUILD(no_cache)},
-    {.name = NULL},
-};
-
-#define GET_SPECS                                                                               \
-    {"--name", "NAME", "name of the image (the file's)", OPTION_TEXT, GET(name)},               \
-        {"--checksum", "KIND:HEX", "sha256:... or sha512:... of the file", OPTION_TEXT,         \
-         GET(checksum)},                                                                        \
-        {"--format", "FORMAT", "raw, qcow2, vmdk, vhd, vhdx, vdi or ova (what the name says)",  \
-         OPTION_TEXT, GET(format)},                                                             \
-        {"--compression", "KIND", "none, gz, xz or zst (what the name says)", OPTION_TEXT,      \
-         GET(compression)},                                                                     \
-        {"--max-size", "SIZE", "refuse a longer disk (256G)", OPTION_TEXT, GET(max_size)},      \
-    {                                                                                           \
-        "--replace", NULL, "take the place of an image of that name", OPTION_FLAG, GET(replace) \
-    }
-
-static const struct option_spec fetch_specs[] = {
-    GET_SPECS,
-    {"--insecure-no-checksum", NULL, "take whatever the address gives, unverified", OPTION_FLAG,
-     GET(insecure_no_checksum)},
-    {.name = NULL},
-};
-
-static const struct option_spec import_specs[] = {
-    GET_SPECS,
-    {.name = NULL},
-};
-
-static const struct option_spec export_specs[] = {
-    {"--format", "FORMAT", "raw, qcow2, vmdk, vhd, vhdx, vdi or ova (what the name says)",
-     OPTION_TEXT, GET(format)},
-    {.name = NULL},
-};
-
-#define FORMAT_SPEC                                                                          \
-    {                                                                                        \
-        "--format", "FORMAT", "raw or qcow2 (what the name says)", OPTION_TEXT, DISK(format) \
-    }
-#define BACKING_DIR_SPEC                                                               \
-    {                                                                                  \
-        "--backing-dir", "DIR", "where backing images may be (the image's directory)", \
-            OPTION_TEXT, DISK(backing_dir)                                             \
-    }
-#define DISK_JSON_SPEC                                     \
-    {                                                      \
-        "--json", NULL, "as JSON", OPTION_FLAG, DISK(json) \
-    }
-#define PREALLOCATION_SPEC                                                             \
-    {                                                                                  \
-        "--preallocation", "MODE", "off, metadata, falloc or full (off)", OPTION_TEXT, \
-            DISK(preallocation)                                                        \
-    }
-#define CREATE_SPECS                                                                             \
-    PREALLOCATION_SPEC,                                                                          \
-        {"--cluster-size", "SIZE", "512 to 2M (64K); qcow2", OPTION_TEXT, DISK(cluster_size)},   \
-        {"--compression", "KIND", "zlib or zstd (zlib); qcow2", OPTION_TEXT, DISK(compression)}, \
-        {"--refcount-bits", "N", "1, 2, 4 ... 64 (16); qcow2", OPTION_NUMBER,                    \
-         DISK(refcount_bits)},                                                                   \
-        {"--extended-l2", NULL, "allocate parts of clusters; qcow2", OPTION_FLAG,                \
-         DISK(extended_l2)},                                                                     \
-        {"--lazy-refcounts", NULL, "repair after a crash instead of ordering writes; qcow2",     \
-         OPTION_FLAG, DISK(lazy_refcounts)},                                                     \
-    {                                                                                            \
-        "--replace", NULL, "take the place of a file of that name", OPTION_FLAG, DISK(replace)   \
-    }
-
-static const struct option_spec create_specs[] = {
-    FORMAT_SPEC,
-    CREATE_SPECS,
-    {"--backing", "FILE", "stand on this image, named as seen from the new one", OPTION_TEXT,
-     DISK(backing)},
-    {"--backing-format", "FORMAT", "raw or qcow2 (what its name says)", OPTION_TEXT,
-     DISK(backing_format)},
-    {.name = NULL},
-};
-
-static const struct option_spec clone_specs[] = {FORMAT_SPEC, {.name = NULL}};
-
-static const struct option_spec info_specs[] = {FORMAT_SPEC, DISK_JSON_SPEC, {.name = NULL}};
-
-static const struct option_spec map_specs[] = {
-    FORMAT_SPEC, BACKING_DIR_SPEC, DISK_JSON_SPEC, {.name = NULL}};
-
-static const struct option_spec check_specs[] = {
-    FORMAT_SPEC,
-    DISK_JSON_SPEC,
-    {"--repair", "WHAT", "leaks, or all", OPTION_TEXT, DISK(repair)},
-    {.name = NULL},
-};
-
-static const struct option_spec compare_specs[] = {
-    FORMAT_SPEC,
-    {"--other-format", "FORMAT", "of the second: raw or qcow2 (what its name says)", OPTION_TEXT,
-     DISK(other_format)},
-    BACKING_DIR_SPEC,
-    {.name = NULL},
-};
-
-static const struct option_spec convert_specs[] = {
-    FORMAT_SPEC,
-    {"--to-format", "FORMAT", "of the new file: raw or qcow2 (what its name says)", OPTION_TEXT,
-     DISK(other_format)},
-    BACKING_DIR_SPEC,
-    {"--compress", NULL, "pack the clusters; qcow2", OPTION_FLAG, DISK(compress)},
-    CREATE_SPECS,
-    {.name = NULL},
-};
-
-static const struct option_spec resize_specs[] = {
-    FORMAT_SPEC,
-    BACKING_DIR_SPEC,
-    PREALLOCATION_SPEC,
-    {"--shrink", NULL, "a shorter disk is meant; its end is lost", OPTION_FLAG, DISK(shrink)},
-    {.name = NULL},
-};
-
-#define NBD(field) offsetof(struct nbd_serve_options, field)
-
-static const struct option_spec nbd_specs[] = {
-    {"--socket", "PATH", "where clients find it; made, for this user alone", OPTION_TEXT,
-     NBD(socket)},
-    {"--name", "NAME", "of the export (disk)", OPTION_TEXT, NBD(name)},
-    {"--read-only", NULL, "let nobody write", OPTION_FLAG, NBD(read_only)},
-    {"--format", "FORMAT", "raw or qcow2 (what the name says)", OPTION_TEXT, NBD(format)},
-    {"--backing-dir", "DIR", "where backing images may be (the image's directory)", OPTION_TEXT,
-     NBD(backing_dir)},
-    {.name = NULL},
-};
-
-#define POOL_SPEC                                                                  \
-    {                                                                              \
-        "--pool", "POOL", "the volume's pool (default)", OPTION_TEXT, VOLUME(pool) \
-    }
-#define VOLUME_JSON_SPEC                                     \
-    {                                                        \
-        "--json", NULL, "as JSON", OPTION_FLAG, VOLUME(json) \
-    }
-
-static const struct option_spec pool_specs[] = {
-    {"--capacity", "SIZE", "use no more than this (what the file system has)", OPTION_TEXT,
-     offsetof(struct pool_options, capacity)},
-    {"--threshold", "PERCENT", "warn when so much is used (80)", OPTION_NUMBER,
-     offsetof(struct pool_options, threshold)},
-    {.name = NULL},
-};
-
-static const struct option_spec volume_specs[] = {POOL_SPEC, {.name = NULL}};
-
-static const struct option_spec volume_create_specs[] = {
-    POOL_SPEC,
-    {"--image", "IMAGE", "begin as a copy of this image's disk", OPTION_TEXT, VOLUME(image)},
-    {.name = NULL},
-};
-
-static const struct option_spec volume_show_specs[] = {POOL_SPEC, VOLUME_JSON_SPEC, {.name = NULL}};
-
-static const struct option_spec volume_resize_specs[] = {
-    POOL_SPEC,
-    {"--shrink", NULL, "a shorter volume is meant; its end is lost", OPTION_FLAG, VOLUME(shrink)},
-    {.name = NULL},
-};
-
-static const struct option_spec volume_clone_specs[] = {
-    POOL_SPEC,
-    {"--snapshot", "NAME", "as it was then (as it is now)", OPTION_TEXT, VOLUME(snapshot)},
-    {.name = NULL},
-};
-
-static const struct option_spec volume_copy_specs[] = {
-    POOL_SPEC,
-    {"--format", "FORMAT", "raw or qcow2: the file's (what its name says)", OPTION_TEXT,
-     VOLUME(format)},
-    {"--replace", NULL, "what is there already", OPTION_FLAG, VOLUME(replace)},
-    {.name = NULL},
-};
-
-static const struct option_spec prune_specs[] = {
-    {"--days", "N", "keep what was used within N days (0)", OPTION_NUMBER,
-     offsetof(struct prune_options, days)},
-    {.name = NULL},
-};
-
-static const struct option_spec run_specs[] = {
-    {"--image", "DIR", "boot the image in DIR instead of a named one", OPTION_TEXT, RUN(image)},
-    {"--name", "NAME", "name of the instance (the image's name)", OPTION_TEXT, RUN(name)},
-    {"--cpus", "N", "virtual CPUs (1)", OPTION_NUMBER, RUN(cpus)},
-    {"--memory", "SIZE", "512M, 2G ... (what the image asks for)", OPTION_TEXT, RUN(memory)},
-    {"--engine", "ENGINE", "auto, kvm or soft (auto)", OPTION_TEXT, RUN(engine)},
-    {"--forward", "H:G", "host port H reaches guest port G; repeatable", OPTION_LIST,
-     RUN(forwards)},
-    {"--cmdline", "TEXT", "kernel command line instead of the image's", OPTION_TEXT, RUN(cmdline)},
-    {"--detach", NULL, "return when the machine has started", OPTION_FLAG, RUN(detach)},
-    {"--wait", NULL, "show the console until the guest is ready", OPTION_FLAG, RUN(wait_ready)},
-    {"--ephemeral", NULL, "remove the new instance and its disk when it ends", OPTION_FLAG,
-     RUN(ephemeral)},
-    {"--fresh", NULL, "discard the disk of an earlier run", OPTION_FLAG, RUN(fresh)},
-    {"--in-place", NULL, "write to the image's own disk instead of a copy", OPTION_FLAG,
-     RUN(in_place)},
-    {"--vmm", "WORD", "one more word for corbel-vmm; repeatable", OPTION_LIST, RUN(vmm_args)},
-    {.name = NULL},
-};
-
-static const struct option_spec list_specs[] = {
-    {"--json", NULL, "as JSON", OPTION_FLAG, offsetof(struct list_options, json)},
-    {.name = NULL},
-};
-
-static const struct option_spec ssh_specs[] = {
-    {"--wait", "SECONDS", "how long the guest may take to answer (120)", OPTION_NUMBER,
-     offsetof(struct ssh_options, wait_s)},
-    {.name = NULL},
-};
-
-static const struct option_spec stop_specs[] = {
-    {"--force", NULL, "pull the plug instead of pressing the power button", OPTION_FLAG,
-     offsetof(struct stop_options, force)},
-    {"--wait", "SECONDS", "how long the guest may take (90)", OPTION_NUMBER,
-     offsetof(struct stop_options, wait_s)},
-    {.name = NULL},
-};
-
-static const struct verb verbs[] = {
-    {NULL, "run", "[IMAGE]", "start a machine and attach its console", run_specs, 0, 1, false,
-     verb_run},
-    {NULL, "ssh", "[NAME] [-- COMMAND...]", "log in, or run a command, in a machine", ssh_specs, 0,
-     1, true, verb_ssh},
-    {NULL, "console", "[NAME]", "attach to a machine's serial console", NULL, 0, 1, false,
-     verb_console},
-    {NULL, "list", "", "list instances", list_specs, 0, 0, false, verb_list},
-    {NULL, "stats", "[NAME]", "show what a machine's monitor counts", list_specs, 0, 1, false,
-     verb_stats},
-    {NULL, "stop", "[NAME]", "power a machine off", stop_specs, 0, 1, false, verb_stop},
-    {NULL, "remove", "NAME", "delete a stopped instance and its disk", NULL, 1, 1, false,
-     verb_remove},
-    {"image", "build", "debian|debian-bench|busybox", "build an image", build_specs, 1, 1, false,
-     verb_image_build},
-    {"image", "catalogue", "", "list what can be fetched by name", list_specs, 0, 0, false,
-     verb_image_catalogue},
-    {"image", "fetch", "NAME|URL", "make an image of a disk from a server", fetch_specs, 1, 1,
-     false, verb_image_fetch},
-    {"image", "import", "FILE", "make an image of a disk in a file", import_specs, 1, 1, false,
-     verb_image_import},
-    {"image", "export", "NAME FILE", "write an image's disk into a file", export_specs, 2, 2, false,
-     verb_image_export},
-    {"image", "prune", "", "empty the cache of downloads and built disks", prune_specs, 0, 0, false,
-     verb_image_prune},
-    {"image", "create", "FILE [SIZE]", "make an empty disk in a file", create_specs, 1, 2, false,
-     verb_image_create},
-    {"image", "clone", "FILE NEW", "make an image that stands on another", clone_specs, 2, 2, false,
-     verb_image_clone},
-    {"image", "info", "FILE", "tell what an image file is", info_specs, 1, 1, false,
-     verb_image_info},
-    {"image", "check", "FILE", "look for damage in an image file", check_specs, 1, 1, false,
-     verb_image_check},
-    {"image", "compare", "FILE FILE", "whether two disks are the same", compare_specs, 2, 2, false,
-     verb_image_compare},
-    {"image", "convert", "FILE FILE", "copy a disk into another format", convert_specs, 2, 2, false,
-     verb_image_convert},
-    {"image", "map", "FILE", "tell where a disk has data", map_specs, 1, 1, false, verb_image_map},
-    {"image", "resize", "FILE SIZE|+SIZE", "change the length of a disk", resize_specs, 2, 2, false,
-     verb_image_resize},
-    {"image", "snapshot", "ACTION FILE [NAME]", "create, apply, delete or list snapshots in a file",
-     map_specs, 2, 3, false, verb_image_snapshot},
-    {"image", "list", "", "list images", list_specs, 0, 0, false, verb_image_list},
-    {"image", "show", "NAME", "show one image", list_specs, 1, 1, false, verb_image_show},
-    {"image", "remove", "NAME", "delete an image", NULL, 1, 1, false, verb_image_remove},
-    {"nbd", "serve", "FILE", "let NBD clients use a disk, until a signal ends it", nbd_specs, 1, 1,
-     false, verb_nbd_serve},
-    {"pool", "create", "NAME DIR|ADDRESS", "keep volumes in a directory, or use a server's",
-     pool_specs, 2, 2, false, verb_pool_create},
-    {"pool", "list", "", "list pools and their room", list_specs, 0, 0, false, verb_pool_list},
-    {"pool", "remove", "NAME", "forget an empty pool", NULL, 1, 1, false, verb_pool_remove},
-    {"volume", "create", "NAME [SIZE]", "make a volume", volume_create_specs, 1, 2, false,
-     verb_volume_create},
-    {"volume", "list", "", "list volumes", volume_show_specs, 0, 0, false, verb_volume_list},
-    {"volume", "show", "NAME", "show one volume", volume_show_specs, 1, 1, false, verb_volume_show},
-    {"volume", "resize", "NAME SIZE|+SIZE", "change the length of a volume", volume_resize_specs, 2,
-     2, false, verb_volume_resize},
-    {"volume", "clone", "NAME NEW", "make a volume that begins as another", volume_clone_specs, 2,
-     2, false, verb_volume_clone},
-    {"volume", "snapshot", "ACTION NAME [SNAPSHOT]", "create, revert, delete or list snapshots",
-     volume_show_specs, 2, 3, false, verb_volume_snapshot},
-    {"volume", "copy-to", "NAME FILE", "copy a volume into a file", volume_copy_specs, 2, 2, false,
-     verb_volume_copy_to},
-    {"volume", "copy-from", "NAME FILE", "copy a disk from a file into a volume", volume_copy_specs,
-     2, 2, false, verb_volume_copy_from},
-    {"volume", "delete", "NAME", "delete a volume and its snapshots", volume_specs, 1, 1, false,
-     verb_volume_delete},
-    {NULL, "doctor", "", "check this host, and say how to mend it", list_specs, 0, 0, false,
-     verb_doctor},
-};
+static const struct verb *const verb_tables[] = {verbs_of_daemon, verbs_of_files};
 
 static_assert(sizeof(struct run_options) <= VERB_VALUES_SIZE, "the largest options fit");
-static_assert(sizeof(struct build_options) <= VERB_VALUES_SIZE, "the largest options fit");
+static_assert(sizeof(struct api_options) <= VERB_VALUES_SIZE, "the largest options fit");
+
+const struct verb *verb_at(size_t index)
+{
+    for (size_t i = 0; i < ARRAY_LEN(verb_tables); i++) {
+        for (const struct verb *v = verb_tables[i]; v->name != NULL; v++) {
+            if (index-- == 0) {
+                return v;
+            }
+        }
+    }
+    return NULL;
+}
 
 static void print_verb_name(FILE *out, const struct verb *v)
 {
@@ -326,13 +35,17 @@ static void print_verb_name(FILE *out, const struct verb *v)
 
 static void print_help(FILE *out)
 {
-    (void)fputs("Runs virtual machines.\n\nusage: corbel VERB ...\n\n", out);
-    for (size_t i = 0; i < ARRAY_LEN(verbs); i++) {
+    const struct verb *v;
+
+    (void)fputs("Runs virtual machines.\n\n"
+                "usage: corbel [--host URL] [--project PROJECT] VERB ...\n\n",
+                out);
+    for (size_t i = 0; (v = verb_at(i)) != NULL; i++) {
         char name[32];
 
-        (void)snprintf(name, sizeof(name), "%s%s%s", verbs[i].group != NULL ? verbs[i].group : "",
-                       verbs[i].group != NULL ? " " : "", verbs[i].name);
-        (void)fprintf(out, "  %-17s %s\n", name, verbs[i].summary);
+        (void)snprintf(name, sizeof(name), "%s%s%s", v->group != NULL ? v->group : "",
+                       v->group != NULL ? " " : "", v->name);
+        (void)fprintf(out, "  %-17s %s\n", name, v->summary);
     }
     (void)fputs("\ncorbel VERB --help tells more about one. First steps:\n"
                 "  corbel doctor; corbel image build debian; corbel run debian\n",
@@ -357,9 +70,9 @@ static void print_verb_help(FILE *out, const struct verb *v)
 /* The row that argv names; *ret_words is how many words its name took. */
 static const struct verb *find_verb(char **argv, int *ret_words)
 {
-    for (size_t i = 0; i < ARRAY_LEN(verbs); i++) {
-        const struct verb *v = &verbs[i];
+    const struct verb *v;
 
+    for (size_t i = 0; (v = verb_at(i)) != NULL; i++) {
         if (v->group == NULL && strcmp(argv[0], v->name) == 0) {
             *ret_words = 1;
             return v;
@@ -389,8 +102,11 @@ static int exit_status(int rc)
         return CLI_EXIT_NOT_FOUND;
     case -EEXIST:
     case -EBUSY:
-        return CLI_EXIT_EXISTS;
+    case -EPERM:
+    case -EDQUOT:
+        return CLI_EXIT_REFUSED;
     case -ENXIO:
+    case -ENOTCONN:
         return CLI_EXIT_MISSING;
     case -EINVAL:
         return CLI_EXIT_USAGE;
@@ -399,10 +115,10 @@ static int exit_status(int rc)
     }
 }
 
-static int run_verb(const struct verb *v, char **argv)
+static int run_verb(const struct verb *v, const struct cli *given, char **argv)
 {
     alignas(max_align_t) char values[VERB_VALUES_SIZE] = {0};
-    struct cli cli = {.images = ""};
+    struct cli cli = *given;
     struct err err = {0};
     struct args args;
     int rc = options_parse(v->options, argv, values, &args, &err);
@@ -419,6 +135,7 @@ static int run_verb(const struct verb *v, char **argv)
         return fail_usage(v, args.count < v->min_args ? "something is missing"
                                                       : "there is a word too many");
     }
+    args.data = v->data;
     rc = paths_find(&cli, &err);
     if (rc == 0) {
         rc = v->run(&cli, values, &args, &err);
@@ -429,26 +146,63 @@ static int run_verb(const struct verb *v, char **argv)
     return exit_status(rc);
 }
 
-int cli_main(int argc, char **argv)
+static const char *from_environment(const char *name)
 {
-    const struct verb *v;
+    const char *text = getenv(name); // NOLINT(concurrency-mt-unsafe)
+
+    return text != NULL ? text : "";
+}
+
+/* The options before the verb: how many words they took, or -EINVAL. */
+static int read_global_options(struct cli *cli, char **argv)
+{
+    static const struct option_spec specs[] = {
+        {"--host", "URL", "", OPTION_TEXT, offsetof(struct cli, host)},
+        {"--project", "PROJECT", "", OPTION_TEXT, offsetof(struct cli, project)},
+        {.name = NULL},
+    };
     int words = 0;
 
-    (void)signal(SIGXFSZ, SIG_IGN); /* NOLINT(cert-err33-c): a full disk is an error, not an end */
-    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
-        print_help(argc < 2 ? stderr : stdout);
-        return argc < 2 ? CLI_EXIT_USAGE : CLI_EXIT_OK;
+    while (argv[words] != NULL && strncmp(argv[words], "--", 2) == 0 &&
+           strcmp(argv[words], "--help") != 0 && strcmp(argv[words], "--version") != 0) {
+        struct err err = {0};
+        int taken = options_parse_one(specs, argv + words, cli, &err);
+
+        if (taken < 0) {
+            return fail_usage(NULL, err.text), -EINVAL;
+        }
+        words += taken;
     }
-    if (strcmp(argv[1], "--version") == 0) {
+    return words;
+}
+
+int cli_main(int argc, char **argv)
+{
+    struct cli cli = {.host = from_environment("CORBEL_HOST"),
+                      .project = from_environment("CORBEL_PROJECT"),
+                      .token = from_environment("CORBEL_TOKEN")};
+    const struct verb *v;
+    int words = 0, taken;
+
+    (void)signal(SIGXFSZ, SIG_IGN); /* NOLINT(cert-err33-c): a full disk is an error, not an end */
+    taken = argc > 0 ? read_global_options(&cli, argv + 1) : 0;
+    if (taken < 0) {
+        return CLI_EXIT_USAGE;
+    }
+    argv += 1 + taken;
+    if (argv[0] == NULL || strcmp(argv[0], "--help") == 0 || strcmp(argv[0], "help") == 0) {
+        print_help(argv[0] == NULL ? stderr : stdout);
+        return argv[0] == NULL ? CLI_EXIT_USAGE : CLI_EXIT_OK;
+    }
+    if (strcmp(argv[0], "--version") == 0) {
         puts("corbel " CORBEL_VERSION);
         return CLI_EXIT_OK;
     }
-    v = find_verb(argv + 1, &words);
+    v = find_verb(argv, &words);
     if (v == NULL) {
         (void)fprintf(stderr, "corbel: there is no verb \"%s%s%s\"; corbel --help lists them\n",
-                      argv[1], argv[1] != NULL && argv[2] != NULL ? " " : "",
-                      argv[2] != NULL ? argv[2] : "");
+                      argv[0], argv[1] != NULL ? " " : "", argv[1] != NULL ? argv[1] : "");
         return CLI_EXIT_USAGE;
     }
-    return run_verb(v, argv + 1 + words);
+    return run_verb(v, &cli, argv + words);
 }

@@ -1,0 +1,27 @@
+/* What the verbs of all kinds of objects have in common: list, show, create, delete. */
+#ifndef CORBEL_CLI_VERB_OBJECT_H
+#define CORBEL_CLI_VERB_OBJECT_H
+
+#include "cli/api.h"
+#include "cli/table.h"
+#include "cli/verb_tables.h"
+
+struct collection {
+    const char *path; /* "types", as in /v1/types */
+    const char *word; /* "type" */
+    const struct column *columns;
+    /* The body of a creation, from the command line; NULL where nothing is created so. */
+    int (*fill)(const struct api_options *options, const struct args *args, json_t *body,
+                struct err *err);
+};
+
+extern const struct collection collection_instances, collection_types, collection_keys,
+    collection_projects, collection_quotas, collection_users, collection_tokens, collection_events,
+    collection_operations, collection_volumes;
+
+/* A size as MiB or GiB, which it must be a multiple of, under a name of the body; text may be NULL. */
+int object_set_size(json_t *body, const char *name, const char *option, const char *text,
+                    unsigned shift, struct err *err) MUST_CHECK;
+void object_set_text(json_t *body, const char *name, const char *text); /* NULL: nothing */
+
+#endif

@@ -1,0 +1,149 @@
+/* The verbs that ask the daemon, and their options. */
+#include "cli/cli.h"
+#include "cli/verb_object.h"
+#include "cli/verb_tables.h"
+
+#define API(field) offsetof(struct api_options, field)
+#define JSON_SPEC                                         \
+    {                                                     \
+        "--json", NULL, "as JSON", OPTION_FLAG, API(json) \
+    }
+#define TAG_SPEC                                                                          \
+    {                                                                                     \
+        "--tag", "NAME=VALUE", "a word to find it by; repeatable", OPTION_LIST, API(tags) \
+    }
+#define ALL_SPEC                                                             \
+    {                                                                        \
+        "--all", NULL, "all instances of the project", OPTION_FLAG, API(all) \
+    }
+#define LIMIT_SPECS                                                                              \
+    {"--instances", "N", "how many instances; none: no limit", OPTION_TEXT, API(max_instances)}, \
+        {"--cpus", "N", "virtual CPUs of them all", OPTION_TEXT, API(max_cpus)},                 \
+        {"--memory", "SIZE", "memory of them all", OPTION_TEXT, API(max_memory)},                \
+    {                                                                                            \
+        "--volumes", "SIZE", "size of all volumes", OPTION_TEXT, API(max_volumes)                \
+    }
+#define ROLE_SPECS                                                                     \
+    {"--role", "ROLE", "viewer, member or admin", OPTION_TEXT, API(role)},             \
+    {                                                                                  \
+        "--project", "PROJECT", "the only project (all)", OPTION_TEXT, API(of_project) \
+    }
+
+static const struct option_spec json_specs[] = {JSON_SPEC, {.name = NULL}};
+static const struct option_spec filter_specs[] = {
+    JSON_SPEC,
+    {"--filter", "FIELD=VALUE", "state=running, tag.env=prod ...; repeatable", OPTION_LIST,
+     API(filters)},
+    {.name = NULL},
+};
+static const struct option_spec all_specs[] = {ALL_SPEC, {.name = NULL}};
+static const struct option_spec delete_specs[] = {
+    ALL_SPEC,
+    {"--force", NULL, "also those that run", OPTION_FLAG, API(force)},
+    {.name = NULL},
+};
+static const struct option_spec restart_specs[] = {
+    ALL_SPEC,
+    {"--force", NULL, "pull the plug instead of pressing the power button", OPTION_FLAG,
+     API(force)},
+    {"--wait", "SECONDS", "how long the guest may take, before the plug is pulled (90)",
+     OPTION_NUMBER, API(wait_s)},
+    {.name = NULL},
+};
+static const struct option_spec resize_specs[] = {
+    {"--cpus", "N", "virtual CPUs", OPTION_NUMBER, API(cpus)},
+    {"--memory", "SIZE", "512M, 2G ...", OPTION_TEXT, API(memory)},
+    {"--type", "TYPE", "what a type has", OPTION_TEXT, API(type)},
+    {.name = NULL},
+};
+static const struct option_spec type_specs[] = {
+    {"--cpus", "N", "virtual CPUs", OPTION_NUMBER, API(cpus)},
+    {"--memory", "SIZE", "512M, 2G ...", OPTION_TEXT, API(memory)},
+    {"--disk", "SIZE", "its own disk (the image's)", OPTION_TEXT, API(disk)},
+    TAG_SPEC,
+    JSON_SPEC,
+    {.name = NULL},
+};
+static const struct option_spec key_specs[] = {TAG_SPEC, JSON_SPEC, {.name = NULL}};
+static const struct option_spec project_specs[] = {
+    LIMIT_SPECS, TAG_SPEC, JSON_SPEC, {.name = NULL}};
+static const struct option_spec quota_specs[] = {LIMIT_SPECS, {.name = NULL}};
+static const struct option_spec user_specs[] = {
+    ROLE_SPECS,
+    {"--password-file", "FILE", "its first line is the password (standard input)", OPTION_TEXT,
+     API(password_file)},
+    JSON_SPEC,
+    {.name = NULL},
+};
+static const struct option_spec token_specs[] = {
+    ROLE_SPECS,
+    {"--expires", "TIME", "30d, 12h, 90m ... (never)", OPTION_TEXT, API(expires)},
+    JSON_SPEC,
+    {.name = NULL},
+};
+
+/* group, name, arguments, summary, options, least and most words, "--", function, data */
+#define OBJECTS(word, many, collection)                                                         \
+    {word, "list", "", "list " many, filter_specs, 0, 0, false, verb_object_list, collection},  \
+    {                                                                                           \
+        word, "show", "NAME", "show one", json_specs, 1, 1, false, verb_object_show, collection \
+    }
+#define DELETE(word, collection)                                                                \
+    {                                                                                           \
+        word, "delete", "NAME", "delete one", NULL, 1, 1, false, verb_object_delete, collection \
+    }
+
+const struct verb verbs_of_daemon[] = {
+    {NULL, "show", "[NAME]", "show one instance", json_specs, 0, 1, false, verb_show, NULL},
+    {NULL, "start", "NAME...", "start instances that are off", all_specs, 0, 8, false, verb_act,
+     "start"},
+    {NULL, "restart", "[NAME...]", "switch instances off and on again", restart_specs, 0, 8, false,
+     verb_act, "restart"},
+    {NULL, "pause", "[NAME...]", "stop CPUs and clocks where they are", all_specs, 0, 8, false,
+     verb_act, "pause"},
+    {NULL, "resume", "[NAME...]", "let paused instances go on", all_specs, 0, 8, false, verb_act,
+     "resume"},
+    {NULL, "resize", "NAME", "give an instance other CPUs and memory", resize_specs, 1, 1, false,
+     verb_resize, NULL},
+    {NULL, "delete", "NAME...", "delete instances and their disks", delete_specs, 0, 8, false,
+     verb_delete, NULL},
+    OBJECTS("type", "sizes of instances", &collection_types),
+    {"type", "create", "NAME", "make a type", type_specs, 1, 1, false, verb_object_create,
+     &collection_types},
+    DELETE("type", &collection_types),
+    OBJECTS("key", "public keys for ssh", &collection_keys),
+    {"key", "create", "NAME FILE", "keep a public key", key_specs, 2, 2, false, verb_object_create,
+     &collection_keys},
+    DELETE("key", &collection_keys),
+    OBJECTS("project", "projects", &collection_projects),
+    {"project", "create", "NAME", "make a project", project_specs, 1, 1, false, verb_object_create,
+     &collection_projects},
+    DELETE("project", &collection_projects),
+    {"quota", "list", "", "list what projects may have", filter_specs, 0, 0, false,
+     verb_object_list, &collection_quotas},
+    {"quota", "set", "PROJECT", "change what a project may have", quota_specs, 1, 1, false,
+     verb_quota_set, NULL},
+    {"user", "list", "", "list users", json_specs, 0, 0, false, verb_object_list,
+     &collection_users},
+    {"user", "create", "NAME", "make a user who can sign in", user_specs, 1, 1, false,
+     verb_object_create, &collection_users},
+    DELETE("user", &collection_users),
+    {"token", "list", "", "list API tokens", json_specs, 0, 0, false, verb_object_list,
+     &collection_tokens},
+    {"token", "create", "NAME", "make an API token, shown this once", token_specs, 1, 1, false,
+     verb_object_create, &collection_tokens},
+    {"token", "delete", "ID", "revoke an API token", NULL, 1, 1, false, verb_object_delete,
+     &collection_tokens},
+    OBJECTS("operation", "work that is under way, and was", &collection_operations),
+    {"operation", "wait", "ID", "wait until it has ended", NULL, 1, 1, false, verb_operation_wait,
+     NULL},
+    {"operation", "cancel", "ID", "end it where it can", NULL, 1, 1, false, verb_operation_cancel,
+     NULL},
+    {"daemon", "start", "", "start the daemon, unless one runs", NULL, 0, 0, false,
+     verb_daemon_start, NULL},
+    {"daemon", "stop", "", "end the daemon; machines go on", NULL, 0, 0, false, verb_daemon_stop,
+     NULL},
+    {"daemon", "status", "", "show the daemon and its host", json_specs, 0, 0, false,
+     verb_daemon_status, NULL},
+    {.name = NULL},
+};
