@@ -150,6 +150,8 @@ int objects_delete(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_restore(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_act(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_statistics(struct api *, struct api_call *, json_t **, struct fault *);
+int objects_access(struct api *, struct api_call *, json_t **, struct fault *);
+int objects_log(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_wait(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_cancel(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_host(struct api *, struct api_call *, json_t **, struct fault *);

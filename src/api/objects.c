@@ -128,6 +128,16 @@ int objects_statistics(struct api *api, struct api_call *call, json_t **ret_answ
     return compute_statistics(api->config.compute, &call->compute, call->id, ret_answer, fault);
 }
 
+int objects_access(struct api *api, struct api_call *call, json_t **ret_answer, struct fault *fault)
+{
+    return compute_access(api->config.compute, &call->compute, call->id, ret_answer, fault);
+}
+
+int objects_log(struct api *api, struct api_call *call, json_t **ret_answer, struct fault *fault)
+{
+    return compute_log(api->config.compute, &call->compute, call->id, ret_answer, fault);
+}
+
 int objects_wait(struct api *api, struct api_call *call, json_t **ret_answer, struct fault *fault)
 {
     uint64_t timeout_ms;

@@ -34,12 +34,11 @@ enum cli_exit {
 
 /* Directories and programs, found once at the start. Nothing is created. */
 struct cli {
-    char images[PATH_MAX];    /* $XDG_DATA_HOME/corbel/images */
-    char instances[PATH_MAX]; /* $XDG_DATA_HOME/corbel/instances */
-    char cache[PATH_MAX];     /* $XDG_CACHE_HOME/corbel */
-    char pools[PATH_MAX];     /* $XDG_DATA_HOME/corbel/pools */
-    char config[PATH_MAX];    /* $XDG_CONFIG_HOME/corbel */
-    char runtime[PATH_MAX];   /* $XDG_RUNTIME_DIR/corbel, or /tmp/corbel-UID */
+    char images[PATH_MAX];   /* $XDG_DATA_HOME/corbel/images */
+    char cache[PATH_MAX];    /* $XDG_CACHE_HOME/corbel */
+    char pools[PATH_MAX];    /* $XDG_DATA_HOME/corbel/pools */
+    char config[PATH_MAX];   /* $XDG_CONFIG_HOME/corbel */
+    char runtime[PATH_MAX];  /* $XDG_RUNTIME_DIR/corbel, or /tmp/corbel-UID */
     char vmm[PATH_MAX];      /* $CORBEL_VMM, or corbel-vmm beside this program; empty when absent */
     char builders[PATH_MAX]; /* the image builders' directory; empty when absent */
 
@@ -141,20 +140,6 @@ int verb_volume_copy_from(const struct cli *cli, const void *values, const struc
                           struct err *err) MUST_CHECK;
 int verb_volume_delete(const struct cli *cli, const void *values, const struct args *args,
                        struct err *err) MUST_CHECK;
-int verb_run(const struct cli *cli, const void *values, const struct args *args, struct err *err)
-    MUST_CHECK;
-int verb_list(const struct cli *cli, const void *values, const struct args *args, struct err *err)
-    MUST_CHECK;
-int verb_ssh(const struct cli *cli, const void *values, const struct args *args, struct err *err)
-    MUST_CHECK;
-int verb_console(const struct cli *cli, const void *values, const struct args *args,
-                 struct err *err) MUST_CHECK;
-int verb_stats(const struct cli *cli, const void *values, const struct args *args, struct err *err)
-    MUST_CHECK;
-int verb_stop(const struct cli *cli, const void *values, const struct args *args, struct err *err)
-    MUST_CHECK;
-int verb_remove(const struct cli *cli, const void *values, const struct args *args, struct err *err)
-    MUST_CHECK;
 int verb_doctor(const struct cli *cli, const void *values, const struct args *args, struct err *err)
     MUST_CHECK;
 
@@ -205,33 +190,8 @@ struct prune_options {
     unsigned days;
 };
 
-struct run_options {
-    const char *image;
-    unsigned cpus;
-    const char *memory;
-    const char *engine;
-    const char *name;
-    const char *cmdline;
-    struct option_list forwards;
-    struct option_list vmm_args;
-    bool detach;
-    bool wait_ready;
-    bool ephemeral;
-    bool fresh;
-    bool in_place;
-};
-
 struct list_options {
     bool json;
-};
-
-struct ssh_options {
-    unsigned wait_s;
-};
-
-struct stop_options {
-    bool force;
-    unsigned wait_s;
 };
 
 #endif

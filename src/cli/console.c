@@ -2,7 +2,6 @@
 
 #include "base/io.h"
 #include "base/loop.h"
-#include "rpc/unix_socket.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -14,13 +13,17 @@
 #define ESCAPE_KEY 0x1d /* Ctrl-] */
 #define NS_PER_S 1000000000ull
 
-int console_connect(const struct instance *instance, struct err *err)
+int console_open(const struct cli *cli, struct client *client, const json_t *instance,
+                 struct client_stream **ret_stream, struct err *err)
 {
-    return unix_socket_connect(instance->runtime, "console.sock", err);
+    char path[API_PATH_BYTES];
+    int rc = api_path(cli, path, "instances", api_text(instance, "id"), "console", err);
+
+    return rc < 0 ? rc : client_stream_open(client, path, ret_stream, err);
 }
 
 /* Passes what the user typed to the guest: 1 when the escape key was among it. */
-static int pass_input(int fd, int *in_fd)
+static int pass_input(struct client_stream *stream, int *in_fd)
 {
     char buf[512];
     ssize_t n = read(*in_fd, buf, sizeof(buf));
@@ -34,45 +37,50 @@ static int pass_input(int fd, int *in_fd)
         return 0;
     }
     escape = isatty(*in_fd) ? memchr(buf, ESCAPE_KEY, (size_t)n) : NULL;
-    rc = io_write_full(fd, buf, escape != NULL ? (size_t)(escape - buf) : (size_t)n);
+    rc = client_stream_write(stream, buf, escape != NULL ? (size_t)(escape - buf) : (size_t)n);
     if (rc < 0) {
         return rc;
     }
     return escape != NULL ? 1 : 0;
 }
 
-/* Copies guest output: 1 at its end. */
-static int pass_output(int fd)
+/* Copies guest output until there is none: 1 at its end. */
+static int pass_output(struct client_stream *stream)
 {
-    char buf[4096];
-    ssize_t n = read(fd, buf, sizeof(buf));
+    for (;;) {
+        char buf[4096];
+        ssize_t n = client_stream_read(stream, buf, sizeof(buf));
+        int rc;
 
-    if (n < 0) {
-        return errno == EINTR ? 0 : errno == ECONNRESET ? 1 : -errno;
+        if (n <= 0) {
+            return n == 0 ? 1 : n == -EAGAIN ? 0 : (int)n;
+        }
+        rc = io_write_full(STDOUT_FILENO, buf, (size_t)n);
+        if (rc < 0) {
+            return rc;
+        }
     }
-    return n == 0 ? 1 : io_write_full(STDOUT_FILENO, buf, (size_t)n);
 }
 
-static int join_console(int fd, enum console_end *ret_end)
+static int join_console(struct client_stream *stream, enum console_end *ret_end)
 {
     int in_fd = STDIN_FILENO;
 
     for (;;) {
-        struct pollfd fds[2] = {{.fd = fd, .events = POLLIN}, {.fd = in_fd, .events = POLLIN}};
-        int rc = poll(fds, 2, -1);
+        struct pollfd fds[2] = {{.fd = client_stream_fd(stream), .events = POLLIN},
+                                {.fd = in_fd, .events = POLLIN}};
+        int rc = pass_output(stream);
 
+        if (rc != 0) {
+            *ret_end = CONSOLE_END_CLOSED;
+            return rc < 0 ? rc : 0;
+        }
+        rc = poll(fds, 2, -1);
         if (rc < 0 && errno != EINTR) {
             return -errno;
         }
-        if (rc > 0 && fds[0].revents != 0) {
-            rc = pass_output(fd);
-            if (rc != 0) {
-                *ret_end = CONSOLE_END_CLOSED;
-                return rc < 0 ? rc : 0;
-            }
-        }
-        if (rc >= 0 && fds[1].revents != 0) {
-            rc = pass_input(fd, &in_fd);
+        if (rc > 0 && fds[1].revents != 0) {
+            rc = pass_input(stream, &in_fd);
             if (rc == 1) {
                 *ret_end = CONSOLE_END_DETACHED;
                 return 0;
@@ -82,7 +90,7 @@ static int join_console(int fd, enum console_end *ret_end)
     }
 }
 
-int console_attach(int fd, enum console_end *ret_end, struct err *err)
+int console_attach(struct client_stream *stream, enum console_end *ret_end, struct err *err)
 {
     struct termios saved;
     bool is_terminal = isatty(STDIN_FILENO) && tcgetattr(STDIN_FILENO, &saved) == 0;
@@ -94,7 +102,7 @@ int console_attach(int fd, enum console_end *ret_end, struct err *err)
         cfmakeraw(&raw);
         (void)tcsetattr(STDIN_FILENO, TCSADRAIN, &raw);
     }
-    rc = join_console(fd, ret_end);
+    rc = join_console(stream, ret_end);
     if (is_terminal) {
         (void)tcsetattr(STDIN_FILENO, TCSADRAIN, &saved);
         (void)fputc('\n', stderr);
@@ -125,7 +133,8 @@ static bool matcher_feed(struct matcher *m, const char *data, size_t len)
     return false;
 }
 
-int console_wait_text(int fd, const char *text, unsigned seconds, struct err *err)
+int console_wait_text(struct client_stream *stream, const char *text, unsigned seconds,
+                      struct err *err)
 {
     struct matcher m = {.text = text};
     uint64_t deadline = seconds != 0 ? clock_monotonic_ns() + seconds * NS_PER_S : UINT64_MAX;
@@ -135,30 +144,28 @@ int console_wait_text(int fd, const char *text, unsigned seconds, struct err *er
                        sizeof(m.tail));
     }
     for (;;) {
-        struct pollfd pfd = {.fd = fd, .events = POLLIN};
+        struct pollfd pfd = {.fd = client_stream_fd(stream), .events = POLLIN};
         char buf[1024];
-        ssize_t n;
-        int rc = poll(&pfd, 1, 1000);
+        ssize_t n = client_stream_read(stream, buf, sizeof(buf));
+        int rc;
 
-        if (clock_monotonic_ns() >= deadline) {
-            return err_set(err, -ETIMEDOUT, "\"%s\" did not appear on the console in %u seconds",
-                           text, seconds);
-        }
-        if (rc <= 0) {
+        if (n == -EAGAIN) {
+            if (clock_monotonic_ns() >= deadline) {
+                return err_set(err, -ETIMEDOUT,
+                               "\"%s\" did not appear on the console in %u seconds", text, seconds);
+            }
+            (void)poll(&pfd, 1, 1000);
             continue;
         }
-        n = read(fd, buf, sizeof(buf));
-        if (n == 0 || (n < 0 && errno != EINTR)) {
-            return err_set(err, -EPIPE, "the machine ended before \"%s\" appeared", text);
+        if (n <= 0) {
+            return err_set(err, -EPIPE, "the console ended before \"%s\" appeared", text);
         }
-        if (n > 0) {
-            rc = io_write_full(STDOUT_FILENO, buf, (size_t)n);
-            if (rc < 0) {
-                return err_set_errno(err, rc, "the console's output cannot be shown");
-            }
-            if (matcher_feed(&m, buf, (size_t)n)) {
-                return 0;
-            }
+        rc = io_write_full(STDOUT_FILENO, buf, (size_t)n);
+        if (rc < 0) {
+            return err_set_errno(err, rc, "the console's output cannot be shown");
+        }
+        if (matcher_feed(&m, buf, (size_t)n)) {
+            return 0;
         }
     }
 }

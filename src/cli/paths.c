@@ -44,9 +44,6 @@ int paths_find(struct cli *ret_cli, struct err *err)
     int rc = path_find_home(ret_cli->images, "XDG_DATA_HOME", ".local/share", "/images", err);
 
     if (rc == 0) {
-        rc = path_find_home(ret_cli->instances, "XDG_DATA_HOME", ".local/share", "/instances", err);
-    }
-    if (rc == 0) {
         rc = path_find_home(ret_cli->cache, "XDG_CACHE_HOME", ".cache", "", err);
     }
     if (rc == 0) {

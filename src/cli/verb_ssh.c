@@ -1,15 +1,17 @@
 /* corbel ssh and console. */
 #include "base/io.h"
 #include "base/loop.h"
+#include "base/path.h"
 #include "cli/cli.h"
 #include "cli/console.h"
-#include "cli/instance.h"
-#include "cli/paths.h"
+#include "cli/verb_tables.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -20,66 +22,94 @@
 #define RETRY_MS 200
 #define NS_PER_S 1000000000ull
 
-/*
- * True when a guest's ssh server greets on the port: the forward alone takes
- * any connection. False at the latest when the monitor, process_fd, ends.
- */
-static bool ssh_answers(unsigned port, int process_fd)
+/* True when a guest's ssh server greets on the port: the forward alone takes any connection. */
+static bool ssh_answers(unsigned port)
 {
     struct sockaddr_in address = {.sin_family = AF_INET,
                                   .sin_port = htons((uint16_t)port),
                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     CLEANUP_CLOSE int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    struct pollfd fds[] = {{.fd = fd, .events = POLLIN}, {.fd = process_fd, .events = POLLIN}};
+    struct pollfd pfd = {.fd = fd, .events = POLLIN};
     char greeting[4];
 
     if (fd < 0 || connect(fd, (const struct sockaddr *)&address, sizeof(address)) != 0 ||
-        poll(fds, ARRAY_LEN(fds), BANNER_MAX_MS) <= 0 || fds[0].revents == 0) {
+        poll(&pfd, 1, BANNER_MAX_MS) <= 0) {
         return false;
     }
     return io_read_full(fd, greeting, sizeof(greeting)) == (ssize_t)sizeof(greeting) &&
            memcmp(greeting, "SSH-", sizeof(greeting)) == 0;
 }
 
-static int wait_for_ssh(const struct instance *instance, unsigned seconds, struct err *err)
+/* Whether it still runs; a daemon that is just away does not tell. */
+static bool has_ended(const struct cli *cli, struct client *client, const char *id)
 {
-    CLEANUP_CLOSE int process_fd = instance_open_process(instance);
-    struct pollfd ended = {.fd = process_fd, .events = POLLIN};
+    json_t *now = NULL;
+    struct err ignored;
+    int rc = api_get(cli, client, "instances", id, &now, &ignored);
+    const char *state = api_text(now, "state");
+    bool is_up = strcmp(state, "running") == 0 || strcmp(state, "paused") == 0 ||
+                 strcmp(state, "starting") == 0;
+
+    json_decref(now);
+    return rc == -ENOENT || (rc == 0 && !is_up);
+}
+
+static int wait_for_ssh(const struct cli *cli, struct client *client, const json_t *instance,
+                        unsigned seconds, struct err *err)
+{
+    const char *name = api_name(instance);
     uint64_t deadline = clock_monotonic_ns() + seconds * NS_PER_S;
     bool told = false;
 
-    while (!ssh_answers(instance->ssh_port, process_fd)) {
-        if (!instance_is_alive(instance)) {
-            return err_set(err, -EPIPE, "\"%s\" ended before its ssh server answered",
-                           instance->name);
+    while (!ssh_answers((unsigned)api_number(instance, "ssh_port"))) {
+        if (has_ended(cli, client, api_text(instance, "id"))) {
+            return err_set(err, -EPIPE, "\"%s\" ended before its ssh server answered", name);
         }
         if (clock_monotonic_ns() >= deadline) {
             return err_set(err, -ETIMEDOUT,
                            "the ssh server of \"%s\" did not answer in %u seconds; "
                            "corbel console %s shows what it does",
-                           instance->name, seconds, instance->name);
+                           name, seconds, name);
         }
         if (!told) {
-            (void)fprintf(stderr, "waiting for the ssh server of \"%s\"\n", instance->name);
+            (void)fprintf(stderr, "waiting for the ssh server of \"%s\"\n", name);
             told = true;
         }
         /* A guest that refused says nothing when it would not any more: it is asked again. */
-        (void)poll(&ended, 1, RETRY_MS);
+        (void)poll(NULL, 0, RETRY_MS);
     }
     return 0;
 }
 
-/* Becomes ssh; returns only when that fails. */
-static int exec_ssh(const struct instance *instance, char **command, struct err *err)
+/* A file that ssh can read; one of the same text may be there already. */
+static int write_file(const char *path, const char *text, struct err *err)
 {
-    char key[PATH_MAX];
-    char known[PATH_MAX + 32];
+    char making[PATH_MAX];
+    CLEANUP_CLOSE int fd = -1;
+    int rc = path_format(making, err, "%s.%d", path, (int)getpid());
+
+    if (rc < 0) {
+        return rc;
+    }
+    fd = open(making, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    rc = fd >= 0 ? io_write_full(fd, text, strlen(text)) : -errno;
+    if (rc == 0 && rename(making, path) != 0) {
+        rc = -errno;
+    }
+    return rc < 0 ? err_set_errno(err, rc, "%s cannot be written", path) : 0;
+}
+
+/* Becomes ssh; returns only when that fails. */
+static int exec_ssh(const struct cli *cli, const json_t *instance, const json_t *access,
+                    char **command, struct err *err)
+{
+    char key[PATH_MAX], known[PATH_MAX], known_option[PATH_MAX + 32];
     char port[16];
     const char *argv[96] = {"ssh",
                             "-i",
                             key,
                             "-o",
-                            known,
+                            known_option,
                             "-o",
                             "StrictHostKeyChecking=yes",
                             "-o",
@@ -89,16 +119,21 @@ static int exec_ssh(const struct instance *instance, char **command, struct err 
                             "-p",
                             port,
                             "-l",
-                            instance->image.user,
+                            api_text(access, "user"),
                             "127.0.0.1"};
     size_t argc = 0;
-    int rc = path_format(key, err, "%s/ssh_key", instance->dir);
+    int rc = path_make_private(cli->runtime, err);
 
+    rc = rc < 0 ? rc : path_format(key, err, "%s/%s.key", cli->runtime, api_text(instance, "id"));
+    rc = rc < 0 ? rc
+                : path_format(known, err, "%s/%s.known", cli->runtime, api_text(instance, "id"));
+    rc = rc < 0 ? rc : write_file(key, api_text(access, "ssh_key"), err);
+    rc = rc < 0 ? rc : write_file(known, api_text(access, "known_hosts"), err);
     if (rc < 0) {
         return rc;
     }
-    (void)snprintf(known, sizeof(known), "UserKnownHostsFile=%s/known_hosts", instance->dir);
-    (void)snprintf(port, sizeof(port), "%u", instance->ssh_port);
+    (void)snprintf(known_option, sizeof(known_option), "UserKnownHostsFile=%s", known);
+    (void)snprintf(port, sizeof(port), "%d", (int)api_number(instance, "ssh_port"));
     while (argv[argc] != NULL) {
         argc++;
     }
@@ -114,43 +149,68 @@ static int exec_ssh(const struct instance *instance, char **command, struct err 
                    "openssh-client");
 }
 
+static int log_in(const struct cli *cli, struct client *client, const json_t *instance,
+                  unsigned wait_s, char **command, struct err *err)
+{
+    const char *name = api_name(instance);
+    char path[API_PATH_BYTES];
+    json_t *access = NULL;
+    int rc = 0;
+
+    if (client_socket(client) == NULL) {
+        return err_set(err, -EINVAL,
+                       "\"%s\" is on another host, whose 127.0.0.1 has its ssh port; log in there "
+                       "first, or use its console: corbel console %s",
+                       name, name);
+    }
+    if (api_number(instance, "ssh_port") == 0) {
+        return err_set(err, -EINVAL, "\"%s\" has no ssh server; use its console: corbel console %s",
+                       name, name);
+    }
+    rc = api_path(cli, path, "instances", api_text(instance, "id"), "access", err);
+    rc = rc < 0 ? rc : client_call(client, "GET", path, NULL, &access, err);
+    rc = rc < 0 ? rc
+                : wait_for_ssh(cli, client, instance, wait_s != 0 ? wait_s : WAIT_DEFAULT_S, err);
+    rc = rc < 0 ? rc : exec_ssh(cli, instance, access, command, err);
+    json_decref(access);
+    return rc;
+}
+
 int verb_ssh(const struct cli *cli, const void *values, const struct args *args, struct err *err)
 {
-    const struct ssh_options *options = values;
-    struct instance instance;
-    int rc = instance_find_args(cli, args, &instance, err);
+    const struct api_options *options = values;
+    struct client *client = NULL;
+    json_t *instance = NULL;
+    int rc = api_open(cli, &client, err);
 
-    if (rc < 0) {
-        return rc;
-    }
-    if (instance.ssh_port == 0) {
-        return err_set(err, -EINVAL, "\"%s\" has no ssh server; use its console: corbel console %s",
-                       instance.name, instance.name);
-    }
-    rc = wait_for_ssh(&instance, options->wait_s != 0 ? options->wait_s : WAIT_DEFAULT_S, err);
-    return rc < 0 ? rc : exec_ssh(&instance, args->rest, err);
+    rc = rc < 0 ? rc : api_running_instance(cli, client, args, &instance, err);
+    rc = rc < 0 ? rc : log_in(cli, client, instance, options->wait_s, args->rest, err);
+    json_decref(instance);
+    client_close(client);
+    return rc;
 }
 
 int verb_console(const struct cli *cli, const void *values, const struct args *args,
                  struct err *err)
 {
-    struct instance instance;
+    struct client *client = NULL;
+    struct client_stream *stream = NULL;
+    json_t *instance = NULL;
     enum console_end end;
-    CLEANUP_CLOSE int fd = -1;
-    int rc = instance_find_args(cli, args, &instance, err);
+    int rc = api_open(cli, &client, err);
 
     (void)values;
-    if (rc < 0) {
-        return rc;
+    rc = rc < 0 ? rc : api_running_instance(cli, client, args, &instance, err);
+    rc = rc < 0 ? rc : console_open(cli, client, instance, &stream, err);
+    if (rc == 0) {
+        (void)fprintf(stderr, "console of \"%s\"; Ctrl-] leaves it\n", api_name(instance));
+        rc = console_attach(stream, &end, err);
+        if (rc == 0 && end == CONSOLE_END_CLOSED) {
+            (void)fprintf(stderr, "the console of \"%s\" ended\n", api_name(instance));
+        }
     }
-    fd = console_connect(&instance, err);
-    if (fd < 0) {
-        return fd;
-    }
-    (void)fprintf(stderr, "console of \"%s\"; Ctrl-] leaves it\n", instance.name);
-    rc = console_attach(fd, &end, err);
-    if (rc == 0 && end == CONSOLE_END_CLOSED) {
-        (void)fprintf(stderr, "\"%s\" ended\n", instance.name);
-    }
+    client_stream_close(stream);
+    json_decref(instance);
+    client_close(client);
     return rc;
 }

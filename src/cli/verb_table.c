@@ -2,13 +2,10 @@
 #include "cli/cli.h"
 #include "cli/verb_tables.h"
 
-#include <assert.h>
-
 #define BUILD(field) offsetof(struct build_options, field)
 #define GET(field) offsetof(struct get_options, field)
 #define DISK(field) offsetof(struct disk_options, field)
 #define VOLUME(field) offsetof(struct volume_options, field)
-#define RUN(field) offsetof(struct run_options, field)
 
 static const struct option_spec build_specs[] = {
     {"--name", "NAME", "name of the image (the recipe's name)", OPTION_TEXT, BUILD(name)},
@@ -200,58 +197,12 @@ static const struct option_spec prune_specs[] = {
     {.name = NULL},
 };
 
-static const struct option_spec run_specs[] = {
-    {"--image", "DIR", "boot the image in DIR instead of a named one", OPTION_TEXT, RUN(image)},
-    {"--name", "NAME", "name of the instance (the image's name)", OPTION_TEXT, RUN(name)},
-    {"--cpus", "N", "virtual CPUs (1)", OPTION_NUMBER, RUN(cpus)},
-    {"--memory", "SIZE", "512M, 2G ... (what the image asks for)", OPTION_TEXT, RUN(memory)},
-    {"--engine", "ENGINE", "auto, kvm or soft (auto)", OPTION_TEXT, RUN(engine)},
-    {"--forward", "H:G", "host port H reaches guest port G; repeatable", OPTION_LIST,
-     RUN(forwards)},
-    {"--cmdline", "TEXT", "kernel command line instead of the image's", OPTION_TEXT, RUN(cmdline)},
-    {"--detach", NULL, "return when the machine has started", OPTION_FLAG, RUN(detach)},
-    {"--wait", NULL, "show the console until the guest is ready", OPTION_FLAG, RUN(wait_ready)},
-    {"--ephemeral", NULL, "remove the new instance and its disk when it ends", OPTION_FLAG,
-     RUN(ephemeral)},
-    {"--fresh", NULL, "discard the disk of an earlier run", OPTION_FLAG, RUN(fresh)},
-    {"--in-place", NULL, "write to the image's own disk instead of a copy", OPTION_FLAG,
-     RUN(in_place)},
-    {"--vmm", "WORD", "one more word for corbel-vmm; repeatable", OPTION_LIST, RUN(vmm_args)},
-    {.name = NULL},
-};
-
 static const struct option_spec list_specs[] = {
     {"--json", NULL, "as JSON", OPTION_FLAG, offsetof(struct list_options, json)},
     {.name = NULL},
 };
 
-static const struct option_spec ssh_specs[] = {
-    {"--wait", "SECONDS", "how long the guest may take to answer (120)", OPTION_NUMBER,
-     offsetof(struct ssh_options, wait_s)},
-    {.name = NULL},
-};
-
-static const struct option_spec stop_specs[] = {
-    {"--force", NULL, "pull the plug instead of pressing the power button", OPTION_FLAG,
-     offsetof(struct stop_options, force)},
-    {"--wait", "SECONDS", "how long the guest may take (90)", OPTION_NUMBER,
-     offsetof(struct stop_options, wait_s)},
-    {.name = NULL},
-};
-
 const struct verb verbs_of_files[] = {
-    {NULL, "run", "[IMAGE]", "start a machine and attach its console", run_specs, 0, 1, false,
-     verb_run, NULL},
-    {NULL, "ssh", "[NAME] [-- COMMAND...]", "log in, or run a command, in a machine", ssh_specs, 0,
-     1, true, verb_ssh, NULL},
-    {NULL, "console", "[NAME]", "attach to a machine's serial console", NULL, 0, 1, false,
-     verb_console, NULL},
-    {NULL, "list", "", "list instances", list_specs, 0, 0, false, verb_list, NULL},
-    {NULL, "stats", "[NAME]", "show what a machine's monitor counts", list_specs, 0, 1, false,
-     verb_stats, NULL},
-    {NULL, "stop", "[NAME]", "power a machine off", stop_specs, 0, 1, false, verb_stop, NULL},
-    {NULL, "remove", "NAME", "delete a stopped instance and its disk", NULL, 1, 1, false,
-     verb_remove, NULL},
     {"image", "build", "debian|debian-bench|busybox", "build an image", build_specs, 1, 1, false,
      verb_image_build, NULL},
     {"image", "catalogue", "", "list what can be fetched by name", list_specs, 0, 0, false,

@@ -50,6 +50,38 @@ static const struct option_spec restart_specs[] = {
      OPTION_NUMBER, API(wait_s)},
     {.name = NULL},
 };
+static const struct option_spec run_specs[] = {
+    {"--name", "NAME", "name of the instance (the image's name)", OPTION_TEXT, API(name)},
+    {"--type", "TYPE", "how much it has of everything (small)", OPTION_TEXT, API(type)},
+    {"--cpus", "N", "virtual CPUs, instead of the type's", OPTION_NUMBER, API(cpus)},
+    {"--memory", "SIZE", "512M, 2G ..., instead of the type's", OPTION_TEXT, API(memory)},
+    {"--disk", "SIZE", "its disk, instead of the type's", OPTION_TEXT, API(disk)},
+    {"--volume", "NAME", "a volume as one more disk; repeatable", OPTION_LIST, API(volumes)},
+    {"--engine", "ENGINE", "auto, kvm or soft (auto)", OPTION_TEXT, API(engine)},
+    {"--forward", "H:G", "host port H reaches guest port G; repeatable", OPTION_LIST,
+     API(forwards)},
+    {"--cmdline", "TEXT", "kernel command line instead of the image's", OPTION_TEXT, API(cmdline)},
+    {"--restart", "WHEN", "never, on-failure or always, when it ended (on-failure)", OPTION_TEXT,
+     API(restart)},
+    TAG_SPEC,
+    {"--detach", NULL, "return when the machine has started", OPTION_FLAG, API(detach)},
+    {"--wait", NULL, "show the console until the guest is ready", OPTION_FLAG, API(wait_ready)},
+    {"--ephemeral", NULL, "remove the new instance and its disk when it ends", OPTION_FLAG,
+     API(ephemeral)},
+    {"--fresh", NULL, "discard the disk of an earlier run", OPTION_FLAG, API(fresh)},
+    {.name = NULL},
+};
+static const struct option_spec ssh_specs[] = {
+    {"--wait", "SECONDS", "how long the guest may take to answer (120)", OPTION_NUMBER,
+     API(wait_s)},
+    {.name = NULL},
+};
+static const struct option_spec logs_specs[] = {
+    {"--lines", "N", "only the last N", OPTION_NUMBER, API(lines)},
+    {"--monitor", NULL, "what its monitor said, not its console", OPTION_FLAG, API(is_monitor)},
+    JSON_SPEC,
+    {.name = NULL},
+};
 static const struct option_spec resize_specs[] = {
     {"--cpus", "N", "virtual CPUs", OPTION_NUMBER, API(cpus)},
     {"--memory", "SIZE", "512M, 2G ...", OPTION_TEXT, API(memory)},
@@ -94,9 +126,15 @@ static const struct option_spec token_specs[] = {
     }
 
 const struct verb verbs_of_daemon[] = {
+    {NULL, "run", "[IMAGE]", "start a machine and attach its console", run_specs, 0, 1, false,
+     verb_run, NULL},
+    {NULL, "list", "", "list instances", filter_specs, 0, 0, false, verb_object_list,
+     &collection_instances},
     {NULL, "show", "[NAME]", "show one instance", json_specs, 0, 1, false, verb_show, NULL},
     {NULL, "start", "NAME...", "start instances that are off", all_specs, 0, 8, false, verb_act,
      "start"},
+    {NULL, "stop", "[NAME...]", "power instances off", restart_specs, 0, 8, false, verb_act,
+     "stop"},
     {NULL, "restart", "[NAME...]", "switch instances off and on again", restart_specs, 0, 8, false,
      verb_act, "restart"},
     {NULL, "pause", "[NAME...]", "stop CPUs and clocks where they are", all_specs, 0, 8, false,
@@ -107,6 +145,16 @@ const struct verb verbs_of_daemon[] = {
      verb_resize, NULL},
     {NULL, "delete", "NAME...", "delete instances and their disks", delete_specs, 0, 8, false,
      verb_delete, NULL},
+    {NULL, "ssh", "[NAME] [-- COMMAND...]", "log in, or run a command, in a machine", ssh_specs, 0,
+     1, true, verb_ssh, NULL},
+    {NULL, "console", "[NAME]", "attach to a machine's serial console", NULL, 0, 1, false,
+     verb_console, NULL},
+    {NULL, "logs", "[NAME]", "show what a machine's console showed", logs_specs, 0, 1, false,
+     verb_logs, NULL},
+    {NULL, "stats", "[NAME]", "show what a machine's monitor counts", json_specs, 0, 1, false,
+     verb_stats, NULL},
+    {NULL, "events", "", "list what happened", filter_specs, 0, 0, false, verb_object_list,
+     &collection_events},
     OBJECTS("type", "sizes of instances", &collection_types),
     {"type", "create", "NAME", "make a type", type_specs, 1, 1, false, verb_object_create,
      &collection_types},

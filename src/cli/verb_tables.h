@@ -10,14 +10,12 @@ extern const struct verb verbs_of_daemon[], verbs_of_files[];
 
 /* The options of all of them: each verb's table names those that it takes. */
 struct api_options {
-    bool json, force, all, follow, no_wait, console;
-    unsigned cpus, wait_s, lines, interval_s, weight;
+    bool json, force, all, detach, wait_ready, ephemeral, fresh, is_monitor;
+    unsigned cpus, wait_s, lines;
     const char *type, *memory, *disk, *name, *engine, *restart, *cmdline;
-    const char *role, *of_project, *expires, *password_file, *listen, *image;
+    const char *role, *of_project, *expires, *password_file;
     const char *max_instances, *max_cpus, *max_memory, *max_volumes;
-    struct option_list filters, tags, forwards, volumes, keys;
-    const char *user_data, *host_name, *description;
-    bool detach, wait_ready, ephemeral, fresh, memory_state, is_once;
+    struct option_list filters, tags, forwards, volumes;
 };
 
 #define API_VERB(name) \
@@ -37,6 +35,13 @@ API_VERB(verb_show);
 API_VERB(verb_act); /* args->data is the action's name */
 API_VERB(verb_resize);
 API_VERB(verb_delete);
+
+/* verb_run.c, verb_ssh.c, verb_watch.c */
+API_VERB(verb_run);
+API_VERB(verb_ssh);
+API_VERB(verb_console);
+API_VERB(verb_stats);
+API_VERB(verb_logs);
 
 /* verb_daemon.c */
 API_VERB(verb_daemon_start);

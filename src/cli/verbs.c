@@ -12,7 +12,7 @@
 
 static const struct verb *const verb_tables[] = {verbs_of_daemon, verbs_of_files};
 
-static_assert(sizeof(struct run_options) <= VERB_VALUES_SIZE, "the largest options fit");
+static_assert(sizeof(struct build_options) <= VERB_VALUES_SIZE, "the largest options fit");
 static_assert(sizeof(struct api_options) <= VERB_VALUES_SIZE, "the largest options fit");
 
 const struct verb *verb_at(size_t index)

@@ -213,6 +213,17 @@ int compute_set_password(struct compute *compute, const struct compute_call *cal
 int compute_freeze(struct compute *compute, const struct compute_call *call, const char *id,
                    bool is_frozen, int64_t *ret_count, struct fault *fault) MUST_CHECK;
 
+/*
+ * How to get in: "user", "ssh_port" (0: none), "ssh_key" and "known_hosts" as ssh reads them,
+ * "console_password", and "ready": what the console shows when the guest is up. Reads small files.
+ */
+int compute_access(struct compute *compute, const struct compute_call *call, const char *id,
+                   json_t **ret_access, struct fault *fault) MUST_CHECK;
+
+/* The last of what the serial console showed ("console") and its monitor said ("monitor"). */
+int compute_log(struct compute *compute, const struct compute_call *call, const char *id,
+                json_t **ret_log, struct fault *fault) MUST_CHECK;
+
 /* {"cpus": {"total", "used"}, "memory_mib": {...}, "instances": ...}: the host as admission sees it. */
 int compute_host(struct compute *compute, json_t **ret_host, struct fault *fault) MUST_CHECK;
 

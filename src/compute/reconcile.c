@@ -113,6 +113,15 @@ int log_failure(const struct task *task, int rc, const struct err *err)
     return rc;
 }
 
+/* One that was made for a single run goes with its end. */
+static void drop_ephemeral(struct object *instance)
+{
+    if (object_flag(instance, "ephemeral") &&
+        (object_is(instance, "state", "stopped") || object_is(instance, "state", "failed"))) {
+        object_set_text(instance, "state", "deleting");
+    }
+}
+
 /* It could not be started, and is not tried again by itself. */
 static int note_failed(struct task *task, struct object *instance, int rc, const struct err *err)
 {
@@ -128,6 +137,7 @@ static int note_failed(struct task *task, struct object *instance, int rc, const
     object_set_text(instance, "state", "failed");
     object_set_text(instance, "desired", "stopped");
     object_set_text(instance, "reason", err->text);
+    drop_ephemeral(instance);
     change_begin(&change, task->compute);
     change_event(&change, instance, "error", "instance.failed", NULL, "%s", err->text);
     change_end_operation(&change, instance, &fault);
@@ -426,6 +436,7 @@ static int note_end(struct task *task, struct object *instance, const struct mac
     }
     object_clear(instance, "restarting");
     object_clear(instance, "paused");
+    drop_ephemeral(instance);
     change_put(&change, instance);
     rc = commit_step(task, &change, STEP_NOTE_ENDED);
     if (rc == LOOK_AGAIN) {

@@ -28,7 +28,7 @@ class User:
         prefix = place.path / "prefix"
         if not prefix.exists():
             (prefix / "bin").mkdir(parents=True)
-            for name in ("corbel", "corbel-vmm"):
+            for name in ("corbel", "corbel-vmm", "corbeld"):
                 shutil.copy(BUILD / name, prefix / "bin" / name)
             shutil.copytree(SOURCE / "images", prefix / "share/corbel/images")
         self.corbel = prefix / "bin/corbel"
@@ -70,13 +70,17 @@ class User:
         names = os.listdir(directory) if os.path.isdir(directory) else []
         return sorted(name for name in names if not name.endswith(".lock"))
 
+    def end(self):
+        """Deletes what this user's daemon keeps, and ends it, where there is one."""
+        if os.path.exists(os.path.join(self.home, "corbeld/api.sock")):
+            self.run("delete", "--all", "--force")
+            self.run("daemon", "stop")
+
     def __enter__(self):
         return self
 
     def __exit__(self, *unused):
-        for row in json.loads(self.run("list", "--json")[0]):
-            if row["state"] == "running":
-                self.run("stop", "--force", row["name"])
+        self.end()
         shutil.rmtree(self.home, ignore_errors=True)
 
 
@@ -94,9 +98,10 @@ def explain_mistakes(place):
         for words, text in ((("run", "nothing"), "image build"), (("ssh", "nothing"), "nothing"),
                             (("stop",), "no instance runs"), (("image", "show", "nothing"), "build"),
                             (("image", "remove", "nothing"), "nothing"),
-                            (("remove", "nothing"), "nothing")):
+                            (("delete", "nothing"), "nothing")):
             _, err = user.run(*words, status=3)
-            expect(text in err and len(err.splitlines()) == 1, f"{words}: {err}")
+            lines = [line for line in err.splitlines() if "started corbeld" not in line]
+            expect(text in err and len(lines) == 1, f"{words}: {err}")
         expect(json.loads(user.run("list", "--json")[0]) == [], "instances out of nowhere")
         expect(json.loads(user.run("image", "list", "--json")[0]) == [], "images out of nowhere")
 
@@ -120,7 +125,7 @@ def live_through_busybox(place):
         expect(row["state"] == "running" and row["name"] == "busybox", row)
         _, err = user.run("run", "busybox", status=4)
         expect("already" in err and str(row["pid"]) in err, err)
-        user.run("remove", "busybox", status=4)
+        user.run("delete", "busybox", status=4)
         counters = json.loads(user.run("stats", "--json")[0])
         expect(counters["serial.out_bytes"] >= len("corbel-busybox: ready"), counters)
         table = dict(line.split() for line in user.run("stats", "busybox")[0].splitlines())
@@ -132,8 +137,8 @@ def live_through_busybox(place):
         user.run("stop")
         rows = json.loads(user.run("list", "--json")[0])
         expect([r["state"] for r in rows] == ["stopped", "stopped"], rows)
-        user.run("remove", "second")
-        user.run("remove", "busybox")
+        user.run("delete", "second")
+        user.run("delete", "busybox")
         expect(json.loads(user.run("list", "--json")[0]) == [], "an instance is left")
 
 
@@ -149,21 +154,29 @@ def leave_nothing_of_ephemeral(place):
 def report_monitor_failure(place):
     with User(place) as user:
         user.use_image("busybox")
-        _, err = user.run("run", "busybox", "--engine", ENGINE, "--memory", "100T", status=1)
-        expect("memory" in err, f"the monitor's own words are missing:\n{err}")
+        _, err = user.run("run", "busybox", "--memory", "100T", status=2)
+        expect("memory" in err, f"the daemon's own words are missing:\n{err}")
+        expect(json.loads(user.run("list", "--json")[0]) == [], "what was refused is there")
+        kernel = os.path.join(user.home, ".local/share/corbel/images/busybox/vmlinuz")
+        with open(kernel, "r+b") as file:
+            file.write(bytes(4096))
+        _, err = user.run("run", "busybox", "--engine", ENGINE, status=1)
+        expect("kernel" in err, f"the monitor's own words are missing:\n{err}")
         (row,) = json.loads(user.run("list", "--json")[0])
-        expect(row["state"] == "stopped", row)
+        expect(row["state"] == "failed" and "kernel" in row["reason"], row)
 
 
 def survive_killed_monitor(place):
     with User(place) as user:
         user.use_image("busybox")
-        user.run("run", "busybox", "--engine", ENGINE, "--detach")
+        user.run("run", "busybox", "--engine", ENGINE, "--restart", "never", "--detach")
         (row,) = json.loads(user.run("list", "--json")[0])
         process = os.pidfd_open(row["pid"])
         os.kill(row["pid"], signal.SIGKILL)
         select.select([process], [], [], LIMIT_S)
         os.close(process)
+        while json.loads(user.run("show", "busybox", "--json")[0])["state"] != "failed":
+            pass
         user.run("run", "busybox", "--engine", ENGINE, "--detach", "--wait")
         user.run("stop", "--force", "busybox")
 
@@ -196,19 +209,20 @@ def keep_nothing_of_failed_build(place):
 
 
 def keep_nothing_on_full_disk(place):
-    """The host's limit on a file's size stands for a disk without room."""
+    """The host's limit on a file's size stands for a disk without room: the tables of a disk of
+    64 TiB are longer than that. The daemon has it from who starts it."""
     with User(place) as user:
         def limit():
-            resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, 8 << 20))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
         user.use_image("busybox")
         disk = os.path.join(user.home, ".local/share/corbel/images/busybox/disk.raw")
         with open(disk, "wb") as file:
-            file.write(bytes(16 << 20))
+            file.write(bytes(1 << 20))
         place.own(disk)
-        process = user.start("run", "busybox", "--detach", preexec=limit)
+        process = user.start("run", "busybox", "--disk", "65536G", "--detach", preexec=limit)
         _, err = process.communicate(timeout=LIMIT_S)
-        expect(process.returncode == 1 and "disk.raw" in err and len(err.splitlines()) == 1, err)
+        expect(process.returncode == 1 and "disk.qcow2" in err and "nothing" in err, err)
         expect(json.loads(user.run("list", "--json")[0]) == [], "half an instance is left")
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 
-from harness import expect, run_tests
+from harness import Machine, Ssh, expect, free_port, guest, run_tests, wait_greeting
 from test_cli import ENGINE, User
 
 
@@ -35,17 +35,26 @@ def boot_from_volume(place):
         user.run("volume", "create", "web", "6G", "--image", "debian")
         user.run("volume", "clone", "web", "copy")
         path = json.loads(user.run("volume", "show", "copy", "--json")[0])["path"]
-        user.run("run", "debian", "--engine", ENGINE, "--detach", "--vmm", "--disk", "--vmm",
-                 f"{path},format=qcow2,backing-dir={os.path.dirname(path)}", "--cmdline",
-                 "root=/dev/vdb1 rw console=ttyS0 quiet cloud-init=disabled")
-        out, _ = user.run("ssh", "--wait", "900", "debian", "--", "findmnt -no SOURCE / && "
-                          "systemctl is-system-running --wait && df --output=size -BM / | tail -n 1")
+        debian = guest("debian")
+        drives = [word for disk in (f"{user.home}/.local/share/corbel/images/debian/disk.raw,ro",
+                                    f"{path},format=qcow2,backing-dir={os.path.dirname(path)}")
+                  for word in ("--disk", disk)]
+        port = free_port()
+        machine = Machine(place, ["--kernel", debian.kernel, "--initrd", debian.initrd, "--cmdline",
+                                  "root=/dev/vdb1 rw console=ttyS0 quiet cloud-init=disabled",
+                                  "--memory", "1G", "--engine", ENGINE, *drives,
+                                  "--net", f"user,forward={port}:22"])
+        wait_greeting(port, machine)
+        ssh = Ssh(debian, port, machine)
+        out = ssh.run("findmnt -no SOURCE / && systemctl is-system-running --wait && "
+                      "df --output=size -BM / | tail -n 1")
         source, state, size = out.split()
         expect(source == "/dev/vdb1" and state == "running", out)
         expect(5000 < int(size.rstrip("M")) < 6144, f"the root did not grow with the volume: {out}")
         _, err = user.run("volume", "delete", "copy", status=4)
         expect("use" in err, err)
-        user.run("stop", "--wait", "900", "debian")
+        ssh.start("poweroff")
+        machine.wait_exit()
         user.run("volume", "delete", "web")
         subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=True)
 

@@ -146,7 +146,7 @@ def fetch_plainly(place):
         user.run("image", "fetch", server.url("plain.raw"), "--checksum", checksum(DISK), "--replace")
         names = [row["name"] for row in json.loads(user.run("image", "list", "--json")[0])]
         expect(names == ["again", "cached", "plain"], names)
-        _, err = user.run("run", "plain", status=1)
+        _, err = user.run("run", "plain", status=2)
         expect("kernel" in err, err)
         expect(downloads(user) != [], "nothing is cached")
         user.run("image", "prune", "--days", "1")
@@ -571,7 +571,7 @@ def find_kernels(place):
             _, err = user.run("image", "import", make_whole_disk(user, f"bad{number}.raw", tree))
             expect("no kernel was found" in err and text in err, f"{number}: {err}")
             expect(not (image_disk(user, f"bad{number}").parent / "vmlinuz").exists(), "a kernel")
-            _, err = user.run("run", f"bad{number}", status=1)
+            _, err = user.run("run", f"bad{number}", status=2)
             expect("no kernel" in err, err)
         good = pathlib.Path(user.home, "whole.raw").read_bytes()
         noise = random.Random(12)
