@@ -8,7 +8,15 @@
 #include <string.h>
 #include <time.h>
 
-enum { SECRET_BYTES = 53, ID_BYTES = 13, HEX_BYTES = 65, SESSION_S = 12 * 3600, USERS_MAX = 1000 };
+enum {
+    LINK_S = 600,
+    LINK_SECRET_BYTES = 41,
+    SECRET_BYTES = 53,
+    ID_BYTES = 13,
+    HEX_BYTES = 65,
+    SESSION_S = 12 * 3600,
+    USERS_MAX = 1000
+};
 
 #define ROLES "viewer member admin"
 #define PASSWORD(access)                                                                       \
@@ -46,6 +54,11 @@ const struct field account_session_fields[2] = {
     {"name", FIELD_TEXT, FIELD_AT_CREATE | FIELD_NEEDED, 1, 63, NULL, NULL, "the user's name"},
     {"password", FIELD_TEXT, FIELD_AT_CREATE | FIELD_NEEDED | FIELD_SECRET, 1, 200, NULL, NULL,
      "the user's password"},
+};
+
+const struct field account_link_fields[1] = {
+    {"user", FIELD_NAME, FIELD_AT_CREATE | FIELD_NEEDED, 1, 63, NULL, NULL,
+     "whom it signs in; made, as an administrator without a password, when there is none"},
 };
 
 static int load(struct api *api, const char *prefix, const char *id, json_t **ret_object,
@@ -244,11 +257,12 @@ int accounts_list_keys(struct api *api, struct api_call *call, json_t **ret_answ
 }
 
 /* A new random id and secret; the hash goes into record, the secret is told once. */
-static int make_secret(json_t *record, char *ret_id, char *ret_secret, struct fault *fault)
+static int make_secret_of(json_t *record, char *ret_id, char *ret_secret, size_t secret_bytes,
+                          struct fault *fault)
 {
     char hash[HEX_BYTES];
     if (auth_random_text(ret_id, ID_BYTES) != 0 ||
-        auth_random_text(ret_secret, SECRET_BYTES) != 0 ||
+        auth_random_text(ret_secret, secret_bytes) != 0 ||
         auth_hash(ret_secret, hash, sizeof(hash)) != 0) {
         return fault_set(fault, FAULT_INTERNAL, NULL, "the host gives no random bytes");
     }
@@ -256,6 +270,11 @@ static int make_secret(json_t *record, char *ret_id, char *ret_secret, struct fa
     (void)json_object_set_new(record, "hash", json_string(hash));
     (void)json_object_set_new(record, "created", json_integer(time(NULL)));
     return 0;
+}
+
+static int make_secret(json_t *record, char *ret_id, char *ret_secret, struct fault *fault)
+{
+    return make_secret_of(record, ret_id, ret_secret, SECRET_BYTES, fault);
 }
 
 static json_t *key_record(const struct api_call *call)
@@ -314,23 +333,45 @@ int accounts_delete_key(struct api *api, struct api_call *call, json_t **ret_ans
     return error;
 }
 
-/* The session's record lives on a lease, so that it goes by itself. */
-static int save_session(struct api *api, const char *id, const json_t *session, struct fault *fault)
+/* The record lives on a lease, so that it goes by itself. */
+static int save_for(struct api *api, const char *prefix, const char *id, unsigned seconds,
+                    const json_t *session, struct fault *fault)
 {
     char key[128];
     struct err err = {0};
     uint64_t lease;
-    int error = store_lease_grant(api->config.store, SESSION_S, &lease, &err);
+    int error = store_lease_grant(api->config.store, seconds, &lease, &err);
     if (error != 0) {
         return fault_set_err(fault, error, &err);
     }
-    (void)snprintf(key, sizeof(key), AUTH_SESSION_PREFIX "%s", id);
+    (void)snprintf(key, sizeof(key), "%s%s", prefix, id);
     char *value = json_dumps(session, JSON_COMPACT);
     const struct store_write write = {.key = key, .value = value, .lease = lease};
     const struct store_commit commit = {.writes = &write, .write_count = 1};
     error = value != NULL ? store_commit(api->config.store, &commit, NULL, &err) : -ENOMEM;
     free(value);
     return error != 0 ? fault_set_err(fault, error, &err) : 0;
+}
+
+/* A session for the user, in a cookie. */
+static int begin_session(struct api *api, struct api_call *call, const char *name,
+                         struct fault *fault)
+{
+    char id[ID_BYTES], secret[SECRET_BYTES];
+    json_t *session =
+        json_pack("{s:s, s:I}", "user", name, "expires", (json_int_t)time(NULL) + SESSION_S);
+    int error = make_secret(session, id, secret, fault);
+    if (error == 0) {
+        error = save_for(api, AUTH_SESSION_PREFIX, id, SESSION_S, session, fault);
+    }
+    if (error == 0) {
+        (void)snprintf(call->cookie, sizeof(call->cookie),
+                       AUTH_COOKIE "=%s_%s; Path=/; HttpOnly; SameSite=Strict; Max-Age=%d%s", id,
+                       secret, SESSION_S, call->request->peer.is_tls ? "; Secure" : "");
+        call->set_cookie = call->cookie;
+    }
+    json_decref(session);
+    return error;
 }
 
 int accounts_sign_in(struct api *api, struct api_call *call, json_t **ret_answer,
@@ -345,22 +386,73 @@ int accounts_sign_in(struct api *api, struct api_call *call, json_t **ret_answer
         json_decref(user);
         return fault_set(fault, FAULT_INVALID, "password", "no user has this name and password");
     }
-    char id[ID_BYTES], secret[SECRET_BYTES];
-    json_t *session =
-        json_pack("{s:s, s:I}", "user", name, "expires", (json_int_t)time(NULL) + SESSION_S);
-    int error = make_secret(session, id, secret, fault);
+    int error = begin_session(api, call, name, fault);
     if (error == 0) {
-        error = save_session(api, id, session, fault);
-    }
-    if (error == 0) {
-        (void)snprintf(call->cookie, sizeof(call->cookie),
-                       AUTH_COOKIE "=%s_%s; Path=/; HttpOnly; SameSite=Strict; Max-Age=%d%s", id,
-                       secret, SESSION_S, call->request->peer.is_tls ? "; Secure" : "");
-        call->set_cookie = call->cookie;
         error = answer_shown(user, ret_answer);
     }
-    json_decref(session);
     json_decref(user);
+    return error;
+}
+
+/* The user whom a link shall sign in: there, or made without a password, so that only links do. */
+static int ensure_user(struct api *api, const char *name, struct fault *fault)
+{
+    uint64_t revision;
+    json_t *user = NULL;
+    if (load(api, AUTH_USER_PREFIX, name, &user, &revision, NULL) == 0) {
+        json_decref(user);
+        return 0;
+    }
+    user = json_pack("{s:s, s:s, s:I}", "name", name, "role", role_name(ROLE_ADMIN), "created",
+                     (json_int_t)time(NULL));
+    int error = save(api, AUTH_USER_PREFIX, name, 0, user, fault);
+    json_decref(user);
+    return error != 0 && fault->code == FAULT_EXISTS ? 0 : error;
+}
+
+int accounts_make_link(struct api *api, struct api_call *call, json_t **ret_answer,
+                       struct fault *fault)
+{
+    const char *name = text_of(call->body, "user");
+    char id[ID_BYTES], secret[LINK_SECRET_BYTES], path[128];
+    json_t *link =
+        json_pack("{s:s, s:I}", "user", name, "expires", (json_int_t)time(NULL) + LINK_S);
+    int error = ensure_user(api, name, fault);
+    if (error == 0) {
+        error = make_secret_of(link, id, secret, sizeof(secret), fault);
+    }
+    if (error == 0) {
+        error = save_for(api, AUTH_LINK_PREFIX, id, LINK_S, link, fault);
+    }
+    if (error == 0) {
+        (void)snprintf(path, sizeof(path), "/v1/session/link/%s_%s", id, secret);
+        *ret_answer = json_pack("{s:s, s:s, s:i}", "path", path, "user", name, "expires_s", LINK_S);
+    }
+    json_decref(link);
+    return error;
+}
+
+/* Once: the record is removed before the session begins. */
+int accounts_follow_link(struct api *api, struct api_call *call, json_t **ret_answer,
+                         struct fault *fault)
+{
+    json_t *link = auth_check_secret(api, AUTH_LINK_PREFIX, call->id);
+    json_t *again = NULL;
+    uint64_t revision;
+    int error = link == NULL || load(api, AUTH_LINK_PREFIX, text_of(link, "id"), &again, &revision,
+                                     fault) != 0
+                    ? fault_set(fault, FAULT_NOT_FOUND, NULL,
+                                "the link was used, or is too old; corbel web makes a new one")
+                    : save(api, AUTH_LINK_PREFIX, text_of(link, "id"), revision, NULL, fault);
+    if (error == 0) {
+        error = begin_session(api, call, text_of(link, "user"), fault);
+    }
+    if (error == 0) {
+        call->location = "/";
+        *ret_answer = json_object();
+    }
+    json_decref(again);
+    json_decref(link);
     return error;
 }
 

@@ -30,10 +30,13 @@ int answer_status(enum fault_code code)
 static void send_bytes(struct api_call *call, int status, const char *type, const char *text,
                        size_t len)
 {
-    struct http_header headers[4] = {{"x-request-id", call->request_id}};
+    struct http_header headers[5] = {{"x-request-id", call->request_id}};
     size_t count = 1;
     if (call->set_cookie != NULL) {
         headers[count++] = (struct http_header){"set-cookie", call->set_cookie};
+    }
+    if (call->location != NULL) {
+        headers[count++] = (struct http_header){"location", call->location};
     }
     if (status == 401) {
         headers[count++] = (struct http_header){"www-authenticate", "Bearer"};

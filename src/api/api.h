@@ -26,6 +26,8 @@ struct api_config {
     unsigned calls_per_s;   /* of one token or address, with as much again as burst; 0: 100 */
     /* Takes requests outside /v1/, on the HTTP server's thread; NULL: they get 404. */
     void (*other)(struct http_exchange *exchange);
+    const char *const *urls; /* of this server by TCP, for people; outlive it */
+    size_t url_count;
     uid_t owner; /* whose calls by the unix socket are an administrator's, beside root's */
 };
 

@@ -65,8 +65,9 @@ struct api_call {
     struct compute_call compute;
     const char *set_cookie; /* for the answer; NULL: none */
     char cookie[256];
-    char *text;        /* an answer that is no JSON, malloc'd; NULL: none */
-    bool is_streaming; /* the exchange has been given to api/streams */
+    const char *location; /* where a browser goes on; NULL: nowhere */
+    char *text;           /* an answer that is no JSON, malloc'd; NULL: none */
+    bool is_streaming;    /* the exchange has been given to api/streams */
 };
 
 struct api {
@@ -110,15 +111,18 @@ const char *role_name(enum role role);
 /* "viewer", "member", "admin"; ROLE_NONE for anything else. */
 enum role role_find(const char *name);
 int auth_random_text(char *text, size_t bytes) MUST_CHECK; /* bytes: with the NUL */
+/* The record at prefix + ID whose secret is in "ID_SECRET", new; NULL when there is none. */
+json_t *auth_check_secret(struct api *api, const char *prefix, const char *token);
 int auth_hash(const char *secret, char *ret_hex, size_t size) MUST_CHECK;
 #define AUTH_USER_PREFIX "/auth/user/"
 #define AUTH_KEY_PREFIX "/auth/key/"
 #define AUTH_SESSION_PREFIX "/auth/session/"
+#define AUTH_LINK_PREFIX "/auth/link/"
 #define AUTH_COOKIE "corbel_session"
 
 /* accounts.c: users, API keys, sessions */
 extern const struct field account_user_fields[4], account_user_changes[3], account_key_fields[4],
-    account_session_fields[2];
+    account_session_fields[2], account_link_fields[1];
 int accounts_list_users(struct api *, struct api_call *, json_t **, struct fault *);
 int accounts_create_user(struct api *, struct api_call *, json_t **, struct fault *);
 int accounts_change_user(struct api *, struct api_call *, json_t **, struct fault *);
@@ -127,6 +131,8 @@ int accounts_list_keys(struct api *, struct api_call *, json_t **, struct fault 
 int accounts_create_key(struct api *, struct api_call *, json_t **, struct fault *);
 int accounts_delete_key(struct api *, struct api_call *, json_t **, struct fault *);
 int accounts_sign_in(struct api *, struct api_call *, json_t **, struct fault *);
+int accounts_make_link(struct api *, struct api_call *, json_t **, struct fault *);
+int accounts_follow_link(struct api *, struct api_call *, json_t **, struct fault *);
 int accounts_sign_out(struct api *, struct api_call *, json_t **, struct fault *);
 int accounts_who(struct api *, struct api_call *, json_t **, struct fault *);
 

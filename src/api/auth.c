@@ -85,7 +85,7 @@ const char *text_of(const json_t *object, const char *name)
 }
 
 /* "ID_SECRET" against the record's hash, in time that does not depend on where they differ. */
-static json_t *check_secret(struct api *api, const char *prefix, const char *token)
+json_t *auth_check_secret(struct api *api, const char *prefix, const char *token)
 {
     char id[API_ID_BYTES], hash[DIGEST_HEX];
     const char *separator = strchr(token, '_');
@@ -136,7 +136,7 @@ static int refuse(struct fault *fault, const char *text)
 static int identify_token(struct api *api, const char *token, struct identity *identity,
                           struct fault *fault)
 {
-    json_t *record = check_secret(api, AUTH_KEY_PREFIX, token);
+    json_t *record = auth_check_secret(api, AUTH_KEY_PREFIX, token);
     const char *user = text_of(record, "user");
     const char *project = text_of(record, "project");
     enum role role = role_find(text_of(record, "role"));
@@ -204,7 +204,7 @@ static int identify_session(struct api *api, const struct http_exchange *exchang
                             const char *token, bool is_socket, struct identity *identity,
                             struct fault *fault)
 {
-    json_t *record = check_secret(api, AUTH_SESSION_PREFIX, token);
+    json_t *record = auth_check_secret(api, AUTH_SESSION_PREFIX, token);
     int status = 0;
     if (record == NULL || identify_user(api, text_of(record, "user"), identity) != 0) {
         status = refuse(fault, "the session has ended; sign in again");

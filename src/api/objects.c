@@ -161,7 +161,15 @@ int objects_cancel(struct api *api, struct api_call *call, json_t **ret_answer, 
 int objects_host(struct api *api, MAYBE_UNUSED struct api_call *call, json_t **ret_answer,
                  struct fault *fault)
 {
-    return compute_host(api->config.compute, ret_answer, fault);
+    int error = compute_host(api->config.compute, ret_answer, fault);
+    if (error == 0) {
+        json_t *urls = json_array();
+        for (size_t i = 0; i < api->config.url_count; i++) {
+            (void)json_array_append_new(urls, json_string(api->config.urls[i]));
+        }
+        (void)json_object_set_new(*ret_answer, "urls", urls);
+    }
+    return error;
 }
 
 int objects_describe(MAYBE_UNUSED struct api *api, MAYBE_UNUSED struct api_call *call,

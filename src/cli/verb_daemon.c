@@ -120,3 +120,42 @@ int verb_daemon_stop(const struct cli *cli, const void *values, const struct arg
                ? 0
                : err_set(err, -ETIMEDOUT, "the daemon does not end (process %d)", (int)pid);
 }
+
+/* The user's name where it can be one of the daemon's, else "admin". */
+static const char *own_name(void)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789_-";
+    const char *name = getenv("USER"); // NOLINT(concurrency-mt-unsafe)
+    size_t len = name != NULL ? strlen(name) : 0;
+
+    return len > 0 && len < 40 && name[0] != '-' && name[0] != '_' && strspn(name, letters) == len
+               ? name
+               : "admin";
+}
+
+int verb_web(const struct cli *cli, const void *values, const struct args *args, struct err *err)
+{
+    struct client *client = NULL;
+    json_t *host = NULL, *link = NULL;
+    json_t *body = json_pack("{s:s}", "user", args->count > 0 ? args->words[0] : own_name());
+    const char *url;
+    int rc = api_open(cli, &client, err);
+
+    (void)values;
+    rc = rc < 0 ? rc : client_call(client, "GET", "/v1/host", NULL, &host, err);
+    url = json_string_value(json_array_get(json_object_get(host, "urls"), 0));
+    if (rc == 0 && url == NULL) {
+        rc = err_set(err, -ENXIO,
+                     "the daemon listens on no TCP port; end it (corbel daemon stop) and start it "
+                     "with one: corbeld --listen 127.0.0.1:8480");
+    }
+    rc = rc < 0 ? rc : client_call(client, "POST", "/v1/session/link", body, &link, err);
+    if (rc == 0) {
+        printf("%s%s\n", url, api_text(link, "path"));
+    }
+    json_decref(body);
+    json_decref(link);
+    json_decref(host);
+    client_close(client);
+    return rc;
+}

@@ -225,7 +225,7 @@ static void print_access(const struct run *run, const json_t *access)
                       (int)strcspn(api_text(access, "console_password"), "\r\n"),
                       api_text(access, "console_password"));
     }
-    (void)fprintf(stderr, "\n  stop:     corbel stop %s\n", run->name);
+    (void)fprintf(stderr, "\n  browser:  corbel web\n  stop:     corbel stop %s\n", run->name);
 }
 
 /* How it ended, from what happened to it last: it may be gone itself. */

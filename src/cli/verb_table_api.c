@@ -187,6 +187,8 @@ const struct verb verbs_of_daemon[] = {
      NULL},
     {"operation", "cancel", "ID", "end it where it can", NULL, 1, 1, false, verb_operation_cancel,
      NULL},
+    {NULL, "web", "[USER]", "print a link that signs a browser in to the web console", NULL, 0, 1,
+     false, verb_web, NULL},
     {"daemon", "start", "", "start the daemon, unless one runs", NULL, 0, 0, false,
      verb_daemon_start, NULL},
     {"daemon", "stop", "", "end the daemon; machines go on", NULL, 0, 0, false, verb_daemon_stop,

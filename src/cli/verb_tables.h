@@ -47,6 +47,7 @@ API_VERB(verb_logs);
 API_VERB(verb_daemon_start);
 API_VERB(verb_daemon_stop);
 API_VERB(verb_daemon_status);
+API_VERB(verb_web);
 
 #undef API_VERB
 

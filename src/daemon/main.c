@@ -14,11 +14,14 @@
 #include "web/web.h"
 
 #include <errno.h>
+#include <netdb.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
 #define MAX_SOCKETS 16
+#define URL_BYTES 96
 
 enum status { STATUS_OK = 0, STATUS_FAILED = 1, STATUS_USAGE = 2 };
 
@@ -29,53 +32,77 @@ struct daemon {
     struct metrics *metrics;
     struct api *api;
     struct http_server *server;
+    int fds[MAX_SOCKETS]; /* until the server has them */
+    size_t fd_count;
+    char urls[MAX_SOCKETS][URL_BYTES]; /* of the TCP sockets among them */
+    const char *url_list[MAX_SOCKETS];
+    size_t url_count;
 };
 
-/* The service manager's sockets, or our own. */
-static int open_sockets(const struct daemon_options *options, int *fds, size_t *ret_count,
-                        struct err *err)
+/* How people reach a TCP socket. */
+static void note_url(struct daemon *daemon, int fd)
 {
-    size_t count = notify_take_sockets(fds, MAX_SOCKETS);
+    struct sockaddr_storage address = {.ss_family = AF_UNSPEC};
+    socklen_t len = sizeof(address);
+    char host[64], port[8];
+    bool is_ipv6;
+
+    if (getsockname(fd, (struct sockaddr *)&address, &len) != 0 ||
+        (address.ss_family != AF_INET && address.ss_family != AF_INET6) ||
+        getnameinfo((struct sockaddr *)&address, len, host, sizeof(host), port, sizeof(port),
+                    NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+        return;
+    }
+    is_ipv6 = address.ss_family == AF_INET6;
+    (void)snprintf(daemon->urls[daemon->url_count], URL_BYTES, "%s://%s%s%s:%s",
+                   daemon->options.certificate != NULL ? "https" : "http", is_ipv6 ? "[" : "", host,
+                   is_ipv6 ? "]" : "", port);
+    daemon->url_list[daemon->url_count] = daemon->urls[daemon->url_count];
+    daemon->url_count++;
+}
+
+/* The service manager's sockets, or our own. */
+static int open_sockets(struct daemon *daemon, struct err *err)
+{
+    const struct daemon_options *options = &daemon->options;
     int rc = 0;
 
-    if (count == 0) {
+    daemon->fd_count = notify_take_sockets(daemon->fds, MAX_SOCKETS);
+    if (daemon->fd_count == 0) {
         rc = http_listen_unix(options->socket, options->is_system ? 0660 : 0600, err);
         if (rc >= 0) {
-            fds[count++] = rc;
+            daemon->fds[daemon->fd_count++] = rc;
         }
     }
-    for (unsigned i = 0; rc >= 0 && i < options->listen_count && count < MAX_SOCKETS; i++) {
+    for (unsigned i = 0; rc >= 0 && i < options->listen_count && daemon->fd_count < MAX_SOCKETS;
+         i++) {
         char address[64];
         unsigned port = 0;
 
         rc = options_split_address(options->listen[i], address, &port, err);
         rc = rc < 0 ? rc : http_listen_tcp(address, port, err);
         if (rc >= 0) {
-            fds[count++] = rc;
+            daemon->fds[daemon->fd_count++] = rc;
         }
     }
-    *ret_count = count;
-    if (rc < 0) {
-        for (size_t i = 0; i < count; i++) {
-            (void)close(fds[i]);
-        }
-        return rc;
+    for (size_t i = 0; i < daemon->fd_count; i++) {
+        note_url(daemon, daemon->fds[i]);
     }
-    return 0;
+    return rc < 0 ? rc : 0;
 }
 
 static int serve(struct daemon *daemon, struct err *err)
 {
     const struct daemon_options *options = &daemon->options;
-    int fds[MAX_SOCKETS];
-    struct http_config config = {.fds = fds,
+    struct http_config config = {.fds = daemon->fds,
+                                 .fd_count = daemon->fd_count,
                                  .certificate = options->certificate,
                                  .key = options->key,
                                  .ops = &api_http_ops,
                                  .opaque = daemon->api};
-    int rc = open_sockets(options, fds, &config.fd_count, err);
 
-    return rc < 0 ? rc : http_server_create(&config, &daemon->server, err);
+    daemon->fd_count = 0; /* they are the server's now */
+    return http_server_create(&config, &daemon->server, err);
 }
 
 static int open_compute(struct daemon *daemon, struct err *err)
@@ -126,6 +153,9 @@ static int daemon_open(struct daemon *daemon, struct err *err)
     api.compute = daemon->compute;
     api.metrics = daemon->metrics;
     api.store = daemon->store;
+    rc = rc < 0 ? rc : open_sockets(daemon, err);
+    api.urls = daemon->url_list;
+    api.url_count = daemon->url_count;
     rc = rc < 0 ? rc : api_create(&api, &daemon->api, err);
     return rc < 0 ? rc : serve(daemon, err);
 }
@@ -139,6 +169,9 @@ static void daemon_close(struct daemon *daemon)
     metrics_close(daemon->metrics);
     compute_close(daemon->compute);
     store_close(daemon->store);
+    for (size_t i = 0; i < daemon->fd_count; i++) {
+        (void)close(daemon->fds[i]);
+    }
 }
 
 /* Until somebody asks for the end. */
