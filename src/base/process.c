@@ -2,9 +2,11 @@
 
 #include "base/io.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
 
@@ -43,6 +45,64 @@ uint64_t process_start_ticks(pid_t pid)
 bool process_is_alive(pid_t pid, uint64_t start_ticks)
 {
     return pid > 0 && start_ticks != 0 && process_start_ticks(pid) == start_ticks;
+}
+
+/* The parent's number, 0 when there is no such process (any more). */
+static pid_t parent_of(pid_t pid)
+{
+    char path[64];
+    char text[512];
+    const char *p;
+    ssize_t n;
+    CLEANUP_CLOSE int fd = -1;
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    n = fd < 0 ? -1 : io_read_full(fd, text, sizeof(text) - 1);
+    text[n > 0 ? n : 0] = '\0';
+    p = strrchr(text, ')'); /* then the state, a letter, and the parent */
+    return p != NULL && strlen(p) > 4 ? (pid_t)strtol(p + 4, NULL, 10) : 0;
+}
+
+static bool is_among(const pid_t *pids, unsigned count, pid_t pid)
+{
+    for (unsigned i = 0; i < count; i++) {
+        if (pids[i] == pid) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* One look at all processes; children mostly come after their parents. */
+static unsigned add_children(pid_t pid, pid_t *pids, unsigned count, unsigned max)
+{
+    DIR *proc = opendir("/proc");
+    const struct dirent *entry;
+
+    while (proc != NULL && count < max && (entry = readdir(proc)) != NULL) {
+        pid_t child = (pid_t)strtol(entry->d_name, NULL, 10);
+        pid_t parent = child > 0 && !is_among(pids, count, child) ? parent_of(child) : 0;
+
+        if (parent != 0 && (parent == pid || is_among(pids, count, parent))) {
+            pids[count++] = child;
+        }
+    }
+    if (proc != NULL) {
+        (void)closedir(proc);
+    }
+    return count;
+}
+
+unsigned process_descendants(pid_t pid, pid_t *ret_pids, unsigned max)
+{
+    unsigned count = 0, before;
+
+    do {
+        before = count;
+        count = add_children(pid, ret_pids, count, max);
+    } while (count > before && count < max);
+    return count;
 }
 
 int process_open(pid_t pid, uint64_t start_ticks)

@@ -25,6 +25,9 @@ struct thread_times {
 /* Of a thread of a process; -ENOENT when there is none such, -ENOTSUP where the host counts not. */
 int process_thread_times(pid_t pid, pid_t tid, struct thread_times *ret_times) MUST_CHECK;
 
+/* Its children, theirs, and so on, as they are now: at most max; how many. */
+unsigned process_descendants(pid_t pid, pid_t *ret_pids, unsigned max);
+
 /* A descriptor that becomes readable when the process ends; -ESRCH when it has ended already. */
 int process_open(pid_t pid, uint64_t start_ticks) MUST_CHECK;
 

@@ -19,8 +19,8 @@
 #include "base/compiler.h"
 #include "base/error.h"
 #include "base/latency.h"
+#include "base/limit.h"
 #include "block/io_engine.h"
-#include "block/limit.h"
 
 #include <stdbool.h>
 #include <stdint.h>

@@ -2,6 +2,7 @@
 
 #include "base/io.h"
 #include "base/path.h"
+#include "base/process.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -14,7 +15,6 @@
 
 #define MAX_DESCENDANTS 256
 #define ENTER_ROUNDS 20
-#define STAT_BYTES 1024
 
 int cgroup_write(const char *dir, const char *file, const char *text, struct err *err)
 {
@@ -197,57 +197,6 @@ int cgroup_set(const struct cgroup *cgroup, const char *id, const struct cgroup_
 
 /* ---- entering ---- */
 
-struct family {
-    pid_t pids[MAX_DESCENDANTS];
-    unsigned count;
-};
-
-static bool has_member(const struct family *family, pid_t pid)
-{
-    for (unsigned i = 0; i < family->count; i++) {
-        if (family->pids[i] == pid) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* The parent's number, 0 when there is no such process (any more). */
-static pid_t parent_of(pid_t pid)
-{
-    char dir[32], text[STAT_BYTES];
-    const char *end;
-
-    (void)snprintf(dir, sizeof(dir), "/proc/%d", pid);
-    if (cgroup_read(dir, "stat", text, sizeof(text), NULL) < 0) {
-        return 0;
-    }
-    /* proc(5): the name in parentheses may hold anything; then the state, then the parent. */
-    end = strrchr(text, ')');
-    return end != NULL && strlen(end) > 4 ? (pid_t)strtol(end + 4, NULL, 10) : 0;
-}
-
-/* Adds those whose parent is in it; how many. */
-static unsigned add_children(struct family *family)
-{
-    DIR *proc = opendir("/proc");
-    const struct dirent *entry;
-    unsigned added = 0;
-
-    while (proc != NULL && family->count < MAX_DESCENDANTS && (entry = readdir(proc)) != NULL) {
-        pid_t pid = (pid_t)strtol(entry->d_name, NULL, 10);
-
-        if (pid > 0 && !has_member(family, pid) && has_member(family, parent_of(pid))) {
-            family->pids[family->count++] = pid;
-            added++;
-        }
-    }
-    if (proc != NULL) {
-        (void)closedir(proc);
-    }
-    return added;
-}
-
 static int enter_one(const struct cgroup *cgroup, const char *id,
                      const struct cgroup_limits *limits, pid_t pid, struct err *err)
 {
@@ -268,23 +217,21 @@ static int enter_one(const struct cgroup *cgroup, const char *id,
 int cgroup_enter(const struct cgroup *cgroup, const char *id, const struct cgroup_limits *limits,
                  pid_t pid, struct err *err)
 {
-    struct family family = {.pids = {pid}, .count = 1};
-    unsigned entered = 0;
+    pid_t pids[MAX_DESCENDANTS + 1] = {pid};
+    unsigned entered = 0, count = 1;
 
     /* Children of one that is in it are in it: only those from before are to be found. */
-    for (unsigned round = 0; round < ENTER_ROUNDS; round++) {
-        for (; entered < family.count; entered++) {
-            int rc = enter_one(cgroup, id, limits, family.pids[entered], err);
+    for (unsigned round = 0; round < ENTER_ROUNDS && entered < count; round++) {
+        for (; entered < count; entered++) {
+            int rc = enter_one(cgroup, id, limits, pids[entered], err);
 
             if (rc < 0 && (rc != -ESRCH || entered == 0)) {
                 return rc;
             }
         }
-        if (add_children(&family) == 0) {
-            return 0;
-        }
+        count = 1 + process_descendants(pid, pids + 1, MAX_DESCENDANTS);
     }
-    return err_set(err, -EAGAIN, "process %d makes others faster than they can be counted", pid);
+    return 0;
 }
 
 /* ---- leaving ---- */

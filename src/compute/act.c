@@ -1,5 +1,5 @@
 /* compute_change(), compute_delete(), compute_act() and compute_cancel(). */
-#include "compute/compute_int.h"
+#include "compute/limits.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -17,6 +17,7 @@ struct act {
     struct object object;
     struct change change;
     json_t *operation;
+    char also[ID_BYTES]; /* an instance to be looked at, too; "": none */
     bool has_work, is_removed;
 };
 
@@ -56,6 +57,7 @@ static int attempt(struct act *act, act_fn fn, json_t **ret_answer, struct fault
     }
     change_begin(&act->change, act->compute);
     act->has_work = act->is_removed = false;
+    act->also[0] = '\0';
     if (act->revision != 0 && act->object.revision != act->revision) {
         rc = fault_set(fault, FAULT_STALE, "revision", "the object is at revision %llu",
                        (unsigned long long)act->object.revision);
@@ -83,6 +85,9 @@ static int attempt(struct act *act, act_fn fn, json_t **ret_answer, struct fault
         }
         if (act->has_work && !act->call->is_dry_run) {
             compute_queue(act->compute, act->kind, act->object.project, id, 0);
+        }
+        if (act->also[0] != '\0' && !act->call->is_dry_run) {
+            compute_queue(act->compute, KIND_INSTANCE, act->object.project, act->also, 0);
         }
     }
     json_decref(act->operation);
@@ -159,6 +164,34 @@ static void forget_sizes(struct act *act)
             object_clear(&act->object, sizes[i]);
         }
     }
+    for (size_t i = 0; limits_fields[i] != NULL; i++) {
+        if (json_object_get(act->parameters, limits_fields[i]) == NULL) {
+            object_clear(&act->object, limits_fields[i]);
+        }
+    }
+}
+
+/* Limits hold at once; what was taken back is the type's again. */
+static int change_limits(struct act *act, struct fault *fault)
+{
+    struct object *instance = &act->object;
+    struct object type = {0};
+    bool has_type =
+        object_find(act->compute, KIND_TYPE, NULL, object_text(instance, "type"), &type, NULL) == 0;
+    int rc;
+
+    limits_resolve(instance, has_type ? &type : NULL);
+    object_done(&type);
+    rc = limits_check(act->compute, instance, fault);
+    rc = rc < 0 ? rc : admit_instance(act->compute, instance, false, fault);
+    if (rc == 0 && object_number(instance, "cpu_reserved_percent") != 0) {
+        atomic_store(&act->compute->has_reservations, true);
+    }
+    if (rc == 0 &&
+        (object_is(instance, "state", "running") || object_is(instance, "state", "paused"))) {
+        begin_work(act, "is to have other limits");
+    }
+    return rc;
 }
 
 static int change_instance(struct act *act, bool needs_stop, struct fault *fault)
@@ -181,7 +214,10 @@ static int change_instance(struct act *act, bool needs_stop, struct fault *fault
         rc = rc < 0 ? rc : admit_instance(act->compute, &act->object, true, fault);
         rc = rc < 0 ? rc : call_attach_volumes(&act->change, &act->object, fault);
     }
-    if (rc == 0) {
+    if (rc == 0 && limits_are_in(act->parameters)) {
+        rc = change_limits(act, fault);
+    }
+    if (rc == 0 && !act->has_work) {
         change_put(&act->change, &act->object);
     }
     return rc;
@@ -192,6 +228,7 @@ static int change_volume(struct act *act, int64_t old_gib, struct fault *fault)
     int64_t more = object_number(&act->object, "size_gib") - old_gib;
     int rc;
 
+    (void)snprintf(act->also, sizeof(act->also), "%s", object_text(&act->object, "instance"));
     if (more == 0) {
         change_put(&act->change, &act->object);
         return 0;

@@ -1,5 +1,5 @@
 /* Admission: what projects may have, and what the host can give. */
-#include "compute/compute_int.h"
+#include "compute/limits.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -8,15 +8,15 @@
 
 #define DEFAULT_CPU_RATIO 400
 #define DEFAULT_MEMORY_RATIO 100
+#define RESERVABLE_PERCENT 90 /* the rest keeps those going that reserve nothing */
 
 struct sums {
     const char *but; /* the id of one that is not counted */
     int64_t instances, cpus, memory_mib, volume_gib, snapshots;
-    int64_t running_cpus, running_memory_mib, running;
+    int64_t running_cpus, running_memory_mib, running, reserved;
 };
 
-/* Whether it has, or shall have, the host's CPUs and memory. */
-static bool is_running(const struct object *instance)
+bool admit_is_running(const struct object *instance)
 {
     return !object_is(instance, "state", "deleting") &&
            (object_is(instance, "desired", "running") || object_is(instance, "state", "stopping") ||
@@ -33,9 +33,10 @@ static int add_instance(void *opaque, struct object *instance)
     sums->instances++;
     sums->cpus += object_number(instance, "cpus");
     sums->memory_mib += object_number(instance, "memory_mib");
-    if (is_running(instance)) {
+    if (admit_is_running(instance)) {
         sums->running++;
         sums->running_cpus += object_number(instance, "cpus");
+        sums->reserved += object_number(instance, "cpu_reserved_percent");
         sums->running_memory_mib += object_number(instance, "memory_mib");
     }
     return 0;
@@ -60,16 +61,23 @@ static int add_snapshot(void *opaque, struct object *snapshot)
     return 0;
 }
 
+static int64_t host_cpus(const struct compute *compute)
+{
+    return compute->config.cpus != 0 ? (int64_t)compute->config.cpus : (int64_t)get_nprocs();
+}
+
+int64_t admit_host_percent(const struct compute *compute)
+{
+    return 100 * host_cpus(compute);
+}
+
 /* What may be given away: what there is, times the ratio. */
 static void host_limits(const struct compute *compute, int64_t *ret_cpus, int64_t *ret_memory_mib)
 {
     const struct compute_config *config = &compute->config;
-    int64_t cpus = config->cpus, memory_mib = config->memory_mib;
+    int64_t cpus = host_cpus(compute), memory_mib = config->memory_mib;
     struct sysinfo info;
 
-    if (cpus == 0) {
-        cpus = get_nprocs();
-    }
     if (memory_mib == 0 && sysinfo(&info) == 0) {
         memory_mib = (int64_t)((uint64_t)info.totalram * info.mem_unit >> 20);
     }
@@ -140,6 +148,11 @@ int admit_instance(struct compute *compute, const struct object *instance, bool 
     rc = rc < 0 ? rc
                 : check_limit(cpus, sums.running_cpus, object_number(instance, "cpus"),
                               FAULT_CAPACITY, "cpus", "CPUs", "the host", fault);
+    rc = rc < 0 ? rc
+                : check_limit(admit_host_percent(compute) * RESERVABLE_PERCENT / 100, sums.reserved,
+                              object_number(instance, "cpu_reserved_percent"), FAULT_CAPACITY,
+                              "cpu_reserved_percent", "percent of a CPU to be reserved", "the host",
+                              fault);
     return rc < 0 ? rc
                   : check_limit(memory_mib, sums.running_memory_mib,
                                 object_number(instance, "memory_mib"), FAULT_CAPACITY, "memory_mib",
@@ -176,10 +189,12 @@ int compute_host(struct compute *compute, json_t **ret_host, struct fault *fault
         return rc;
     }
     host_limits(compute, &cpus, &memory_mib);
-    *ret_host =
-        json_pack("{s:{s:I, s:I}, s:{s:I, s:I}, s:{s:I, s:I}}", "cpus", "total", (json_int_t)cpus,
-                  "used", (json_int_t)sums.running_cpus, "memory_mib", "total",
-                  (json_int_t)memory_mib, "used", (json_int_t)sums.running_memory_mib, "instances",
-                  "total", (json_int_t)sums.instances, "running", (json_int_t)sums.running);
+    *ret_host = json_pack(
+        "{s:{s:I, s:I}, s:{s:I, s:I}, s:{s:I, s:I}, s:{s:I, s:I}, s:o}", "cpus", "total",
+        (json_int_t)cpus, "used", (json_int_t)sums.running_cpus, "memory_mib", "total",
+        (json_int_t)memory_mib, "used", (json_int_t)sums.running_memory_mib, "instances", "total",
+        (json_int_t)sums.instances, "running", (json_int_t)sums.running, "cpu_reserved_percent",
+        "total", (json_int_t)(admit_host_percent(compute) * RESERVABLE_PERCENT / 100), "used",
+        (json_int_t)sums.reserved, "limits", limits_means(compute));
     return *ret_host != NULL ? 0 : fault_set(fault, FAULT_INTERNAL, NULL, "out of memory");
 }

@@ -1,5 +1,5 @@
 /* What calls that change something have in common: operations, tokens, references. */
-#include "compute/compute_int.h"
+#include "compute/limits.h"
 
 #include "base/path.h"
 
@@ -196,8 +196,10 @@ int call_resolve_instance(struct compute *compute, struct object *instance, stru
             object_set_number(instance, fields[i], object_number(&type, fields[i]));
         }
     }
+    limits_resolve(instance, &type);
     object_done(&type);
-    rc = find_image(compute, instance, &image, fault);
+    rc = limits_check(compute, instance, fault);
+    rc = rc < 0 ? rc : find_image(compute, instance, &image, fault);
     if (rc == 0 && !image.has_kernel) {
         rc = fault_set(fault, FAULT_INVALID, "image",
                        "the image has no kernel beside its disk, and machines are not booted by "

@@ -1,5 +1,5 @@
 /* Life of compute: the queue of objects to look after, its workers and its loop. */
-#include "compute/compute_int.h"
+#include "compute/limits.h"
 
 #include "base/log.h"
 #include "base/path.h"
@@ -403,6 +403,11 @@ static void *loop_main(void *opaque)
 
 static int queue_object(void *opaque, struct object *object)
 {
+    struct compute *compute = opaque;
+
+    if (object->kind == KIND_INSTANCE && object_number(object, "cpu_reserved_percent") != 0) {
+        atomic_store(&compute->has_reservations, true);
+    }
     compute_queue(opaque, object->kind, object->project, object->id, 0);
     return 0;
 }
@@ -477,6 +482,31 @@ static int make_defaults(struct compute *compute, struct fault *fault)
     return change_commit(&change, fault);
 }
 
+/* Named by where the machines are found again, which no two daemons share. */
+static int open_groups(struct compute *compute, struct err *err)
+{
+    static const char *const controls[] = {
+        [CGROUP_CPU] = "CPU time", [CGROUP_CPUSET] = "CPUs", [CGROUP_MEMORY] = "memory"};
+    char name[32];
+    const struct cgroup_config config = {.name = name, .parent = compute->config.cgroup};
+    uint32_t sum = 0x811c9dc5u;
+    int rc;
+
+    for (const char *p = compute->runtime_dir; *p != '\0'; p++) {
+        sum = (sum ^ (unsigned char)*p) * 0x01000193u;
+    }
+    (void)snprintf(name, sizeof(name), "corbel-%08x", sum);
+    rc = cgroup_open(&config, err, &compute->group);
+    for (unsigned i = 0; rc == 0 && i < CGROUP_CONTROL_COUNT; i++) {
+        const char *lack = cgroup_lack(compute->group, i);
+
+        if (lack != NULL) {
+            log_info("no control group limits %s: %s", controls[i], lack);
+        }
+    }
+    return rc;
+}
+
 /* Directories, and what the configuration leaves open. */
 static int prepare(struct compute *compute, struct err *err)
 {
@@ -498,6 +528,7 @@ static int prepare(struct compute *compute, struct err *err)
     rc = rc < 0 ? rc : path_make_private(config->runtime_dir, err);
     rc = rc < 0 ? rc : path_format(path, err, "%s/vm", config->runtime_dir);
     rc = rc < 0 ? rc : path_make_dirs(path, err);
+    rc = rc < 0 ? rc : open_groups(compute, err);
     if (rc == 0) {
         rc = loop_create(&compute->loop);
         rc = rc < 0 ? err_set_errno(err, rc, "an event loop cannot be made") : 0;
@@ -591,6 +622,7 @@ void compute_close(struct compute *compute)
         (void)pthread_join(compute->loop_thread, NULL);
     }
     loop_destroy(compute->loop);
+    cgroup_close(compute->group);
     free_tasks(compute);
     (void)pthread_cond_destroy(&compute->committed);
     (void)pthread_cond_destroy(&compute->work_ready);

@@ -39,6 +39,7 @@ struct compute_config {
     const char *images_dir; /* an image is a directory in it, as `corbel image` makes them */
     const char *vmm;        /* the corbel-vmm program */
     unsigned workers;       /* 0: 8 */
+    const char *cgroup;     /* parent of machines' control groups; "": none; NULL: found */
 
     /* What admission may give away; 0: what the host has (cpus, memory), times the ratio in percent. */
     unsigned cpus, memory_mib;
@@ -224,7 +225,8 @@ int compute_access(struct compute *compute, const struct compute_call *call, con
 int compute_log(struct compute *compute, const struct compute_call *call, const char *id,
                 json_t **ret_log, struct fault *fault) MUST_CHECK;
 
-/* {"cpus": {"total", "used"}, "memory_mib": {...}, "instances": ...}: the host as admission sees it. */
+/* {"cpus": {"total", "used"}, "memory_mib": {...}, "instances": ..., "limits": ...}: the host as
+ * admission sees it, and by what means each limit is kept. */
 int compute_host(struct compute *compute, json_t **ret_host, struct fault *fault) MUST_CHECK;
 
 /*

@@ -11,11 +11,13 @@
 
 #include "base/loop.h"
 #include "base/thread.h"
+#include "cgroup/cgroup.h"
 #include "compute/kinds.h"
 #include "storage/guest_image.h"
 #include "store/store.h"
 
 #include <limits.h>
+#include <stdatomic.h>
 
 struct pool;
 
@@ -37,10 +39,14 @@ enum step {
     STEP_NOTE_STARTING,
     STEP_MAKE_RUNTIME,
     STEP_WRITE_CONFIG,
+    STEP_MAKE_CGROUP,
     STEP_LAUNCH,
     STEP_RECORD_MONITOR,
+    STEP_ENTER_CGROUP,
     STEP_AWAIT_READY,
     STEP_NOTE_RUNNING,
+    STEP_APPLY_LIMITS,
+    STEP_NOTE_LIMITS,
     STEP_PAUSE,
     STEP_NOTE_PAUSED,
     STEP_RESUME,
@@ -50,6 +56,7 @@ enum step {
     STEP_PULL_PLUG,
     STEP_KILL,
     STEP_NOTE_ENDED,
+    STEP_REMOVE_CGROUP,
     STEP_CLEAR_RUNTIME,
     STEP_REMOVE_DIRECTORY,
     STEP_FORGET,
@@ -120,7 +127,9 @@ struct agent;
 struct compute {
     struct compute_config config;
     char state_dir[PATH_MAX], runtime_dir[PATH_MAX], images_dir[PATH_MAX], vmm[PATH_MAX];
-    struct mutex calls; /* one change by a call at a time */
+    struct cgroup *group;
+    _Atomic bool has_reservations; /* somebody reserves CPU time, or did */
+    struct mutex calls;            /* one change by a call at a time */
 
     struct mutex lock; /* everything below */
     pthread_cond_t work_ready, committed;
@@ -246,6 +255,10 @@ int images_list(struct compute *compute, json_t **ret_items, struct fault *fault
  * more_gib of it. */
 int admit_instance(struct compute *compute, const struct object *instance, bool is_new,
                    struct fault *fault) MUST_CHECK;
+/* Whether it has, or shall have, the host's CPUs and memory. */
+bool admit_is_running(const struct object *instance);
+/* What the host's CPUs have to give, in percent of one. */
+int64_t admit_host_percent(const struct compute *compute);
 int admit_disk(struct compute *compute, const struct object *object, int64_t more_gib,
                struct fault *fault) MUST_CHECK;
 
@@ -324,8 +337,16 @@ void machine_read_end(struct task *task, const struct object *instance, int stat
 int machine_launch(struct task *task, struct object *instance, struct err *err) MUST_CHECK;
 int machine_command(struct task *task, const char *command, json_t **ret_answer, struct err *err)
     MUST_CHECK;
+/* The same for one with arguments; request is taken over. */
+int machine_ask(struct task *task, json_t *request, json_t **ret_answer, struct err *err)
+    MUST_CHECK;
+/* A file of its runtime directory: NULL when there is none; whole or not at all, the object taken over. */
+json_t *machine_read_json(const char *dir, const char *name);
+int machine_write_json(const char *dir, const char *name, json_t *object, struct err *err)
+    MUST_CHECK;
 /* State and ports, from the monitor. */
 int machine_learn(struct task *task, struct object *instance, struct err *err) MUST_CHECK;
+/* -EBUSY while the last processes of its group end. */
 int machine_clear(struct task *task, struct err *err) MUST_CHECK;
 
 /* ---- guest.c: what the guest shows of itself ---- */

@@ -1,5 +1,5 @@
 /* compute_create(). */
-#include "compute/compute_int.h"
+#include "compute/limits.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -51,6 +51,9 @@ static int prepare_instance(struct creation *creation, struct fault *fault)
     }
     if (rc == 0) {
         rc = call_attach_volumes(&creation->change, object, fault);
+    }
+    if (object_number(object, "cpu_reserved_percent") != 0) {
+        atomic_store(&creation->compute->has_reservations, true);
     }
     object_set_text(object, "state", "pending");
     object_set_number(object, "generation", object_is(object, "desired", "running"));

@@ -1,10 +1,13 @@
 /* The fields of every kind. */
 #include "compute/kinds.h"
 
+#include "cgroup/cgroup.h"
+
 #define MAX_TAGS 50
 #define MAX_MEMORY_MIB (256 << 10)
 #define MAX_CPUS 16
 #define MAX_DISK_GIB (64 << 10)
+#define MAX_RATE (1ll << 50)
 
 /* What most kinds begin with. */
 #define FIELD_OF_ID                                                                                \
@@ -20,6 +23,28 @@
         .name = "tags", .type = FIELD_TAGS, .access = FIELD_AT_CREATE | FIELD_CHANGES, \
         .max = MAX_TAGS, .help = "words of one's own, to find it by"                   \
     }
+/* What instances take from their type; help says the rest. */
+#define LIMIT_FIELD(field, access_, min_, max_, help_)                                          \
+    {                                                                                           \
+        .name = field, .type = FIELD_NUMBER, .access = (access_), .min = (min_), .max = (max_), \
+        .help = help_                                                                           \
+    }
+#define FIELDS_OF_LIMITS(access)                                                                  \
+    LIMIT_FIELD("cpu_weight", access, 1, 10000,                                                   \
+                "its share of busy CPUs, against others'; 100 is usual"),                         \
+        LIMIT_FIELD("cpu_cap_percent", access, 0, 100,                                            \
+                    "of its CPUs' time, never more; 0: no cap"),                                  \
+        LIMIT_FIELD("cpu_reserved_percent", access, 0, MAX_CPUS * 100,                            \
+                    "percent of one CPU that it gets whoever else is busy"),                      \
+        LIMIT_FIELD("memory_limit_mib", access, 0, 2 * MAX_MEMORY_MIB,                            \
+                    "for all of its process, the guest's memory included; 0: no limit"),          \
+        LIMIT_FIELD("disk_bps", access, 0, MAX_RATE, "bytes per second of its own disk; 0: any"), \
+        LIMIT_FIELD("disk_iops", access, 0, MAX_RATE,                                             \
+                    "operations per second of its own disk; 0: any"),                             \
+        LIMIT_FIELD("net_bps", access, 0, MAX_RATE,                                               \
+                    "bytes per second of its network card, each way; 0: any"),                    \
+        LIMIT_FIELD("net_pps", access, 0, MAX_RATE,                                               \
+                    "frames per second of its network card, each way; 0: any")
 #define FIELD_OF_CREATED                                                  \
     {                                                                     \
         .name = "created", .type = FIELD_TIME, .help = "when it was made" \
@@ -68,6 +93,21 @@ static const struct field instance_fields[] = {
      .min = 1,
      .max = MAX_DISK_GIB,
      .help = "its own disk, in place of the type's; never less than the image's"},
+    FIELDS_OF_LIMITS(FIELD_AT_CREATE | FIELD_CHANGES),
+    {.name = "pinned_cpus",
+     .type = FIELD_TEXT,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
+     .max = CGROUP_CPUS_BYTES - 1,
+     .help = "the host's CPUs that it runs on, such as \"0-3,8\"; absent: any"},
+    {.name = "balloon_mib",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
+     .max = MAX_MEMORY_MIB,
+     .help = "what its guest is asked to give back of its memory"},
+    {.name = "unenforced",
+     .type = FIELD_TEXT,
+     .max = 200,
+     .help = "which of its limits nothing on this host keeps it to"},
     {.name = "engine",
      .type = FIELD_CHOICE,
      .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_STOPPED,
@@ -179,6 +219,7 @@ static const struct field type_fields[] = {
      .max = MAX_DISK_GIB,
      .preset = "0",
      .help = "size of its own disk; the image's where that is larger"},
+    FIELDS_OF_LIMITS(FIELD_AT_CREATE),
     FIELD_OF_TAGS,
     FIELD_OF_CREATED,
 };
@@ -218,6 +259,9 @@ static const struct field volume_fields[] = {
      .type = FIELD_ID,
      .access = FIELD_AT_CREATE,
      .help = "what it begins as; later the one that it stands on: taken of it or put back last"},
+    LIMIT_FIELD("bps", FIELD_AT_CREATE | FIELD_CHANGES, 0, MAX_RATE, "bytes per second; 0: any"),
+    LIMIT_FIELD("iops", FIELD_AT_CREATE | FIELD_CHANGES, 0, MAX_RATE,
+                "operations per second; 0: any"),
     FIELD_OF_TAGS,
     {.name = "state",
      .type = FIELD_CHOICE,

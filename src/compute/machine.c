@@ -4,10 +4,11 @@
  *   lock       held by the monitor as long as it lives; by the daemon while it starts one
  *   run.json   the monitor's process and which start of the instance it belongs to
  *   vmm.json   its configuration
+ *   limits.json, cgroups  what it may use now, and directories of control groups to be removed
  *   vmm.log, control.sock, console.sock
  *   end.json   how the machine ended, written by the monitor when it can
  */
-#include "compute/compute_int.h"
+#include "compute/limits.h"
 
 #include "base/io.h"
 #include "base/log.h"
@@ -30,14 +31,14 @@
 #define SSH_GUEST_PORT 22
 #define MAX_JSON_BYTES (64u << 10)
 #define MAX_DISKS 10
-#define DISK_TEXT_BYTES (2 * PATH_MAX + 128)
+#define DISK_TEXT_BYTES (2 * PATH_MAX + 256)
 
 int machine_path(const struct compute *compute, const char *id, char out[PATH_MAX], struct err *err)
 {
     return path_format(out, err, "%s/vm/%s", compute->runtime_dir, id);
 }
 
-static json_t *read_json(const char *dir, const char *name)
+json_t *machine_read_json(const char *dir, const char *name)
 {
     char path[PATH_MAX];
     struct err ignored;
@@ -52,7 +53,7 @@ static json_t *read_json(const char *dir, const char *name)
 }
 
 /* Whole or not at all. Takes the object over. */
-static int write_json(const char *dir, const char *name, json_t *object, struct err *err)
+int machine_write_json(const char *dir, const char *name, json_t *object, struct err *err)
 {
     char path[PATH_MAX], making[PATH_MAX];
     int rc = path_format(path, err, "%s/%s", dir, name);
@@ -91,7 +92,7 @@ static int try_lock(const char *dir, bool may_create, int *ret_fd, struct err *e
 /* Takes the process that run.json names for this task's monitor. 0: it is none that lives. */
 static int adopt(struct task *task, const char *dir, struct err *err)
 {
-    json_t *run = read_json(dir, "run.json");
+    json_t *run = machine_read_json(dir, "run.json");
     pid_t pid = (pid_t)json_integer_value(json_object_get(run, "pid"));
     uint64_t ticks = (uint64_t)json_integer_value(json_object_get(run, "start_ticks"));
     int fd = process_open(pid, ticks);
@@ -164,8 +165,8 @@ void machine_read_end(struct task *task, const struct object *instance, int stat
         path_format(log, &ignored, "%s/vmm.log", dir) < 0) {
         return;
     }
-    run = read_json(dir, "run.json");
-    end = read_json(dir, "end.json");
+    run = machine_read_json(dir, "run.json");
+    end = machine_read_json(dir, "end.json");
     how = json_string_value(json_object_get(end, "end"));
     ret_end->was_launched = json_integer_value(json_object_get(run, "generation")) ==
                                 object_number(instance, "generation") &&
@@ -185,13 +186,18 @@ void machine_read_end(struct task *task, const struct object *instance, int stat
     json_decref(end);
 }
 
-int machine_command(struct task *task, const char *command, json_t **ret_answer, struct err *err)
+int machine_ask(struct task *task, json_t *request, json_t **ret_answer, struct err *err)
 {
-    char dir[PATH_MAX], line[128];
+    char dir[PATH_MAX], line[1024];
     json_t *answer = NULL;
     int rc = machine_path(task->compute, task->id, dir, err);
+    size_t n = json_dumpb(request, line, sizeof(line) - 2, JSON_COMPACT);
 
-    (void)snprintf(line, sizeof(line), "{\"command\":\"%s\"}\n", command);
+    json_decref(request);
+    if (n == 0 || n > sizeof(line) - 2) {
+        return err_set(err, -E2BIG, "a command to the monitor is too long");
+    }
+    memcpy(line + n, "\n", 2);
     rc = rc < 0 ? rc : control_ask(dir, task->id, line, CONTROL_TIMEOUT_MS, &answer, err);
     if (rc == 0 && answer == NULL) {
         rc = err_set(err, -EPIPE, "the monitor has ended");
@@ -204,12 +210,18 @@ int machine_command(struct task *task, const char *command, json_t **ret_answer,
     return rc;
 }
 
+int machine_command(struct task *task, const char *command, json_t **ret_answer, struct err *err)
+{
+    return machine_ask(task, json_pack("{s:s}", "command", command), ret_answer, err);
+}
+
 /* ---- configuration ---- */
 
 struct config {
     struct task *task;
     const struct object *instance;
     const struct image *image;
+    const struct limits *limits;
     char dir[PATH_MAX], runtime[PATH_MAX];
     json_t *json;
 };
@@ -235,7 +247,7 @@ static int set_path(struct config *config, const char *key, const char *prefix, 
 static int set_disks(struct config *config, struct err *err)
 {
     const json_t *volumes = json_object_get(config->instance->json, "volumes");
-    char volumes_dir[PATH_MAX], path[PATH_MAX];
+    char volumes_dir[PATH_MAX], path[PATH_MAX], limits[80];
     CLEANUP_FREE char *text = malloc(DISK_TEXT_BYTES);
     json_t *disks = json_array();
     int rc = path_format(volumes_dir, err, "%s/volumes", config->task->compute->state_dir);
@@ -247,17 +259,19 @@ static int set_disks(struct config *config, struct err *err)
     rc = rc < 0 ? rc
                 : path_format(path, err, "%s/%s", config->dir, directory_head(config->instance));
     if (rc == 0 && path_exists(path)) {
-        (void)snprintf(text, DISK_TEXT_BYTES, "%s,format=qcow2,backing-dir=%s,id=root", path,
-                       config->dir);
+        limits_disk_text(config->limits, "root", limits, sizeof(limits));
+        (void)snprintf(text, DISK_TEXT_BYTES, "%s,format=qcow2,backing-dir=%s,id=root%s", path,
+                       config->dir, limits);
         (void)json_array_append_new(disks, json_string(text));
     }
     for (size_t i = 0; rc == 0 && i < json_array_size(volumes) && i < MAX_DISKS; i++) {
         const char *id = json_string_value(json_array_get(volumes, i));
 
         rc = volume_path(config->task->compute, id, path, err);
+        limits_disk_text(config->limits, id, limits, sizeof(limits));
         (void)snprintf(text, DISK_TEXT_BYTES,
-                       "%s,format=qcow2,backing-dir=%s,id=%.31s,serial=%.20s", path, volumes_dir,
-                       id, id);
+                       "%s,format=qcow2,backing-dir=%s,id=%.31s,serial=%.20s%s", path, volumes_dir,
+                       id, id, limits);
         (void)json_array_append_new(disks, json_string(text));
     }
     return rc;
@@ -269,6 +283,8 @@ static void set_net(struct config *config)
     char text[1024] = "user";
     size_t used = strlen(text);
 
+    limits_net_text(config->limits, text + used, sizeof(text) - used);
+    used = strlen(text);
     if (config->image->user[0] != '\0') {
         used += (size_t)snprintf(text + used, sizeof(text) - used, ",forward=0:%d", SSH_GUEST_PORT);
     }
@@ -301,6 +317,9 @@ static int make_config(struct config *config, struct err *err)
     if (rc == 0 && path_exists(initrd)) {
         set_text(config, "initrd", initrd);
     }
+    if (config->limits->vcpu_cap != 0) {
+        (void)json_object_set_new(config->json, "cpu-cap", json_integer(config->limits->vcpu_cap));
+    }
     rc = rc < 0 ? rc : set_disks(config, err);
     set_net(config);
     rc = rc < 0 ? rc : set_path(config, "serial", "socket:", config->runtime, "console.sock", err);
@@ -309,10 +328,11 @@ static int make_config(struct config *config, struct err *err)
     return rc < 0 ? rc : set_path(config, "end-file", "", config->runtime, "end.json", err);
 }
 
-static int write_config(struct task *task, const struct object *instance, struct err *err)
+static int write_config(struct task *task, const struct object *instance,
+                        const struct limits *limits, struct err *err)
 {
     struct image image;
-    struct config config = {.task = task, .instance = instance, .image = &image};
+    struct config config = {.task = task, .instance = instance, .image = &image, .limits = limits};
     int rc = directory_path(task->compute, task->id, config.dir, err);
 
     rc = rc < 0 ? rc : machine_path(task->compute, task->id, config.runtime, err);
@@ -326,7 +346,7 @@ static int write_config(struct task *task, const struct object *instance, struct
         json_decref(config.json);
         return rc;
     }
-    return write_json(config.runtime, "vmm.json", config.json, err);
+    return machine_write_json(config.runtime, "vmm.json", config.json, err);
 }
 
 /* ---- launch ---- */
@@ -334,22 +354,25 @@ static int write_config(struct task *task, const struct object *instance, struct
 struct record {
     struct task *task;
     const struct object *instance;
+    const struct limits *limits;
     const char *dir;
 };
 
-/* Who the monitor is, before it is one: a daemon that returns finds it by this. */
+/* Who the monitor is, before it is one: a daemon that returns finds it by this. Then its group. */
 static int record_monitor(void *opaque, pid_t pid, uint64_t start_ticks, struct err *err)
 {
     struct record *record = opaque;
     int rc = task_step(record->task, STEP_RECORD_MONITOR, false);
 
     rc = rc < 0 ? rc
-                : write_json(record->dir, "run.json",
-                             json_pack("{s:i, s:I, s:I}", "pid", (int)pid, "start_ticks",
-                                       (json_int_t)start_ticks, "generation",
-                                       (json_int_t)object_number(record->instance, "generation")),
-                             err);
-    return rc < 0 ? rc : task_step(record->task, STEP_RECORD_MONITOR, true);
+                : machine_write_json(
+                      record->dir, "run.json",
+                      json_pack("{s:i, s:I, s:I}", "pid", (int)pid, "start_ticks",
+                                (json_int_t)start_ticks, "generation",
+                                (json_int_t)object_number(record->instance, "generation")),
+                      err);
+    rc = rc < 0 ? rc : task_step(record->task, STEP_RECORD_MONITOR, true);
+    return rc < 0 ? rc : limits_enter(record->task, record->limits, pid, err);
 }
 
 /* An empty directory, locked. */
@@ -363,11 +386,11 @@ static int make_runtime(const char *dir, int *ret_lock_fd, struct err *err)
                    : (rc < 0 ? rc : 0);
 }
 
-static int start_monitor(struct task *task, const struct object *instance, const char *dir,
-                         int lock_fd, struct err *err)
+static int start_monitor(struct task *task, const struct object *instance,
+                         const struct limits *limits, const char *dir, int lock_fd, struct err *err)
 {
     char config[PATH_MAX], log[PATH_MAX];
-    struct record record = {.task = task, .instance = instance, .dir = dir};
+    struct record record = {.task = task, .instance = instance, .limits = limits, .dir = dir};
     const char *const argv[] = {task->compute->vmm,    "--config", config, "--ready-fd",
                                 MONITOR_READY_FD_TEXT, NULL};
     struct monitor_start start = {.name = object_text(instance, "name"),
@@ -415,16 +438,20 @@ static int start_monitor(struct task *task, const struct object *instance, const
 int machine_launch(struct task *task, struct object *instance, struct err *err)
 {
     CLEANUP_CLOSE int lock_fd = -1;
+    struct limits limits;
     char dir[PATH_MAX];
     int rc = machine_path(task->compute, task->id, dir, err);
 
+    rc = rc < 0 ? rc : limits_of(task->compute, instance, &limits, err);
+    rc = rc < 0 ? rc : limits_end(task, dir, err);
     rc = rc < 0 ? rc : task_step(task, STEP_MAKE_RUNTIME, false);
     rc = rc < 0 ? rc : make_runtime(dir, &lock_fd, err);
     rc = rc < 0 ? rc : task_step(task, STEP_MAKE_RUNTIME, true);
     rc = rc < 0 ? rc : task_step(task, STEP_WRITE_CONFIG, false);
-    rc = rc < 0 ? rc : write_config(task, instance, err);
+    rc = rc < 0 ? rc : write_config(task, instance, &limits, err);
     rc = rc < 0 ? rc : task_step(task, STEP_WRITE_CONFIG, true);
-    return rc < 0 ? rc : start_monitor(task, instance, dir, lock_fd, err);
+    rc = rc < 0 ? rc : limits_make(task, dir, &limits, err);
+    return rc < 0 ? rc : start_monitor(task, instance, &limits, dir, lock_fd, err);
 }
 
 /* The forwards as they were opened; the first is that of ssh where the image has a user. */
@@ -461,6 +488,7 @@ int machine_learn(struct task *task, struct object *instance, struct err *err)
         object_set_text(instance, "engine_used", engine != NULL ? engine : "");
         object_set_number(instance, "pid", task->pid);
         set_ports(instance, json_object_get(answer, "forwards"), image.user[0] != '\0');
+        limits_note(task->compute, instance);
     }
     json_decref(answer);
     return rc;
@@ -474,7 +502,8 @@ int machine_clear(struct task *task, struct err *err)
     if (rc < 0 || !path_exists(dir)) {
         return rc;
     }
-    rc = task_step(task, STEP_CLEAR_RUNTIME, false);
+    rc = limits_end(task, dir, err);
+    rc = rc < 0 ? rc : task_step(task, STEP_CLEAR_RUNTIME, false);
     rc = rc < 0 ? rc : path_remove(dir, err);
     return rc < 0 ? rc : task_step(task, STEP_CLEAR_RUNTIME, true);
 }

@@ -7,6 +7,7 @@
  * store) before what it knows it from goes.
  */
 #include "compute/agent.h"
+#include "compute/limits.h"
 
 #include "base/log.h"
 #include "base/path.h"
@@ -34,10 +35,14 @@ static const char *const step_names[STEP_COUNT] = {
     [STEP_NOTE_STARTING] = "note-starting",
     [STEP_MAKE_RUNTIME] = "make-runtime",
     [STEP_WRITE_CONFIG] = "write-config",
+    [STEP_MAKE_CGROUP] = "make-cgroup",
     [STEP_LAUNCH] = "launch",
     [STEP_RECORD_MONITOR] = "record-monitor",
+    [STEP_ENTER_CGROUP] = "enter-cgroup",
     [STEP_AWAIT_READY] = "await-ready",
     [STEP_NOTE_RUNNING] = "note-running",
+    [STEP_APPLY_LIMITS] = "apply-limits",
+    [STEP_NOTE_LIMITS] = "note-limits",
     [STEP_PAUSE] = "pause",
     [STEP_NOTE_PAUSED] = "note-paused",
     [STEP_RESUME] = "resume",
@@ -47,6 +52,7 @@ static const char *const step_names[STEP_COUNT] = {
     [STEP_PULL_PLUG] = "pull-plug",
     [STEP_KILL] = "kill",
     [STEP_NOTE_ENDED] = "note-ended",
+    [STEP_REMOVE_CGROUP] = "remove-cgroup",
     [STEP_CLEAR_RUNTIME] = "clear-runtime",
     [STEP_REMOVE_DIRECTORY] = "remove-directory",
     [STEP_FORGET] = "forget",
@@ -120,6 +126,16 @@ static void drop_ephemeral(struct object *instance)
         (object_is(instance, "state", "stopped") || object_is(instance, "state", "failed"))) {
         object_set_text(instance, "state", "deleting");
     }
+}
+
+/* What the end of a machine has left is not gone yet: that is a matter of moments. */
+static int clear_later(struct task *task, int rc, const struct err *err)
+{
+    if (rc != -EBUSY) {
+        return log_failure(task, rc, err);
+    }
+    task_again(task, clock_monotonic_ns() + UNSURE_NS);
+    return SETTLED;
 }
 
 /* It could not be started, and is not tried again by itself. */
@@ -225,7 +241,11 @@ static int note_running(struct task *task, struct object *instance)
     }
     object_set_time(instance, "started");
     object_clear(instance, "reason");
-    return note_state(task, instance, "running", STEP_NOTE_RUNNING, "instance.started", "runs");
+    rc = note_state(task, instance, "running", STEP_NOTE_RUNNING, "instance.started", "runs");
+    if (rc == LOOK_AGAIN) {
+        limits_rebalance(task->compute);
+    }
+    return rc;
 }
 
 static int start(struct task *task, struct object *instance)
@@ -239,6 +259,9 @@ static int start(struct task *task, struct object *instance)
     }
     rc = directory_make(task, instance, &err);
     rc = rc < 0 ? rc : machine_launch(task, instance, &err);
+    if (rc == -EBUSY) {
+        return clear_later(task, rc, &err);
+    }
     return rc < 0 ? note_failed(task, instance, rc, &err) : LOOK_AGAIN;
 }
 
@@ -359,9 +382,9 @@ static int end_machine(struct task *task, struct object *instance)
 /* What does not hold any more once it does not run. */
 static void clear_running(struct object *instance)
 {
-    static const char *const fields[] = {"pid",   "engine_used",   "ssh_port",
-                                         "ports", "force",         "timeout_s",
-                                         "agent", "agent_version", "address"};
+    static const char *const fields[] = {"pid",     "engine_used", "ssh_port", "ports",
+                                         "force",   "timeout_s",   "agent",    "agent_version",
+                                         "address", "unenforced"};
 
     for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
         object_clear(instance, fields[i]);
@@ -441,6 +464,7 @@ static int note_end(struct task *task, struct object *instance, const struct mac
     rc = commit_step(task, &change, STEP_NOTE_ENDED);
     if (rc == LOOK_AGAIN) {
         task->last_status = -1;
+        limits_rebalance(task->compute);
     }
     return rc;
 }
@@ -494,6 +518,9 @@ static int delete_instance(struct task *task, struct object *instance)
     struct err err = {.code = 0};
     int rc = machine_clear(task, &err);
 
+    if (rc == -EBUSY) {
+        return clear_later(task, rc, &err);
+    }
     rc = rc < 0 ? rc : directory_path(task->compute, task->id, dir, &err);
     rc = rc < 0 ? rc
                 : path_format(making, &err, "%s/machines/.%s.making", task->compute->state_dir,
@@ -507,6 +534,33 @@ static int delete_instance(struct task *task, struct object *instance)
 
 /* ---- the look ---- */
 
+/* What it may use has changed while it runs. */
+static int apply_limits(struct task *task, struct object *instance)
+{
+    struct fault fault = {.code = FAULT_NONE};
+    struct err err = {.code = 0};
+    struct change change;
+    int rc = limits_apply(task, instance, &err);
+
+    if (rc < 0 && (rc == -EINTR || limits_hold(task, instance) == false)) {
+        return log_failure(task, rc, &err);
+    }
+    limits_note(task->compute, instance);
+    change_begin(&change, task->compute);
+    if (rc < 0) {
+        (void)fault_set_err(&fault, rc, &err);
+        log_warn("%s: %s", task->id, err.text);
+        change_event(&change, instance, "warning", "instance.limits", NULL, "%s", err.text);
+    }
+    change_end_operation(&change, instance, rc < 0 ? &fault : NULL);
+    change_put(&change, instance);
+    rc = commit_step(task, &change, STEP_NOTE_LIMITS);
+    if (rc == LOOK_AGAIN) {
+        limits_rebalance(task->compute);
+    }
+    return rc;
+}
+
 static int look_at_running(struct task *task, struct object *instance)
 {
     struct err err;
@@ -519,6 +573,9 @@ static int look_at_running(struct task *task, struct object *instance)
     }
     if (!object_is(instance, "state", "running") && !is_paused) {
         return note_running(task, instance);
+    }
+    if (!limits_hold(task, instance)) {
+        return apply_limits(task, instance);
     }
     if (object_flag(instance, "paused") == is_paused) {
         rc = note_settled(task, instance, STEP_NOTE_RUNNING);
@@ -562,7 +619,7 @@ static int look_at_absent(struct task *task, struct object *instance)
         return note_end(task, instance, &end);
     }
     rc = machine_clear(task, &err);
-    return rc < 0 ? log_failure(task, rc, &err) : note_settled(task, instance, STEP_NOTE_STOPPED);
+    return rc < 0 ? clear_later(task, rc, &err) : note_settled(task, instance, STEP_NOTE_STOPPED);
 }
 
 static int look(struct task *task)

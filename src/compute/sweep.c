@@ -1,5 +1,5 @@
 /* What belongs to no record: of instances, volumes and snapshots whose last step was cut off. */
-#include "compute/compute_int.h"
+#include "compute/limits.h"
 
 #include "base/io.h"
 #include "base/log.h"
@@ -61,7 +61,8 @@ static bool is_orphan(const char *name, enum kind kind, const json_t *known)
     return json_object_get(known, id) == NULL;
 }
 
-static void sweep(const char *dir, enum kind kind, bool has_monitors, const json_t *known)
+static void sweep(struct compute *compute, const char *dir, enum kind kind, bool has_monitors,
+                  const json_t *known)
 {
     struct dirent **entries = NULL;
     int n = scandir(dir, &entries, NULL, alphasort);
@@ -74,6 +75,7 @@ static void sweep(const char *dir, enum kind kind, bool has_monitors, const json
             path_format(path, &err, "%s/%s", dir, entries[i]->d_name) == 0) {
             if (has_monitors) {
                 end_orphan(path);
+                limits_sweep(compute, entries[i]->d_name, path);
             }
             log_warn("removing %s, which belongs to no %s", path, kind_spec(kind)->name);
             path_discard(path);
@@ -140,7 +142,7 @@ void reconcile_sweep(struct compute *compute)
         if (path_format(dir, &ignored, "%s/%s",
                         places[i].is_runtime ? compute->runtime_dir : compute->state_dir,
                         places[i].dir) == 0) {
-            sweep(dir, places[i].kind, places[i].is_runtime, known);
+            sweep(compute, dir, places[i].kind, places[i].is_runtime, known);
         }
     }
     if (rc == 0) {

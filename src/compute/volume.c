@@ -1,5 +1,5 @@
 /* Volumes: made, grown and removed in the pool of this host. */
-#include "compute/compute_int.h"
+#include "compute/limits.h"
 
 #include "base/log.h"
 #include "base/path.h"

@@ -17,6 +17,7 @@
 #include <netdb.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -115,6 +116,8 @@ static int open_compute(struct daemon *daemon, struct err *err)
         .images_dir = options->images,
         .vmm = options->vmm,
         .workers = options->workers,
+        .cgroup =
+            options->cgroup != NULL && strcmp(options->cgroup, "none") == 0 ? "" : options->cgroup,
         .cpus = options->cpus,
         .memory_mib = options->memory_mib,
         .cpu_ratio = options->cpu_ratio,

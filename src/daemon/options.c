@@ -47,6 +47,8 @@ static const struct option {
      offsetof(struct daemon_options, cpu_ratio)},
     {"--memory-ratio", "PERCENT", "guests' memory per hundred of memory (100)", OPTION_NUMBER,
      offsetof(struct daemon_options, memory_ratio)},
+    {"--cgroup", "GROUP|none", "make machines' control groups in this one (found)", OPTION_TEXT,
+     offsetof(struct daemon_options, cgroup)},
     {"--workers", "N", "how much is done at a time (8)", OPTION_NUMBER,
      offsetof(struct daemon_options, workers)},
     {"--history-step", "SECONDS", "between two lines of history, at most 60 (10)", OPTION_NUMBER,

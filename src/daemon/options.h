@@ -18,7 +18,7 @@ struct daemon_options {
     char state[PATH_MAX], runtime[PATH_MAX], images[PATH_MAX], socket[PATH_MAX], vmm[PATH_MAX];
     const char *listen[OPTIONS_MAX_LISTEN]; /* ADDRESS:PORT */
     unsigned listen_count;
-    const char *certificate, *key;
+    const char *certificate, *key, *cgroup;
     unsigned cpus, memory_mib, cpu_ratio, memory_ratio, workers, history_step_s;
     enum log_level log_level;
     bool wants_help, wants_version;

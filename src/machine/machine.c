@@ -388,6 +388,7 @@ void machine_destroy(struct machine *machine)
         (void)pthread_join(machine->loop_thread, NULL);
     }
     threads_quit(machine);
+    throttle_destroy(machine);
     pc_destroy(machine);
     if (machine->event_fd >= 0) {
         (void)close(machine->event_fd);
@@ -422,6 +423,10 @@ int machine_start(struct machine *machine, struct err *err)
         return err_set(err, -EINVAL, "the machine has been started already");
     }
     rc = pc_start(machine, err);
+    if (rc == 0 && machine->config.cpu_cap != 0) {
+        rc = throttle_set(machine, machine->config.cpu_cap);
+        rc = rc < 0 ? err_set_errno(err, rc, "the CPUs cannot be capped") : 0;
+    }
     if (rc != 0) {
         return rc;
     }
@@ -556,6 +561,11 @@ enum machine_end machine_wait(struct machine *machine)
 int machine_event_fd(const struct machine *machine)
 {
     return machine->event_fd;
+}
+
+int machine_net_limit(struct machine *machine, const struct limit_config *limits)
+{
+    return machine->netdev != NULL ? netdev_set_limits(machine->netdev, limits) : -ENODEV;
 }
 
 int machine_set_balloon(struct machine *machine, uint64_t bytes)

@@ -113,6 +113,7 @@ struct machine_net {
     uint8_t mac[6]; /* all zero: the default 52:54:00:12:34:56 */
     unsigned forward_count;
     struct machine_forward forwards[MACHINE_MAX_FORWARDS];
+    struct limit_config limits; /* of each direction */
 };
 
 /*
@@ -149,6 +150,7 @@ struct machine_config {
 
     unsigned cpus;             /* at the start */
     unsigned cpus_max;         /* machine_set_cpus() up to this many; 0: cpus, for ever */
+    unsigned cpu_cap;          /* percent of its CPUs' time, never more; 0: none */
     uint64_t memory_bytes;     /* at the start; a multiple of 1 MiB */
     uint64_t memory_max_bytes; /* machine_set_memory() up to this; 0: memory_bytes */
 
@@ -348,6 +350,16 @@ int machine_disk_job_start(struct machine *machine, const char *id,
 /* -ENOENT without a job. */
 int machine_disk_job(struct machine *machine, const char *id, enum machine_job_action action,
                      uint64_t bytes_per_second, struct err *err) MUST_CHECK;
+
+/*
+ * Keeps the machine, all its processes together, to so many percent of its
+ * CPUs' time, from now on; 0: no cap. For hosts whose control groups cannot.
+ * -EINVAL above 100, -ENOMEM. Any thread.
+ */
+int machine_set_cpu_cap(struct machine *machine, unsigned percent) MUST_CHECK;
+
+/* Limits of the network card, each direction by itself. -ENODEV without one. Any thread. */
+int machine_net_limit(struct machine *machine, const struct limit_config *limits) MUST_CHECK;
 
 /* Asks the balloon for a size, in bytes taken from the guest. -ENODEV without one. Any thread. */
 int machine_set_balloon(struct machine *machine, uint64_t bytes) MUST_CHECK;

@@ -195,6 +195,7 @@ static void count_io(struct machine *machine, struct machine_counters *counters)
         count_add(counters, "net.rx_frames", net.rx_frames);
         count_add(counters, "net.rx_bytes", net.rx_bytes);
         count_add(counters, "net.tx_dropped", net.tx_dropped);
+        count_add(counters, "net.throttled", net.throttled);
         count_add(counters, "net.rx_dropped", net.rx_dropped);
     }
 }

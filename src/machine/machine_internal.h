@@ -28,6 +28,7 @@ struct lapic_set;
 struct machine_drive;
 struct netdev;
 struct pci_host;
+struct throttle;
 struct virtio_dev;
 
 #define MACHINE_MAX_VIRTIO 8 /* besides disks */
@@ -113,6 +114,8 @@ struct machine {
     struct err end_error;
     struct err pause_reason;
 
+    _Atomic bool is_throttled;     /* vCPU threads rest: throttle.c */
+    struct throttle *throttle;     /* NULL: no cap so far; the loop's thread */
     _Atomic bool attention;        /* vCPU threads look at the above before they run on */
     _Atomic uint32_t cpus_present; /* changed with the mutex held */
     _Atomic unsigned size_changes;
@@ -215,6 +218,11 @@ extern const struct hotplug_ops cpus_hotplug_ops;
 uint64_t memory_pluggable_bytes(const struct machine_config *config);
 void memory_on_plugged(void *opaque, uint64_t plugged_bytes);
 void memory_status_locked(const struct machine *machine, struct machine_status *status);
+
+/* throttle.c. Percent of the CPUs' time, 0 for no cap: the loop's thread, or before it starts. */
+int throttle_set(struct machine *machine, unsigned percent) MUST_CHECK;
+/* After the loop has ended. */
+void throttle_destroy(struct machine *machine);
 
 /* vcpu_thread.c. */
 void *vcpu_thread_main(void *opaque);

@@ -244,6 +244,10 @@ static int net_build(struct machine *machine, const struct virtio_env *env, stru
     if (rc != 0) {
         return rc;
     }
+    rc = netdev_set_limits(machine->netdev, &net->limits);
+    if (rc != 0) {
+        return err_set_errno(err, rc, "the network card cannot be limited");
+    }
     netdev_watch_address(machine->netdev, on_address, machine);
     rc = virtio_net_create(env, machine->netdev, net->mac, &dev);
     return virtio_built(machine, rc, dev, "network card", err);

@@ -72,6 +72,21 @@ static void vcpu_sleep(struct machine_vcpu *vcpu, bool for_interrupt,
     atomic_store(&vcpu->place, VCPU_OUTSIDE);
 }
 
+/* Its share of the host is used up: until there is more. */
+static void vcpu_rest(struct machine_vcpu *vcpu)
+{
+    atomic_store(&vcpu->place, VCPU_ASLEEP);
+    for (;;) {
+        uint32_t seen = atomic_load(&vcpu->wake);
+
+        if (has_work(vcpu) || !atomic_load(&vcpu->machine->is_throttled)) {
+            break;
+        }
+        (void)syscall(SYS_futex, &vcpu->wake, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+    }
+    atomic_store(&vcpu->place, VCPU_OUTSIDE);
+}
+
 static bool interrupts_enabled(struct machine_vcpu *vcpu)
 {
     struct vcpu_state state;
@@ -389,8 +404,12 @@ static void vcpu_loop(struct machine_vcpu *vcpu)
             vcpu_sleep(vcpu, false, NULL);
             continue;
         }
+        if (atomic_load(&vcpu->machine->is_throttled)) {
+            vcpu_rest(vcpu);
+            continue;
+        }
         atomic_store(&vcpu->place, VCPU_GUEST);
-        if (has_work(vcpu)) {
+        if (has_work(vcpu) || atomic_load(&vcpu->machine->is_throttled)) {
             atomic_store(&vcpu->place, VCPU_OUTSIDE);
             continue;
         }

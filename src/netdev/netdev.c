@@ -160,6 +160,106 @@ static bool complete_checksum(uint8_t *frame, size_t len, const struct netdev_cs
     return true;
 }
 
+/* ---- limits ---- */
+
+static void on_tx_time(void *opaque)
+{
+    struct netdev *netdev = opaque;
+
+    if (netdev->card != NULL && netdev->card->send_ready != NULL) {
+        netdev->card->send_ready(netdev->card_opaque);
+    }
+}
+
+static void on_rx_time(void *opaque)
+{
+    netdev_receive_ready(opaque);
+}
+
+/* The netdev's thread, or before it starts. What waits is looked at by the new limits. */
+static int take_limits(struct netdev *netdev, const struct limit_config *limits)
+{
+    uint64_t now_ns = clock_monotonic_ns();
+    int r = 0;
+
+    if (netdev->tx_timer == NULL) {
+        r = loop_add_timer(netdev->loop, on_tx_time, netdev, &netdev->tx_timer);
+    }
+    if (r == 0 && netdev->rx_timer == NULL) {
+        r = loop_add_timer(netdev->loop, on_rx_time, netdev, &netdev->rx_timer);
+    }
+    r = r < 0 ? r : limit_set(&netdev->tx_limit, limits, now_ns);
+    r = r < 0 ? r : limit_set(&netdev->rx_limit, limits, now_ns);
+    if (r == 0) {
+        loop_arm_timer(netdev->tx_timer, now_ns);
+        loop_arm_timer(netdev->rx_timer, now_ns);
+    }
+    return r;
+}
+
+struct limits_call {
+    struct netdev *netdev;
+    struct limit_config limits;
+};
+
+static void take_limits_later(void *opaque)
+{
+    struct limits_call *call = opaque;
+
+    if (take_limits(call->netdev, &call->limits) < 0) {
+        log_error("no memory for limits of the network");
+    }
+    free(call);
+}
+
+int netdev_set_limits(struct netdev *netdev, const struct limit_config *limits)
+{
+    struct limits_call *call;
+    struct limit checked;
+    int r = limit_set(&checked, limits, 0);
+
+    if (r < 0 || !netdev->has_thread) {
+        return r < 0 ? r : take_limits(netdev, limits);
+    }
+    call = malloc(sizeof(*call));
+    if (call == NULL) {
+        return -ENOMEM;
+    }
+    *call = (struct limits_call){.netdev = netdev, .limits = *limits};
+    r = loop_defer(netdev->loop, take_limits_later, call);
+    if (r < 0) {
+        free(call);
+    }
+    return r;
+}
+
+/* Whether a limit lets frames through now; if not, the timer tells when. */
+static bool is_open(struct netdev *netdev, struct limit *limit, struct loop_timer *timer)
+{
+    uint64_t when = limit_is_set(limit) ? limit_when(limit, clock_monotonic_ns()) : 0;
+
+    if (when != 0) {
+        loop_arm_timer(timer, when);
+        count(&netdev->throttled, 1);
+    }
+    return when == 0;
+}
+
+bool netdev_may_send(struct netdev *netdev)
+{
+    return is_open(netdev, &netdev->tx_limit, netdev->tx_timer);
+}
+
+/* A frame that passes; it may leave the bucket in debt. */
+static void charge(struct limit *limit, size_t len)
+{
+    if (limit_is_set(limit)) {
+        limit_charge(limit, len, clock_monotonic_ns());
+    }
+}
+
+/* ---- frames ---- */
+
 void netdev_send(struct netdev *netdev, void *frame, size_t len, const struct netdev_csum *csum)
 {
     if (len < ETHERNET_HEADER_BYTES || len > NETDEV_MAX_FRAME_BYTES ||
@@ -168,6 +268,7 @@ void netdev_send(struct netdev *netdev, void *frame, size_t len, const struct ne
         return;
     }
     netdev_note_sent(netdev, frame, len); /* the answer may come from within send() */
+    charge(&netdev->tx_limit, len);
     if (!netdev->ops->send(netdev, frame, len)) {
         count(&netdev->tx_dropped, 1);
         return;
@@ -188,9 +289,11 @@ bool netdev_is_waiting(const struct netdev *netdev)
 
 static bool give(struct netdev *netdev, const void *frame, size_t len)
 {
-    if (!netdev->card->receive(netdev->card_opaque, frame, len)) {
+    if (!is_open(netdev, &netdev->rx_limit, netdev->rx_timer) ||
+        !netdev->card->receive(netdev->card_opaque, frame, len)) {
         return false;
     }
+    charge(&netdev->rx_limit, len);
     count(&netdev->rx_frames, 1);
     count(&netdev->rx_bytes, len);
     return true;
@@ -252,5 +355,6 @@ void netdev_stats(struct netdev *netdev, struct netdev_stats *ret_stats)
         .rx_bytes = atomic_load_explicit(&netdev->rx_bytes, memory_order_relaxed),
         .tx_dropped = atomic_load_explicit(&netdev->tx_dropped, memory_order_relaxed),
         .rx_dropped = atomic_load_explicit(&netdev->rx_dropped, memory_order_relaxed),
+        .throttled = atomic_load_explicit(&netdev->throttled, memory_order_relaxed),
     };
 }

@@ -13,6 +13,7 @@
 
 #include "base/compiler.h"
 #include "base/error.h"
+#include "base/limit.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -40,10 +41,13 @@ struct netdev_csum {
  * The card's side. receive() returns false when the card has no room now; the
  * network then keeps the frame and stops reading until
  * netdev_receive_ready(). batch_done() follows a batch of receive() calls.
+ * Above its limits a card does not send (netdev_may_send()), and receives
+ * later.
  */
 struct netdev_card_ops {
     bool (*receive)(void *opaque, const void *frame, size_t len);
     void (*batch_done)(void *opaque);
+    void (*send_ready)(void *opaque); /* after netdev_may_send() said no: ask again */
 };
 
 struct netdev_stats {
@@ -51,6 +55,7 @@ struct netdev_stats {
     uint64_t rx_frames, rx_bytes; /* to the card */
     uint64_t tx_dropped;          /* malformed, or the network is overloaded */
     uint64_t rx_dropped;          /* no room for too long */
+    uint64_t throttled;           /* times that a limit made frames wait */
 };
 
 struct netdev_forward {
@@ -96,6 +101,15 @@ void netdev_watch_address(struct netdev *netdev, void (*fn)(void *opaque), void 
 
 /* One card; NULL takes it away. */
 void netdev_set_card(struct netdev *netdev, const struct netdev_card_ops *ops, void *opaque);
+
+/*
+ * From now on, for each direction by itself; all zero: no limits. Any thread.
+ * -EINVAL for a rate out of bounds, -ENOMEM.
+ */
+int netdev_set_limits(struct netdev *netdev, const struct limit_config *limits) MUST_CHECK;
+
+/* Whether its limits let the card send now. If not, send_ready() tells when. */
+bool netdev_may_send(struct netdev *netdev);
 
 /* Sends a frame of 14 ... NETDEV_MAX_FRAME_BYTES bytes; others are dropped and counted. The
  * frame may be changed (checksum). May call receive(). */

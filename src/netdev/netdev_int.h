@@ -36,10 +36,12 @@ struct netdev {
     struct queued_frame *queue;
     struct queued_frame **queue_end;
     size_t queue_bytes;
+    struct limit tx_limit, rx_limit;
+    struct loop_timer *tx_timer, *rx_timer; /* when frames may go on; NULL without limits so far */
     /* Written by the netdev's thread, read by any. */
     uint32_t dhcp_xid; /* of the guest's request that was not answered yet; 0: none */
     _Atomic uint32_t guest_address;
-    _Atomic uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, tx_dropped, rx_dropped;
+    _Atomic uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, tx_dropped, rx_dropped, throttled;
 };
 
 int netdev_init(struct netdev *netdev, const struct netdev_ops *ops, unsigned caps, uint16_t mtu)

@@ -5,6 +5,7 @@
  * transmit queue is being processed with the mutex held; the loop's thread
  * remembers that in has_lock.
  */
+#include "base/io.h"
 #include "base/log.h"
 #include "base/wire.h"
 #include "netdev/netdev.h"
@@ -92,6 +93,10 @@ static enum virtio_progress process_tx(struct virtio_net *net)
 
     net->has_lock = true;
     for (sent = 0; sent < PROCESS_BUDGET; sent++) {
+        if (!netdev_may_send(net->netdev)) {
+            progress = VIRTIO_QUIET; /* net_send_ready() rings */
+            break;
+        }
         if (!virtio_dev_pop(&net->dev, TX_QUEUE, &chain)) {
             progress = VIRTIO_DONE;
             break;
@@ -230,9 +235,17 @@ static void net_batch_done(void *opaque)
     virtio_dev_unlock(&net->dev);
 }
 
+static void net_send_ready(void *opaque)
+{
+    struct virtio_net *net = opaque;
+
+    io_eventfd_signal(net->dev.queues[TX_QUEUE].fd);
+}
+
 static const struct netdev_card_ops card_ops = {
     .receive = net_receive,
     .batch_done = net_batch_done,
+    .send_ready = net_send_ready,
 };
 
 static void net_reset(struct virtio_dev *dev)

@@ -127,6 +127,17 @@ static bool is_memory(const char *text, uint64_t min, uint64_t *ret_bytes)
            *ret_bytes <= MACHINE_MAX_MEMORY_BYTES && *ret_bytes % (1u << 20) == 0;
 }
 
+static int set_cpu_cap(const struct vmm_setting *setting)
+{
+    uint64_t percent;
+
+    if (!parse_number(setting->value, 0, 100, &percent)) {
+        return refuse(setting, "percent of the CPUs' time, from 1 to 100; 0 is no cap");
+    }
+    setting->config->machine.cpu_cap = (unsigned)percent;
+    return 0;
+}
+
 static int set_memory(const struct vmm_setting *setting)
 {
     CLEANUP_FREE char *text = strdup(setting->value);
@@ -214,6 +225,32 @@ static int add_forward(const struct vmm_setting *setting, char *ports)
     return 0;
 }
 
+/* "bps=50M", "pps=1000": 1 when it was one, 0 when it is something else. */
+static int set_net_limit(const struct vmm_setting *setting, const char *part)
+{
+    struct limit_config *limits = &setting->config->machine.net.limits;
+    const struct {
+        const char *key;
+        uint64_t *rate;
+    } rows[] = {
+        {"bps=", &limits->bytes_per_second},
+        {"bps-burst=", &limits->burst_bytes},
+        {"pps=", &limits->ops_per_second},
+        {"pps-burst=", &limits->burst_ops},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
+        if (strncmp(part, rows[i].key, strlen(rows[i].key)) == 0) {
+            return parse_size(part + strlen(rows[i].key), rows[i].rate) &&
+                           *rows[i].rate <= LIMIT_MAX_RATE
+                       ? 1
+                       : refuse(setting, "bps= with bytes and pps= with frames per second, such "
+                                         "as bps=50M; 0 is no limit");
+        }
+    }
+    return 0;
+}
+
 static int set_net(const struct vmm_setting *setting)
 {
     static const char key[] = "forward=";
@@ -237,6 +274,13 @@ static int set_net(const struct vmm_setting *setting)
         int rc;
 
         next = parse_split(part, ',');
+        rc = set_net_limit(setting, part);
+        if (rc < 0) {
+            return rc;
+        }
+        if (rc == 1) {
+            continue;
+        }
         if (strncmp(part, key, sizeof(key) - 1) != 0) {
             return refuse(setting, "user,forward=HOSTPORT:GUESTPORT, forward= as often as needed");
         }
@@ -438,6 +482,10 @@ const struct vmm_field vmm_fields[] = {
      .value = "N[,max=M]",
      .help = "number of virtual CPUs (1), and how many there may be while it runs",
      .set = set_cpus},
+    {.name = "cpu-cap",
+     .value = "PERCENT",
+     .help = "of its CPUs' time, never more (0: no cap); for hosts without control groups",
+     .set = set_cpu_cap},
     {.name = "memory",
      .value = "SIZE[,max=SIZE]",
      .help = "guest memory, such as 512M or 2G (512M), and how much it may be while it runs",
@@ -454,8 +502,9 @@ const struct vmm_field vmm_fields[] = {
      .set = set_disk,
      .is_repeatable = true},
     {.name = "net",
-     .value = "user[,forward=HOSTPORT:GUESTPORT]",
-     .help = "user-mode network; forwards listen on 127.0.0.1, as many as needed",
+     .value = "user[,forward=HOSTPORT:GUESTPORT][,bps=SIZE][,pps=N]",
+     .help =
+         "user-mode network; forwards listen on 127.0.0.1, as many as needed; limits are each way",
      .set = set_net},
     {.name = "serial",
      .value = "stdio|none|file:FILE|socket:FILE",

@@ -221,6 +221,48 @@ static int run_memory(struct call *call)
     return rc;
 }
 
+static int get_rate(const struct call *call, const char *key, uint64_t *ret_rate)
+{
+    const json_t *rate = json_object_get(call->request, key);
+
+    *ret_rate = (uint64_t)json_integer_value(rate);
+    return rate == NULL || (json_is_integer(rate) && json_integer_value(rate) >= 0) ? 0 : -EINVAL;
+}
+
+/* Each of the two is told only if the request has something of it. */
+static int run_limits(struct call *call)
+{
+    const json_t *cap = json_object_get(call->request, "cpu-cap");
+    struct limit_config net = {0};
+    bool has_net = false;
+    const struct {
+        const char *key;
+        uint64_t *rate;
+    } rows[] = {
+        {"net-bps", &net.bytes_per_second},
+        {"net-bps-burst", &net.burst_bytes},
+        {"net-pps", &net.ops_per_second},
+        {"net-pps-burst", &net.burst_ops},
+    };
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < ARRAY_LEN(rows); i++) {
+        has_net |= json_object_get(call->request, rows[i].key) != NULL;
+        rc = get_rate(call, rows[i].key, rows[i].rate);
+    }
+    if (rc == 0 && cap != NULL) {
+        rc = json_is_integer(cap) && json_integer_value(cap) >= 0 && json_integer_value(cap) <= 100
+                 ? machine_set_cpu_cap(call_machine(call), (unsigned)json_integer_value(cap))
+                 : -EINVAL;
+    }
+    if (rc == 0 && has_net) {
+        rc = machine_net_limit(call_machine(call), &net);
+        /* What is not there is within any limit. */
+        rc = rc == -ENODEV && !net.bytes_per_second && !net.ops_per_second ? 0 : rc;
+    }
+    return rc;
+}
+
 static int run_disks(struct call *call)
 {
     control_disks(call_machine(call), call->answer);
@@ -286,6 +328,8 @@ static const struct command commands[] = {
      "the balloon was not moved; give \"bytes\", and a machine with a balloon"},
     {"cpus", IN_RUNNING | IN_PAUSED, run_cpus, "there are as many CPUs as before"},
     {"memory", IN_RUNNING | IN_PAUSED, run_memory, "there is as much memory as before"},
+    {"limits", IN_ANY, run_limits,
+     "the limits were not set; give \"cpu-cap\" from 0 to 100, \"net-bps\", \"net-pps\""},
     {"disks", IN_ANY, run_disks, ""},
     {"disk-add", IN_RUNNING | IN_PAUSED, run_disk_add, "the disk was not added"},
     {"disk-remove", IN_RUNNING | IN_PAUSED, run_disk_remove, "the disk was not removed"},

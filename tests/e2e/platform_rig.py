@@ -13,8 +13,53 @@ import struct
 import subprocess
 import threading
 
-from harness import BUILD, LIMIT_S, expect, free_port
+from harness import BUILD, LIMIT_S, ORDINARY_UID, expect, free_port
 from test_cli import User
+
+
+def find_hierarchies(*controls):
+    """Where version 1 of control groups has these controls, and we may make groups: directories."""
+    found = {}
+    own = {}
+    for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        own.update({name: path for name in names.split(",")})
+    for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        if kind == "cgroup":
+            for control in set(options.split(",")) & set(controls):
+                # A group that is not the hierarchy's top may be watched by who made it.
+                if own.get(control) == "/" and os.access(left.split()[4], os.W_OK):
+                    found[control] = pathlib.Path(left.split()[4])
+    return [found[control] for control in controls] if len(found) == len(controls) else []
+
+
+@contextlib.contextmanager
+def delegated_groups():
+    """A control group for CPU time and one for CPUs that the ordinary user may make others in: its
+    name and its directories; "" and none where this host lets us make none."""
+    name = f"corbel-test-{os.getpid()}"
+    hierarchies = find_hierarchies("cpu", "cpuset") if os.geteuid() == 0 else []
+    folders = [hierarchy / name for hierarchy in hierarchies]
+    try:
+        for hierarchy, folder in zip(hierarchies, folders):
+            folder.mkdir()
+            for inherited in ("cpuset.cpus", "cpuset.mems"):
+                if (folder / inherited).exists():
+                    (folder / inherited).write_text((hierarchy / inherited).read_text())
+            for path in (folder, folder / "cgroup.procs", folder / "tasks"):
+                os.chown(path, ORDINARY_UID, ORDINARY_UID)
+        yield (f"/{name}" if folders else ""), [str(folder) for folder in folders]
+    finally:
+        for folder in folders:
+            # What is left of a test that failed: its machines have been ended.
+            for inner in sorted(folder.glob("corbel-*/*/"), reverse=True):
+                with contextlib.suppress(OSError):
+                    inner.rmdir()
+            for inner in [*folder.glob("corbel-*/"), folder]:
+                with contextlib.suppress(OSError):
+                    inner.rmdir()
 
 
 class UnixConnection(http.client.HTTPConnection):

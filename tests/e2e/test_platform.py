@@ -17,6 +17,7 @@ import sys
 import tempfile
 
 from harness import BUILD, LIMIT_S, Workplace, expect, guest, run_tests
+from platform_rig import delegated_groups
 
 FULL = "--full" in sys.argv[1:]
 ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
@@ -161,11 +162,14 @@ def run_platform(place, *arguments):
         shutil.copy(source.kernel, folder / "vmlinuz")
         shutil.copy(source.initrd, folder / "initrd")
         folder.chmod(0o755)
-        result = subprocess.run(
-            place.wrap([program, "--vmm", place.vmm, "--image", folder, *arguments]), check=False,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            timeout=20 * LIMIT_S)
-        expect(result.returncode == 0, result.stdout)
+        with delegated_groups() as (group, folders):
+            if group:
+                arguments += ("--cgroup", group, "--cgroup-dirs", ",".join(folders))
+            result = subprocess.run(
+                place.wrap([program, "--vmm", place.vmm, "--image", folder, *arguments]),
+                check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True, timeout=20 * LIMIT_S)
+            expect(result.returncode == 0, result.stdout)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return image

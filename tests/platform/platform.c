@@ -8,9 +8,11 @@
  * deletion nothing may be left.
  *
  * usage: platform --vmm FILE --image DIR [--steps EVERY] [--ops N] [--cycles N]
- *                 [--parallel N] [--seed N]
+ *                 [--parallel N] [--seed N] [--cgroup GROUP --cgroup-dirs DIR,DIR...]
  *
- * DIR is an image of `corbel image`; its kernel and initrd are used.
+ * DIR is an image of `corbel image`; its kernel and initrd are used. GROUP is a
+ * control group that machines' groups may be made in, and is seen in the
+ * directories given; the first of them is that of CPU time.
  */
 #include "base/io.h"
 #include "base/log.h"
@@ -46,7 +48,7 @@
     } while (0)
 
 static char root[64], state_dir[128], runtime_dir[128], images_dir[128];
-static const char *vmm;
+static const char *vmm, *cgroup = "", *cgroup_dirs = "";
 
 /* ---- a daemon ---- */
 
@@ -81,6 +83,7 @@ static void daemon_open(struct daemon *daemon)
         .images_dir = images_dir,
         .vmm = vmm,
         .cpu_ratio = 100000,
+        .cgroup = cgroup,
         .on_step = on_step,
         .opaque = daemon,
     };
@@ -294,6 +297,48 @@ static void wait_for_entries(const char *dir, const char *sub, unsigned wanted)
     }
 }
 
+/* Machines' groups in one of the directories where there may be some. */
+static unsigned count_groups(const char *dir)
+{
+    char path[PATH_MAX + 300];
+    const struct dirent *entry;
+    unsigned count = 0;
+    DIR *opened = opendir(dir);
+
+    CHECK(opened != NULL, "%s: %s", dir, strerror(errno));
+    while ((entry = readdir(opened)) != NULL) {
+        const struct dirent *member;
+        DIR *own;
+
+        (void)snprintf(path, sizeof(path), "%s/%s", dir, entry->d_name);
+        own = strncmp(entry->d_name, "corbel-", 7) == 0 ? opendir(path) : NULL;
+        while (own != NULL && (member = readdir(own)) != NULL) {
+            count += strncmp(member->d_name, "i-", 2) == 0;
+        }
+        if (own != NULL) {
+            (void)closedir(own);
+        }
+    }
+    (void)closedir(opened);
+    return count;
+}
+
+/* One group of CPU time for each that runs; others where a limit needs one. */
+static void check_groups(unsigned running)
+{
+    char dirs[1024];
+    char *save = NULL;
+    unsigned index = 0;
+
+    (void)snprintf(dirs, sizeof(dirs), "%s", cgroup_dirs);
+    for (char *dir = strtok_r(dirs, ",", &save); dir != NULL; dir = strtok_r(NULL, ",", &save)) {
+        unsigned count = count_groups(dir);
+
+        CHECK(index++ == 0 ? count == running : count <= running,
+              "%u control groups in %s for %u machines", count, dir, running);
+    }
+}
+
 static unsigned count_fds(void)
 {
     return count_entries("/proc/self", "fd");
@@ -329,6 +374,7 @@ static void check_truth(struct daemon *daemon)
     CHECK(count_entries(state_dir, "machines") == json_array_size(instances), "%u directories",
           count_entries(state_dir, "machines"));
     wait_for_entries(runtime_dir, "vm", running);
+    check_groups(running); /* they go before the directories there */
     json_decref(instances);
 }
 
@@ -389,6 +435,8 @@ static void scenario(struct daemon *daemon)
     create(
         daemon, KIND_INSTANCE, "t3",
         "{\"name\": \"off\", \"image\": \"tiny\", \"type\": \"micro\", \"desired\": \"stopped\"}");
+    change(daemon, KIND_INSTANCE, "t14", "vm",
+           "{\"cpu_weight\": 50, \"cpu_cap_percent\": 90, \"pinned_cpus\": \"0\"}");
     act(daemon, "pause", "t4", "vm", NULL);
     create(daemon, KIND_SNAPSHOT, "s1", "{\"name\": \"live\", \"instance\": \"vm\"}");
     create(daemon, KIND_SNAPSHOT, "s2", "{\"name\": \"live-data\", \"volume\": \"data\"}");
@@ -845,6 +893,8 @@ int main(int argc, char **argv)
         const char *name = argv[i], *value = argv[i + 1];
 
         vmm = strcmp(name, "--vmm") == 0 ? value : vmm;
+        cgroup = strcmp(name, "--cgroup") == 0 ? value : cgroup;
+        cgroup_dirs = strcmp(name, "--cgroup-dirs") == 0 ? value : cgroup_dirs;
         image = strcmp(name, "--image") == 0 ? value : image;
         every = strcmp(name, "--steps") == 0 ? number_of(value) : every;
         first = strcmp(name, "--first") == 0 ? number_of(value) : first;

@@ -1,4 +1,4 @@
-#include "block/limit.h"
+#include "base/limit.h"
 
 #include <errno.h>
 
@@ -62,6 +62,34 @@ bool limit_is_set(const struct limit *limit)
     return limit->config.bytes_per_second > 0 || limit->config.ops_per_second > 0;
 }
 
+uint64_t limit_when(struct limit *limit, uint64_t now_ns)
+{
+    uint64_t when, when_ops;
+
+    bucket_fill(&limit->bytes, now_ns);
+    bucket_fill(&limit->ops, now_ns);
+    when = bucket_when(&limit->bytes, now_ns);
+    when_ops = bucket_when(&limit->ops, now_ns);
+    return when > when_ops ? when : when_ops;
+}
+
+static void take(struct limit *limit, uint64_t bytes)
+{
+    if (limit->bytes.rate > 0) {
+        limit->bytes.tokens -= (int64_t)(bytes < LIMIT_MAX_RATE ? bytes : LIMIT_MAX_RATE);
+    }
+    if (limit->ops.rate > 0) {
+        limit->ops.tokens--;
+    }
+}
+
+void limit_charge(struct limit *limit, uint64_t bytes, uint64_t now_ns)
+{
+    bucket_fill(&limit->bytes, now_ns);
+    bucket_fill(&limit->ops, now_ns);
+    take(limit, bytes);
+}
+
 uint64_t limit_take(struct limit *limit, uint64_t bytes, uint64_t now_ns)
 {
     uint64_t when;
@@ -74,11 +102,6 @@ uint64_t limit_take(struct limit *limit, uint64_t bytes, uint64_t now_ns)
     if (when != 0 || when_ops != 0) {
         return when > when_ops ? when : when_ops;
     }
-    if (limit->bytes.rate > 0) {
-        limit->bytes.tokens -= (int64_t)(bytes < LIMIT_MAX_RATE ? bytes : LIMIT_MAX_RATE);
-    }
-    if (limit->ops.rate > 0) {
-        limit->ops.tokens--;
-    }
+    take(limit, bytes);
     return 0;
 }

@@ -1,5 +1,5 @@
 /*
- * Limits of a disk: token buckets for bytes and for operations.
+ * Limits of a disk or a network card: token buckets for bytes and for operations.
  *
  * A bucket fills at its rate up to its burst. A request starts when there is
  * anything in the bucket, and may leave it in debt, so that a request larger
@@ -7,8 +7,8 @@
  * paid. Time comes from the caller: the same calls give the same answers.
  * Plain data; the owner locks.
  */
-#ifndef CORBEL_BLOCK_LIMIT_H
-#define CORBEL_BLOCK_LIMIT_H
+#ifndef CORBEL_BASE_LIMIT_H
+#define CORBEL_BASE_LIMIT_H
 
 #include "base/compiler.h"
 
@@ -40,6 +40,12 @@ struct limit {
 /* Buckets start full. -EINVAL when a rate or burst is above LIMIT_MAX_RATE. */
 int limit_set(struct limit *limit, const struct limit_config *config, uint64_t now_ns) MUST_CHECK;
 bool limit_is_set(const struct limit *limit);
+
+/* When limit_take() takes something: 0 for now. */
+uint64_t limit_when(struct limit *limit, uint64_t now_ns) MUST_CHECK;
+
+/* Takes, whatever is there. */
+void limit_charge(struct limit *limit, uint64_t bytes, uint64_t now_ns);
 
 /* 0: taken. Otherwise the time at which it is worth asking again. */
 uint64_t limit_take(struct limit *limit, uint64_t bytes, uint64_t now_ns) MUST_CHECK;
