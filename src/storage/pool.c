@@ -562,6 +562,11 @@ int pool_create_copy(struct pool *pool, const char *name, uint64_t size_bytes,
     rc = rc < 0 ? rc : add_layer(pool, 0, size_bytes, &layer, err);
     rc = rc < 0 ? rc : pool->ops->fill(pool->store, layer, from, err);
     rc = rc < 0 ? rc : add_volume(pool, name, size_bytes, layer, err);
+    if (rc < 0 && layer != 0) {
+        struct err ignored;
+
+        (void)!pool->ops->remove(pool->store, layer, &ignored); /* if not now, at the next change */
+    }
     return rc < 0 ? rc : commit(pool, err);
 }
 

@@ -18,6 +18,8 @@
 
 #define MAX_RECORD_BYTES (64u << 20)
 #define LAYER_NAME_BYTES 48u
+#define RESERVE ".reserve"
+#define RESERVE_BYTES (64 << 10)
 
 struct pool_store {
     char path[PATH_MAX - 64]; /* leaves room for the names of layers */
@@ -121,7 +123,7 @@ static int dir_load(struct pool_store *store, char **ret_text, struct err *err)
     return 0;
 }
 
-static int dir_save(struct pool_store *store, const char *text, struct err *err)
+static int replace_record(const struct pool_store *store, const char *text)
 {
     CLEANUP_CLOSE int fd = openat(store->dir_fd, ".pool.json",
                                   O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -131,6 +133,32 @@ static int dir_save(struct pool_store *store, const char *text, struct err *err)
         (fsync(fd) != 0 || renameat(store->dir_fd, ".pool.json", store->dir_fd, "pool.json") != 0 ||
          fsync(store->dir_fd) != 0)) {
         rc = -errno;
+    }
+    return rc;
+}
+
+/* Room for a record, so that volumes can be deleted when there is none left. */
+static void keep_reserve(const struct pool_store *store, size_t record_bytes)
+{
+    CLEANUP_CLOSE int fd =
+        openat(store->dir_fd, RESERVE, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    off_t len = (off_t)record_bytes * 2 + RESERVE_BYTES;
+    struct stat st;
+
+    if (fd >= 0 && fstat(fd, &st) == 0 && st.st_size < len && fallocate(fd, 0, 0, len) != 0) {
+        (void)unlinkat(store->dir_fd, RESERVE, 0); /* half of one is of no use */
+    }
+}
+
+static int dir_save(struct pool_store *store, const char *text, struct err *err)
+{
+    int rc = replace_record(store, text);
+
+    if ((rc == -ENOSPC || rc == -EDQUOT) && unlinkat(store->dir_fd, RESERVE, 0) == 0) {
+        rc = replace_record(store, text);
+    }
+    if (rc == 0) {
+        keep_reserve(store, strlen(text));
     }
     return rc < 0 ? err_set_errno(err, rc, "the pool's record in %s cannot be written", store->path)
                   : 0;

@@ -379,6 +379,42 @@ def account_for_room(place):
         expect("corbel pool list" in err, err)
 
 
+FILL_POOL = """set -e
+mount -t tmpfs -o size=8m none "$HOME/full"
+corbel pool create small "$HOME/full/pool"
+corbel volume create v 1G --pool small
+corbel volume copy-from w "$HOME/half.raw" --pool small
+if corbel volume copy-from x "$HOME/half.raw" --pool small; then exit 9; fi
+test $(ls "$HOME"/full/pool/layer-* | wc -l) = 2
+dd if=/dev/zero of="$HOME/full/other" bs=64k 2>/dev/null || :
+dd if=/dev/zero of="$HOME/full/other2" bs=512 2>/dev/null || :
+if corbel volume create y 1G --pool small; then exit 9; fi
+corbel volume delete w --pool small
+corbel volume create y 1G --pool small
+dd if=/dev/zero of="$HOME/full/other3" bs=512 2>/dev/null || :
+corbel volume delete y --pool small
+corbel volume list --pool small --json
+"""
+
+
+def make_room_in_a_full_pool(place):
+    """What takes the room can be deleted when there is none, and a copy that failed takes none."""
+    with User(place) as user:
+        os.mkdir(f"{user.home}/full")
+        pathlib.Path(user.home, "half.raw").write_bytes(random.Random(2).randbytes(5 * MIB))
+        words = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "-rm"]
+        if subprocess.run([*words, "mount", "-t", "tmpfs", "none", f"{user.home}/full"], check=False,
+                          stderr=subprocess.DEVNULL).returncode != 0:
+            print("# this host lets nobody mount a small file system: not tried", flush=True)
+            return
+        path = f"{os.path.dirname(user.corbel)}:{user.env['PATH']}"
+        done = subprocess.run([*words, "sh", "-c", FILL_POOL], env={**user.env, "PATH": path}, text=True,
+                              check=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        expect(done.returncode == 0, done.stdout + done.stderr)
+        names = [row["name"] for row in json.loads(done.stdout)]
+        expect(names == ["v"], f"{names} {done.stderr}")
+
+
 def tidy_up_after_crashes(place):
     with User(place) as user:
         user.run("volume", "create", "v", "32M")
@@ -472,6 +508,7 @@ TESTS = [
     ("deleting a snapshot may be killed at any time", lose_nothing_when_killed),
     ("a volume in use is left alone", respect_users_of_volumes),
     ("a pool accounts for its room", account_for_room),
+    ("a full pool lets go of volumes", make_room_in_a_full_pool),
     ("what a crash leaves over is tidied up", tidy_up_after_crashes),
 ]
 
