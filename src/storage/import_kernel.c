@@ -5,7 +5,7 @@
  */
 #include "base/io.h"
 #include "base/wire.h"
-#include "storage/import_internal.h"
+#include "storage/import_jailed.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -21,32 +21,15 @@
 #define SECTOR_BYTES 512u
 #define GPT_ENTRY_BYTES 128u
 #define GPT_MAX_ENTRIES 128u
-#define MAX_PLACES 16u
 #define MAX_SECTORS (INT64_MAX / SECTOR_BYTES)
 #define EXT_MAGIC_AT (1024u + 56u)
 #define EXT_MAGIC 0xef53u
 #define MAX_CONFIG_BYTES (512u << 10)
-#define MAX_PATH_BYTES 256u
 #define MAX_FILE_BYTES (1ull << 30)
 #define SERIAL_CONSOLE "console=ttyS0"
 
 static const char *const configs[] = {"/boot/grub/grub.cfg", "/grub/grub.cfg",
                                       "/boot/grub2/grub.cfg", "/grub2/grub.cfg"};
-
-/* Shared with the child that looks for file systems. */
-struct places {
-    int fd;
-    uint64_t offsets[MAX_PLACES];
-    unsigned count;
-};
-
-/* Shared with the child that reads a configuration. */
-struct choice {
-    char *text; /* the child may change its copy */
-    char kernel[MAX_PATH_BYTES];
-    char initrd[MAX_PATH_BYTES];
-    char cmdline[IMPORT_CMDLINE_BYTES];
-};
 
 /* ---- partitions; in the jail ---- */
 
@@ -58,19 +41,19 @@ static int read_sector(int fd, uint64_t sector, void *buf)
     return n == SECTOR_BYTES ? 0 : -EIO;
 }
 
-static void note_place(struct places *places, uint64_t sector)
+static void note_place(struct import_places *places, uint64_t sector)
 {
     unsigned char magic[2];
     uint64_t offset = sector * SECTOR_BYTES;
 
-    if (places->count < MAX_PLACES && sector < MAX_SECTORS &&
+    if (places->count < IMPORT_MAX_PLACES && sector < MAX_SECTORS &&
         io_pread_full(places->fd, magic, sizeof(magic), offset + EXT_MAGIC_AT) == sizeof(magic) &&
         load_le16(magic) == EXT_MAGIC) {
         places->offsets[places->count++] = offset;
     }
 }
 
-static void look_in_gpt(struct places *places, const unsigned char *header)
+static void look_in_gpt(struct import_places *places, const unsigned char *header)
 {
     static const unsigned char unused[16];
     uint64_t table = load_le64(header + 72);
@@ -93,9 +76,9 @@ static void look_in_gpt(struct places *places, const unsigned char *header)
     }
 }
 
-static int look_for_places(void *opaque, struct err *err)
+int import_look_for_places(void *opaque, struct err *err)
 {
-    struct places *places = opaque;
+    struct import_places *places = opaque;
     unsigned char first[SECTOR_BYTES];
     unsigned char second[SECTOR_BYTES];
 
@@ -123,7 +106,8 @@ static bool is_plain_path(const char *path)
     static const char plain[] =
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._+~/";
 
-    return path[0] == '/' && strlen(path) < MAX_PATH_BYTES && strspn(path, plain) == strlen(path);
+    return path[0] == '/' && strlen(path) < IMPORT_KERNEL_PATH_BYTES &&
+           strspn(path, plain) == strlen(path);
 }
 
 /* Words that only GRUB can resolve are left out. */
@@ -160,7 +144,7 @@ static int take_cmdline(char **save, char *out)
 }
 
 /* True when there is nothing more to look for. */
-static bool take_line(struct choice *choice, char *line)
+static bool take_line(struct import_choice *choice, char *line)
 {
     char *save = NULL;
     const char *command = strtok_r(line, " \t", &save);
@@ -180,9 +164,9 @@ static bool take_line(struct choice *choice, char *line)
     return false;
 }
 
-static int read_config(void *opaque, struct err *err)
+int import_read_grub(void *opaque, struct err *err)
 {
-    struct choice *choice = opaque;
+    struct import_choice *choice = opaque;
     char *save = NULL;
 
     for (char *line = strtok_r(choice->text, "\r\n", &save); line != NULL;
@@ -216,7 +200,7 @@ static int ask_debugfs(int disk, uint64_t offset, const char *request, int out, 
 static int extract(int disk, uint64_t offset, const char *from, const char *to, struct err *err)
 {
     CLEANUP_CLOSE int out = open(to, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    char request[MAX_PATH_BYTES + 64];
+    char request[IMPORT_KERNEL_PATH_BYTES + 64];
     char ignored[256];
     struct stat st;
     int rc;
@@ -238,7 +222,8 @@ static int extract(int disk, uint64_t offset, const char *from, const char *to, 
     return rc;
 }
 
-static int choose(int disk, uint64_t offset, char *text, struct choice *choice, struct err *err)
+static int choose(int disk, uint64_t offset, char *text, struct import_choice *choice,
+                  struct err *err)
 {
     const struct jail_limits limits = {.cpu_seconds = 10, .wall_seconds = 60};
     int rc = err_set(err, -ENOENT, "no GRUB is on it");
@@ -255,7 +240,7 @@ static int choose(int disk, uint64_t offset, char *text, struct choice *choice, 
         if (text[0] != '\0') {
             memset(choice, 0, sizeof(*choice));
             choice->text = text;
-            rc = jail_run(&limits, read_config, choice, err);
+            rc = jail_run(&limits, import_read_grub, choice, err);
         }
     }
     return rc;
@@ -265,14 +250,14 @@ static int choose(int disk, uint64_t offset, char *text, struct choice *choice, 
 
 struct work {
     char text[MAX_CONFIG_BYTES];
-    struct places places;
-    struct choice choice;
+    struct import_places places;
+    struct import_choice choice;
 };
 
-static int take(int disk, uint64_t offset, const struct choice *found, const char *dir,
+static int take(int disk, uint64_t offset, const struct import_choice *found, const char *dir,
                 struct import_kernel *ret_kernel, struct err *err)
 {
-    struct choice choice = *found;
+    struct import_choice choice = *found;
     const char *slash;
     char kernel[PATH_MAX];
     char initrd[PATH_MAX];
@@ -311,12 +296,13 @@ static int search(int disk, struct work *work, const char *dir, struct import_ke
     int rc;
 
     work->places.fd = disk;
-    rc = jail_run(&limits, look_for_places, &work->places, err);
+    rc = jail_run(&limits, import_look_for_places, &work->places, err);
     if (rc < 0) {
         return rc;
     }
     rc = -ENOENT;
-    for (unsigned i = 0; rc < 0 && rc != -ENXIO && i < work->places.count && i < MAX_PLACES; i++) {
+    for (unsigned i = 0; rc < 0 && rc != -ENXIO && i < work->places.count && i < IMPORT_MAX_PLACES;
+         i++) {
         rc = choose(disk, work->places.offsets[i], work->text, &work->choice, err);
         if (rc == 0) {
             rc = take(disk, work->places.offsets[i], &work->choice, dir, ret_kernel, err);

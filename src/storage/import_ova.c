@@ -4,7 +4,7 @@
  * lies. POSIX 1003.1 ustar headers; DSP0243 for the manifest.
  */
 #include "base/io.h"
-#include "storage/import_internal.h"
+#include "storage/import_jailed.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -13,23 +13,7 @@
 #include <unistd.h>
 
 #define BLOCK_BYTES 512u
-#define MAX_ENTRIES 64u
-#define MAX_NAME_BYTES 101u
 #define MAX_MANIFEST_BYTES (64u << 10)
-
-struct entry {
-    char name[MAX_NAME_BYTES];
-    uint64_t offset, len;
-};
-
-/* Shared with the child in the jail, which fills in the result. */
-struct search {
-    int fd;
-    uint64_t len;
-    struct entry entries[MAX_ENTRIES];
-    unsigned count;
-    uint64_t disk_offset, disk_len; /* the result */
-};
 
 /* Octal digits, ended by a blank or NUL; another way of writing numbers is for longer files than
  * archives of machines hold. */
@@ -65,7 +49,7 @@ static bool is_sum_right(const unsigned char *header)
 }
 
 /* A name is one of a plain file, in no directory. */
-static int take_name(const unsigned char *header, struct entry *entry, struct err *err)
+static int take_name(const unsigned char *header, struct import_ova_entry *entry, struct err *err)
 {
     memcpy(entry->name, header, 100);
     entry->name[100] = '\0';
@@ -76,10 +60,10 @@ static int take_name(const unsigned char *header, struct entry *entry, struct er
     return 0;
 }
 
-static int take_entry(struct search *s, const unsigned char *header, uint64_t offset,
+static int take_entry(struct import_ova *s, const unsigned char *header, uint64_t offset,
                       struct err *err)
 {
-    struct entry *entry = &s->entries[s->count];
+    struct import_ova_entry *entry = &s->entries[s->count];
     uint64_t len;
 
     if (!is_sum_right(header) || parse_octal(header + 124, 12, &len) < 0) {
@@ -91,8 +75,9 @@ static int take_entry(struct search *s, const unsigned char *header, uint64_t of
     if (len > s->len || offset > s->len - len) {
         return err_set(err, -EBADMSG, "the archive is cut off");
     }
-    if (s->count + 1 == MAX_ENTRIES) {
-        return err_set(err, -EFBIG, "the archive holds more than %u files", MAX_ENTRIES - 1);
+    if (s->count + 1 == IMPORT_OVA_MAX_ENTRIES) {
+        return err_set(err, -EFBIG, "the archive holds more than %u files",
+                       IMPORT_OVA_MAX_ENTRIES - 1);
     }
     entry->offset = offset;
     entry->len = len;
@@ -100,7 +85,7 @@ static int take_entry(struct search *s, const unsigned char *header, uint64_t of
     return take_name(header, entry, err);
 }
 
-static int list_entries(struct search *s, struct err *err)
+static int list_entries(struct import_ova *s, struct err *err)
 {
     static const unsigned char end[BLOCK_BYTES];
     unsigned char header[BLOCK_BYTES];
@@ -134,9 +119,10 @@ static bool has_suffix(const char *name, const char *suffix)
 }
 
 /* The only entry with the suffix: -ENOENT for none, -EINVAL for several. */
-static int find_only(const struct search *s, const char *suffix, const struct entry **ret_entry)
+static int find_only(const struct import_ova *s, const char *suffix,
+                     const struct import_ova_entry **ret_entry)
 {
-    const struct entry *found = NULL;
+    const struct import_ova_entry *found = NULL;
 
     for (unsigned i = 0; i < s->count; i++) {
         if (has_suffix(s->entries[i].name, suffix)) {
@@ -153,7 +139,8 @@ static int find_only(const struct search *s, const char *suffix, const struct en
     return 0;
 }
 
-static const struct entry *find_name(const struct search *s, const char *name, size_t len)
+static const struct import_ova_entry *find_name(const struct import_ova *s, const char *name,
+                                                size_t len)
 {
     for (unsigned i = 0; i < s->count; i++) {
         if (strlen(s->entries[i].name) == len && memcmp(s->entries[i].name, name, len) == 0) {
@@ -164,12 +151,12 @@ static const struct entry *find_name(const struct search *s, const char *name, s
 }
 
 /* "SHA256(name)= digits": checks that file, and says which it was. */
-static int check_line(const struct search *s, const char *line, const struct entry **ret_entry,
-                      struct err *err)
+static int check_line(const struct import_ova *s, const char *line,
+                      const struct import_ova_entry **ret_entry, struct err *err)
 {
     const char *open = strchr(line, '(');
     const char *close = open != NULL ? strstr(open, ")=") : NULL;
-    const struct entry *entry;
+    const struct import_ova_entry *entry;
     struct digest wanted, got;
     int rc;
 
@@ -192,8 +179,8 @@ static int check_line(const struct search *s, const char *line, const struct ent
     return 0;
 }
 
-static int check_manifest(const struct search *s, const struct entry *manifest,
-                          const struct entry *disk, struct err *err)
+static int check_manifest(const struct import_ova *s, const struct import_ova_entry *manifest,
+                          const struct import_ova_entry *disk, struct err *err)
 {
     CLEANUP_FREE char *text = NULL;
     char *save = NULL;
@@ -209,7 +196,7 @@ static int check_manifest(const struct search *s, const struct entry *manifest,
     }
     for (char *line = strtok_r(text, "\r\n", &save); line != NULL;
          line = strtok_r(NULL, "\r\n", &save)) {
-        const struct entry *entry = NULL;
+        const struct import_ova_entry *entry = NULL;
         int rc = check_line(s, line, &entry, err);
 
         if (rc < 0) {
@@ -220,12 +207,11 @@ static int check_manifest(const struct search *s, const struct entry *manifest,
     return has_disk ? 0 : err_set(err, -EBADMSG, "the archive's manifest leaves its disk out");
 }
 
-/* In the jail. */
-static int search_shut_in(void *opaque, struct err *err)
+int import_search_ova(void *opaque, struct err *err)
 {
-    struct search *s = opaque;
-    const struct entry *disk = NULL;
-    const struct entry *other = NULL;
+    struct import_ova *s = opaque;
+    const struct import_ova_entry *disk = NULL;
+    const struct import_ova_entry *other = NULL;
     int rc = list_entries(s, err);
 
     if (rc < 0) {
@@ -254,7 +240,7 @@ static int search_shut_in(void *opaque, struct err *err)
 int import_find_in_ova(int fd, uint64_t len, struct import_part *ret_disk, struct err *err)
 {
     struct jail_limits limits;
-    struct search *shared =
+    struct import_ova *shared =
         mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     struct import_part part = {.fd = fd};
     int rc;
@@ -265,7 +251,7 @@ int import_find_in_ova(int fd, uint64_t len, struct import_part *ret_disk, struc
     shared->fd = fd;
     shared->len = len;
     import_limits(len, 0, &limits);
-    rc = jail_run(&limits, search_shut_in, shared, err);
+    rc = jail_run(&limits, import_search_ova, shared, err);
     part.offset = shared->disk_offset;
     part.len = shared->disk_len;
     (void)munmap(shared, sizeof(*shared));

@@ -8,7 +8,7 @@
  */
 #include "base/io.h"
 #include "base/wire.h"
-#include "storage/import_internal.h"
+#include "storage/import_jailed.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -25,8 +25,6 @@
 
 #define SECTOR_BYTES 512u
 #define MAX_TEXT_BYTES (256u << 10)
-#define MAX_EXTENTS 512u
-#define MAX_NAME_BYTES 256u
 #define MAX_SECTORS (UINT64_MAX / SECTOR_BYTES / 2)
 #define HEADER_BYTES 512u
 #define TABLE_ENTRIES 512u
@@ -34,29 +32,9 @@
 #define MAX_GRAIN_SECTORS 2048u
 #define FLAG_COMPRESSED (1u << 16)
 
-enum extent_kind { EXTENT_ZERO, EXTENT_FLAT, EXTENT_SPARSE };
-
-struct extent {
-    enum extent_kind kind;
-    uint64_t sectors;
-    uint64_t first; /* in the disk */
-    uint64_t file_sector;
-    char name[MAX_NAME_BYTES];
-    int fd;
-};
-
-/* Shared with the child that reads the text; a copy for the one that reads the extents. */
-struct vmdk {
-    struct import_part text;
-    int out;
-    struct extent extents[MAX_EXTENTS];
-    unsigned count;
-    uint64_t sectors;
-};
-
 /* ---- the text; in the jail ---- */
 
-static int take_kind(const char *word, struct extent *extent)
+static int take_kind(const char *word, struct import_extent *extent)
 {
     if (strcmp(word, "FLAT") == 0 || strcmp(word, "VMFS") == 0) {
         extent->kind = EXTENT_FLAT;
@@ -104,7 +82,7 @@ static int take_name(const char **line, char *out)
 
     *line += strspn(*line, " \t");
     len = **line == '"' ? strcspn(*line + 1, "\"") : 0;
-    if (len == 0 || len >= MAX_NAME_BYTES || (*line)[len + 1] != '"') {
+    if (len == 0 || len >= IMPORT_VMDK_NAME_BYTES || (*line)[len + 1] != '"') {
         return -EBADMSG;
     }
     memcpy(out, *line + 1, len);
@@ -114,7 +92,7 @@ static int take_name(const char **line, char *out)
 }
 
 /* ACCESS SECTORS KIND "NAME" OFFSET; 0 for a line that is none. */
-static int parse_extent(const char *line, struct extent *extent, struct err *err)
+static int parse_extent(const char *line, struct import_extent *extent, struct err *err)
 {
     char access[16];
     char kind[16];
@@ -147,9 +125,9 @@ static int parse_extent(const char *line, struct extent *extent, struct err *err
 /* The parentCID of a disk that stands on none. */
 #define NO_PARENT 0xffffffffu
 
-static int take_line(struct vmdk *v, const char *line, struct err *err)
+static int take_line(struct import_vmdk *v, const char *line, struct err *err)
 {
-    struct extent extent = {.fd = -1};
+    struct import_extent extent = {.fd = -1};
     int rc;
 
     if (strncmp(line, "parentCID=", 10) == 0 && strtoul(line + 10, NULL, 16) != NO_PARENT) {
@@ -162,8 +140,9 @@ static int take_line(struct vmdk *v, const char *line, struct err *err)
     if (rc <= 0) {
         return rc;
     }
-    if (v->count == MAX_EXTENTS || extent.sectors > MAX_SECTORS - v->sectors) {
-        return err_set(err, -EFBIG, "the VMDK disk has more than %u parts", MAX_EXTENTS);
+    if (v->count == IMPORT_VMDK_MAX_EXTENTS || extent.sectors > MAX_SECTORS - v->sectors) {
+        return err_set(err, -EFBIG, "the VMDK disk has more than %u parts",
+                       IMPORT_VMDK_MAX_EXTENTS);
     }
     extent.first = v->sectors;
     v->sectors += extent.sectors;
@@ -171,9 +150,9 @@ static int take_line(struct vmdk *v, const char *line, struct err *err)
     return 0;
 }
 
-static int parse_text(void *opaque, struct err *err)
+int import_vmdk_read_text(void *opaque, struct err *err)
 {
-    struct vmdk *v = opaque;
+    struct import_vmdk *v = opaque;
     CLEANUP_FREE char *text = calloc(1, v->text.len + 1);
     char *save = NULL;
     int rc = 0;
@@ -191,7 +170,7 @@ static int parse_text(void *opaque, struct err *err)
 /* ---- the extents; in the jail ---- */
 
 struct sparse {
-    const struct extent *extent;
+    const struct import_extent *extent;
     uint64_t capacity, grain; /* sectors */
     uint64_t directory;       /* sector */
     uint64_t directory_entries;
@@ -204,7 +183,8 @@ static int read_at(int fd, void *buf, size_t len, uint64_t sector)
     return n == (ssize_t)len ? 0 : n < 0 ? (int)n : -EBADMSG;
 }
 
-static int open_sparse(const struct extent *extent, struct sparse *ret_sparse, struct err *err)
+static int open_sparse(const struct import_extent *extent, struct sparse *ret_sparse,
+                       struct err *err)
 {
     unsigned char header[HEADER_BYTES];
     struct sparse s = {.extent = extent};
@@ -272,7 +252,7 @@ static int copy_tables(const struct sparse *s, int out, char *buf)
     return rc;
 }
 
-static int copy_sparse(const struct extent *extent, int out, struct err *err)
+static int copy_sparse(const struct import_extent *extent, int out, struct err *err)
 {
     struct sparse s = {.extent = NULL};
     int rc = open_sparse(extent, &s, err);
@@ -287,13 +267,13 @@ static int copy_sparse(const struct extent *extent, int out, struct err *err)
     return rc < 0 ? err_set_errno(err, rc, "\"%s\" cannot be read", extent->name) : 0;
 }
 
-static int copy_extents(void *opaque, struct err *err)
+int import_vmdk_copy_extents(void *opaque, struct err *err)
 {
-    struct vmdk *v = opaque;
+    struct import_vmdk *v = opaque;
     int rc = 0;
 
     for (unsigned i = 0; rc == 0 && i < v->count; i++) {
-        const struct extent *extent = &v->extents[i];
+        const struct import_extent *extent = &v->extents[i];
         const struct import_part part = {.fd = extent->fd,
                                          .offset = extent->file_sector * SECTOR_BYTES,
                                          .len = extent->sectors * SECTOR_BYTES};
@@ -323,7 +303,7 @@ static bool may_name(const char *text_name, const char *name)
            strchr(name, '/') == NULL && strcasecmp(name + len - 5, ".vmdk") == 0;
 }
 
-static int open_extent(int dir, const char *text_name, struct extent *extent,
+static int open_extent(int dir, const char *text_name, struct import_extent *extent,
                        uint64_t *source_bytes, struct err *err)
 {
     struct open_how how = {
@@ -358,7 +338,8 @@ static int open_extent(int dir, const char *text_name, struct extent *extent,
     return 0;
 }
 
-static int open_extents(struct vmdk *v, const char *path, uint64_t *source_bytes, struct err *err)
+static int open_extents(struct import_vmdk *v, const char *path, uint64_t *source_bytes,
+                        struct err *err)
 {
     char dir_copy[PATH_MAX];
     char name_copy[PATH_MAX];
@@ -373,22 +354,22 @@ static int open_extents(struct vmdk *v, const char *path, uint64_t *source_bytes
     if (dir < 0) {
         return err_set_errno(err, -errno, "the directory of %s cannot be opened", path);
     }
-    for (unsigned i = 0; rc == 0 && i < v->count && i < MAX_EXTENTS; i++) {
+    for (unsigned i = 0; rc == 0 && i < v->count && i < IMPORT_VMDK_MAX_EXTENTS; i++) {
         rc = open_extent(dir, basename(name_copy), &v->extents[i], source_bytes, err);
     }
     return rc;
 }
 
-static int convert(struct vmdk *v, const char *path, uint64_t max_bytes, struct err *err)
+static int convert(struct import_vmdk *v, const char *path, uint64_t max_bytes, struct err *err)
 {
     uint64_t source_bytes = v->text.len;
     struct jail_limits limits;
     int rc = 0;
 
-    for (unsigned i = 0; i < MAX_EXTENTS; i++) {
+    for (unsigned i = 0; i < IMPORT_VMDK_MAX_EXTENTS; i++) {
         v->extents[i].fd = -1;
     }
-    if (rc == 0 && (v->count > MAX_EXTENTS || v->sectors > max_bytes / SECTOR_BYTES)) {
+    if (rc == 0 && (v->count > IMPORT_VMDK_MAX_EXTENTS || v->sectors > max_bytes / SECTOR_BYTES)) {
         rc = err_set(err, -EFBIG, "the disk has %llu bytes and may have %llu (--max-size)",
                      (unsigned long long)v->sectors * SECTOR_BYTES, (unsigned long long)max_bytes);
     }
@@ -399,9 +380,9 @@ static int convert(struct vmdk *v, const char *path, uint64_t max_bytes, struct 
     }
     if (rc == 0) {
         import_limits(source_bytes, v->sectors * SECTOR_BYTES, &limits);
-        rc = jail_run(&limits, copy_extents, v, err);
+        rc = jail_run(&limits, import_vmdk_copy_extents, v, err);
     }
-    for (unsigned i = 0; i < MAX_EXTENTS; i++) {
+    for (unsigned i = 0; i < IMPORT_VMDK_MAX_EXTENTS; i++) {
         if (v->extents[i].fd >= 0) {
             (void)close(v->extents[i].fd);
         }
@@ -422,10 +403,10 @@ bool import_is_vmdk_text(const struct import_part *in)
 int import_vmdk_parts(const struct import_part *in, const char *path, uint64_t max_bytes, int out,
                       struct err *err)
 {
-    struct vmdk *shared =
+    struct import_vmdk *shared =
         mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     struct jail_limits limits;
-    struct vmdk *v;
+    struct import_vmdk *v;
     int rc;
 
     if (shared == MAP_FAILED) {
@@ -433,7 +414,7 @@ int import_vmdk_parts(const struct import_part *in, const char *path, uint64_t m
     }
     shared->text = *in;
     import_limits(in->len, 0, &limits);
-    rc = jail_run(&limits, parse_text, shared, err);
+    rc = jail_run(&limits, import_vmdk_read_text, shared, err);
     v = malloc(sizeof(*v));
     if (v == NULL) {
         rc = err_set(err, -ENOMEM, "out of memory");
