@@ -86,6 +86,12 @@ static const struct column volume_columns[] = {
     {NULL, NULL, CELL_TEXT},
 };
 
+static const struct column snapshot_columns[] = {
+    {"NAME", "name", CELL_TEXT},   {"OF", "source", CELL_TEXT},     {"SIZE", "size_gib", CELL_GIB},
+    {"STATE", "state", CELL_TEXT}, {"PARENT", "parent", CELL_TEXT}, {"TAKEN", "created", CELL_AGE},
+    {"ID", "id", CELL_TEXT},       {NULL, NULL, CELL_TEXT},
+};
+
 /* ---- creation ---- */
 
 void object_set_text(json_t *body, const char *name, const char *text)
@@ -190,6 +196,18 @@ static int fill_volume(const struct api_options *options, const struct args *arg
     return object_set_size(body, "size_gib", "the size", args->words[1], 30, err);
 }
 
+static int fill_snapshot(const struct api_options *options, const struct args *args, json_t *body,
+                         struct err *err)
+{
+    (void)args;
+    if ((options->instance != NULL) == (options->volume != NULL)) {
+        return err_set(err, -EINVAL, "say of what: --instance NAME, or --volume NAME");
+    }
+    object_set_text(body, "instance", options->instance);
+    object_set_text(body, "volume", options->volume);
+    return 0;
+}
+
 /* A line from a file, from the terminal without showing it, or from standard input. */
 static int read_password(const struct api_options *options, char out[PASSWORD_BYTES],
                          struct err *err)
@@ -283,6 +301,9 @@ const struct collection collection_events = {"events", "event", event_columns, N
 const struct collection collection_operations = {"operations", "operation", operation_columns,
                                                  NULL};
 const struct collection collection_volumes = {"volumes", "volume", volume_columns, fill_volume};
+
+const struct collection collection_snapshots = {"snapshots", "snapshot", snapshot_columns,
+                                                fill_snapshot};
 
 /* ---- the verbs ---- */
 
@@ -439,6 +460,42 @@ int verb_operation_cancel(const struct cli *cli, const void *values, const struc
     (void)values;
     rc = rc < 0 ? rc : api_open(cli, &client, err);
     rc = rc < 0 ? rc : client_call(client, "POST", path, NULL, NULL, err);
+    client_close(client);
+    return rc;
+}
+
+int verb_snapshot_restore(const struct cli *cli, const void *values, const struct args *args,
+                          struct err *err)
+{
+    struct client *client = NULL;
+    json_t *answer = NULL;
+    char path[API_PATH_BYTES];
+    int rc = api_path(cli, path, "snapshots", args->words[0], "restore", err);
+
+    (void)values;
+    rc = rc < 0 ? rc : api_open(cli, &client, err);
+    rc = rc < 0 ? rc : client_call(client, "POST", path, NULL, &answer, err);
+    rc = rc < 0 ? rc : api_wait(client, args->words[0], answer, err);
+    json_decref(answer);
+    client_close(client);
+    return rc;
+}
+
+int verb_volume_grow(const struct cli *cli, const void *values, const struct args *args,
+                     struct err *err)
+{
+    struct client *client = NULL;
+    json_t *body = json_object(), *answer = NULL;
+    char path[API_PATH_BYTES];
+    int rc = object_set_size(body, "size_gib", "the size", args->words[1], 30, err);
+
+    (void)values;
+    rc = rc < 0 ? rc : api_path(cli, path, "volumes", args->words[0], NULL, err);
+    rc = rc < 0 ? rc : api_open(cli, &client, err);
+    rc = rc < 0 ? rc : client_call(client, "PATCH", path, body, &answer, err);
+    rc = rc < 0 ? rc : api_wait(client, args->words[0], answer, err);
+    json_decref(body);
+    json_decref(answer);
     client_close(client);
     return rc;
 }

@@ -17,7 +17,7 @@ struct collection {
 
 extern const struct collection collection_instances, collection_types, collection_keys,
     collection_projects, collection_quotas, collection_users, collection_tokens, collection_events,
-    collection_operations, collection_volumes;
+    collection_operations, collection_volumes, collection_snapshots;
 
 /* A size as MiB or GiB, which it must be a multiple of, under a name of the body; text may be NULL. */
 int object_set_size(json_t *body, const char *name, const char *option, const char *text,

@@ -13,6 +13,7 @@ struct api_options {
     bool json, force, all, detach, wait_ready, ephemeral, fresh, is_monitor;
     unsigned cpus, wait_s, lines;
     const char *type, *memory, *disk, *name, *engine, *restart, *cmdline;
+    const char *input, *instance, *volume;
     const char *role, *of_project, *expires, *password_file;
     const char *max_instances, *max_cpus, *max_memory, *max_volumes;
     struct option_list filters, tags, forwards, volumes;
@@ -26,6 +27,8 @@ API_VERB(verb_object_list);
 API_VERB(verb_object_show);
 API_VERB(verb_object_create);
 API_VERB(verb_object_delete);
+API_VERB(verb_snapshot_restore);
+API_VERB(verb_volume_grow);
 API_VERB(verb_quota_set);
 API_VERB(verb_operation_wait);
 API_VERB(verb_operation_cancel);
@@ -42,6 +45,10 @@ API_VERB(verb_ssh);
 API_VERB(verb_console);
 API_VERB(verb_stats);
 API_VERB(verb_logs);
+
+/* verb_agent.c */
+API_VERB(verb_exec);
+API_VERB(verb_cp);
 
 /* verb_daemon.c */
 API_VERB(verb_daemon_start);

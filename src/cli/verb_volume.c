@@ -1,4 +1,4 @@
-/* corbel pool and corbel volume. */
+/* corbel pool and corbel pool-volume. */
 #include "base/io.h"
 #include "block/block_int.h"
 #include "cli/cli.h"
@@ -576,7 +576,7 @@ int verb_volume_snapshot(const struct cli *cli, const void *values, const struct
         return err_set(err, -EINVAL, "a snapshot is created, reverted to, deleted or listed");
     }
     if (actions[i].run != NULL && args->count < 3) {
-        return err_set(err, -EINVAL, "say which: corbel volume snapshot %s VOLUME NAME",
+        return err_set(err, -EINVAL, "say which: corbel pool-volume snapshot %s VOLUME NAME",
                        actions[i].word);
     }
     rc = actions[i].run != NULL ? path_check_name(args->words[2], err) : 0;

@@ -23,6 +23,17 @@ struct text {
     bool is_over;
 };
 
+/* What a call sends, and what is to be known of its answer beside the status. */
+struct request {
+    const char *method, *path;
+    const void *body; /* NULL: none */
+    size_t len;
+    const char *type;  /* of the body */
+    const char *token; /* idempotency; NULL: none */
+    struct text text;
+    bool is_end;
+};
+
 static size_t on_body(char *data, size_t size, size_t count, void *opaque)
 {
     struct text *text = opaque;
@@ -238,7 +249,7 @@ static int fail_refused(const struct client *client, long status, const json_t *
     return err_set(err, refusal_code(status, code != NULL ? code : ""), "%s", message);
 }
 
-static struct curl_slist *make_headers(const struct client *client, bool has_body,
+static struct curl_slist *make_headers(const struct client *client, const char *type,
                                        const char *token)
 {
     char line[128];
@@ -247,8 +258,9 @@ static struct curl_slist *make_headers(const struct client *client, bool has_bod
     if (client->authorization[0] != '\0') {
         list = curl_slist_append(list, client->authorization);
     }
-    if (has_body) {
-        list = curl_slist_append(list, "Content-Type: application/json");
+    if (type != NULL) {
+        (void)snprintf(line, sizeof(line), "Content-Type: %s", type);
+        list = curl_slist_append(list, line);
     }
     if (token != NULL) {
         (void)snprintf(line, sizeof(line), "Idempotency-Key: %s", token);
@@ -257,29 +269,40 @@ static struct curl_slist *make_headers(const struct client *client, bool has_bod
     return list;
 }
 
+static size_t on_header(char *data, size_t size, size_t count, void *opaque)
+{
+    static const char name[] = "x-corbel-end: true";
+    struct request *request = opaque;
+
+    request->is_end = request->is_end || (size * count >= sizeof(name) - 1 &&
+                                          strncasecmp(data, name, sizeof(name) - 1) == 0);
+    return size * count;
+}
+
 /* One exchange: the status, or -ECONNRESET when the connection ended before the answer. */
-static long exchange(struct client *client, const char *method, const char *path, const char *body,
-                     const char *token, struct text *text, struct err *err)
+static long exchange(struct client *client, struct request *request, struct err *err)
 {
     CURL *curl = client->curl;
-    struct curl_slist *headers = make_headers(client, body != NULL, token);
-    bool is_get = strcmp(method, "GET") == 0;
+    struct curl_slist *headers = make_headers(client, request->type, request->token);
     long status = 0;
     CURLcode code = CURLE_OK;
     int rc;
 
     curl_easy_reset(curl); /* connections stay */
-    rc = client_prepare(client, curl, path, err);
+    rc = client_prepare(client, curl, request->path, err);
 #define SET(option, value) code = code == CURLE_OK ? curl_easy_setopt(curl, option, value) : code
     SET(CURLOPT_HTTPHEADER, headers);
     SET(CURLOPT_WRITEFUNCTION, on_body);
-    SET(CURLOPT_WRITEDATA, text);
+    SET(CURLOPT_WRITEDATA, &request->text);
+    SET(CURLOPT_HEADERFUNCTION, on_header);
+    SET(CURLOPT_HEADERDATA, request);
     SET(CURLOPT_TIMEOUT, ANSWER_SECONDS);
-    if (body != NULL || strcmp(method, "POST") == 0) {
-        SET(CURLOPT_POSTFIELDS, body != NULL ? body : "");
+    if (request->body != NULL || strcmp(request->method, "POST") == 0) {
+        SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)request->len);
+        SET(CURLOPT_POSTFIELDS, request->body != NULL ? request->body : "");
     }
-    if (!is_get) {
-        SET(CURLOPT_CUSTOMREQUEST, method);
+    if (strcmp(request->method, "GET") != 0) {
+        SET(CURLOPT_CUSTOMREQUEST, request->method);
     }
 #undef SET
     code = code == CURLE_OK && rc == 0 ? curl_easy_perform(curl) : code;
@@ -290,7 +313,8 @@ static long exchange(struct client *client, const char *method, const char *path
     if (code != CURLE_OK) {
         const char *why = client->why[0] != '\0' ? client->why : curl_easy_strerror(code);
 
-        rc = client_unreachable(client, text->is_over ? "its answer is too long" : why, err);
+        rc =
+            client_unreachable(client, request->text.is_over ? "its answer is too long" : why, err);
         return code == CURLE_GOT_NOTHING || code == CURLE_RECV_ERROR || code == CURLE_SEND_ERROR ||
                        code == CURLE_COULDNT_CONNECT || code == CURLE_PARTIAL_FILE
                    ? -ECONNRESET
@@ -300,30 +324,68 @@ static long exchange(struct client *client, const char *method, const char *path
     return status;
 }
 
-static int call(struct client *client, const char *method, const char *path, const json_t *body,
-                const char *token, json_t **ret_answer, struct err *err)
+/* 0 when the daemon did it; its refusal else. */
+static int perform(struct client *client, struct request *request, json_t **ret_answer,
+                   struct err *err)
 {
-    struct text text = {.data = NULL};
-    CLEANUP_FREE char *sent = body != NULL ? json_dumps(body, JSON_COMPACT) : NULL;
-    json_t *answer = NULL;
-    long status;
-    int rc = 0;
+    long status = exchange(client, request, err);
+    const char *text = request->text.data != NULL ? request->text.data : "";
+    int rc = status < 0 ? (int)status : 0;
 
-    if (body != NULL && sent == NULL) {
-        return err_set(err, -EINVAL, "the words given are no UTF-8 text");
-    }
-    status = exchange(client, method, path, sent, token, &text, err);
-    if (status < 0) {
-        rc = (int)status;
-    } else {
-        answer = json_loadb(text.data != NULL ? text.data : "", text.len, JSON_DECODE_ANY, NULL);
+    if (rc == 0 && (ret_answer != NULL || status < 200 || status > 299)) {
+        json_t *answer = json_loadb(text, request->text.len, JSON_DECODE_ANY, NULL);
+
         if (status < 200 || status > 299) {
             rc = fail_refused(client, status, answer, err);
         } else if (answer == NULL) {
             rc = err_set(err, -EIO, "the answer of the daemon is no JSON");
         }
+        if (rc == 0) {
+            *ret_answer = answer;
+        } else {
+            json_decref(answer);
+        }
     }
-    free(text.data);
+    return rc;
+}
+
+int client_transfer(struct client *client, const char *method, const char *path, const void *data,
+                    size_t len, void **ret_data, size_t *ret_len, bool *ret_is_end, struct err *err)
+{
+    struct request request = {.method = method,
+                              .path = path,
+                              .body = data,
+                              .len = len,
+                              .type = data != NULL ? "application/octet-stream" : NULL};
+    int rc = perform(client, &request, NULL, err);
+
+    if (rc == 0 && ret_data != NULL) {
+        *ret_data = steal_ptr(request.text.data);
+        *ret_len = request.text.len;
+        *ret_is_end = request.is_end;
+    }
+    free(request.text.data);
+    return rc == -ECONNRESET ? -ENOTCONN : rc;
+}
+
+static int call(struct client *client, const char *method, const char *path, const json_t *body,
+                const char *token, json_t **ret_answer, struct err *err)
+{
+    CLEANUP_FREE char *sent = body != NULL ? json_dumps(body, JSON_COMPACT) : NULL;
+    struct request request = {.method = method,
+                              .path = path,
+                              .body = sent,
+                              .len = sent != NULL ? strlen(sent) : 0,
+                              .type = body != NULL ? "application/json" : NULL,
+                              .token = token};
+    json_t *answer = NULL;
+    int rc;
+
+    if (body != NULL && sent == NULL) {
+        return err_set(err, -EINVAL, "the words given are no UTF-8 text");
+    }
+    rc = perform(client, &request, &answer, err);
+    free(request.text.data);
     if (rc == 0 && ret_answer != NULL) {
         *ret_answer = answer;
     } else {
@@ -462,7 +524,7 @@ int client_watch(struct client *client, const char *path, client_event_fn on_eve
 {
     struct watch watch = {.on_event = on_event, .opaque = opaque};
     CURL *curl = client->curl;
-    struct curl_slist *headers = make_headers(client, false, NULL);
+    struct curl_slist *headers = make_headers(client, NULL, NULL);
     CURLcode code = CURLE_OK;
     int rc;
 

@@ -45,6 +45,15 @@ const char *client_socket(const struct client *client);
 int client_call(struct client *client, const char *method, const char *path, const json_t *body,
                 json_t **ret_answer, struct err *err) MUST_CHECK;
 
+/*
+ * One call that carries bytes: data (NULL: none) goes out, and what comes back is in new memory, the
+ * caller's, where ret_data is not NULL. *ret_is_end: the answer said that there are no more
+ * (x-corbel-end).
+ */
+int client_transfer(struct client *client, const char *method, const char *path, const void *data,
+                    size_t len, void **ret_data, size_t *ret_len, bool *ret_is_end, struct err *err)
+    MUST_CHECK;
+
 /* As client_call(), for a creation that must not happen twice: it is repeated with one token when
  * the connection ends before the answer has come. */
 int client_create(struct client *client, const char *path, const json_t *body, json_t **ret_answer,

@@ -408,8 +408,8 @@ static json_t *find_volume(struct pool *pool, const char *name, struct err *err)
     json_t *volume = json_object_get(pool->volumes, name);
 
     if (volume == NULL) {
-        (void)err_set(err, -ENOENT, "there is no volume \"%.60s\"; corbel volume list shows them",
-                      name);
+        (void)err_set(err, -ENOENT,
+                      "there is no volume \"%.60s\"; corbel pool-volume list shows them", name);
     }
     return volume;
 }

@@ -319,10 +319,10 @@ def into_volume(place):
     """A running machine's disk moves into a volume of a pool."""
     source = make_disk(place, "move.raw", 24 * MIB, os.urandom(8 * MIB))
     with User(place) as user:
-        user.run("volume", "create", "data", "24M")
-        volume = json.loads(user.run("volume", "show", "data", "--json")[0])["path"]
-        user.run("volume", "create", "short", "16M")
-        short = json.loads(user.run("volume", "show", "short", "--json")[0])["path"]
+        user.run("pool-volume", "create", "data", "24M")
+        volume = json.loads(user.run("pool-volume", "show", "data", "--json")[0])["path"]
+        user.run("pool-volume", "create", "short", "16M")
+        short = json.loads(user.run("pool-volume", "show", "short", "--json")[0])["path"]
         with start(place, [f"{source},id=vda"]) as m:
             ready(m)
             control, watch = Control(place.home / "control"), Control(place.home / "control")
@@ -340,15 +340,15 @@ def into_volume(place):
             event = watch.wait_event(job_is("done"))
             expect(event["disks"][0]["file"] == volume, f"the disk is not in the volume: {event}")
             m.run("wait")
-            _, err = user.run("volume", "delete", "data", status=4)
+            _, err = user.run("pool-volume", "delete", "data", status=4)
             expect("in use" in err, f"a volume in use: {err}")
             m.run("echo moved | dd of=/dev/vda bs=512 seek=40000 conv=sync,fsync")
             digest = guest_digest(m)
             m.type("poweroff -f\n")
             expect(m.wait_exit() == 0, m.story())
         expect_stale(place, str(source), volume)
-        user.run("volume", "snapshot", "create", "data", "moved")
-        head = json.loads(user.run("volume", "show", "data", "--json")[0])["path"]
+        user.run("pool-volume", "snapshot", "create", "data", "moved")
+        head = json.loads(user.run("pool-volume", "show", "data", "--json")[0])["path"]
         with start(place, [f"{head},id=vda,format=qcow2,backing-dir={os.path.dirname(head)}"]) as m:
             ready(m)
             expect(guest_digest(m) == digest, "the volume holds something else")
@@ -369,8 +369,8 @@ def half_copies(place):
     """A mirror that kill -9 ends leaves a file, or a volume, that nobody takes for a disk."""
     source = make_disk(place, "half.raw", 24 * MIB, os.urandom(8 * MIB))
     with User(place) as user:
-        user.run("volume", "create", "data", "24M")
-        volume = json.loads(user.run("volume", "show", "data", "--json")[0])["path"]
+        user.run("pool-volume", "create", "data", "24M")
+        volume = json.loads(user.run("pool-volume", "show", "data", "--json")[0])["path"]
         plain = os.path.join(user.home, "half.raw")
         for target in ({"file": volume, "format": "qcow2", "existing": True}, {"file": plain}):
             with start(place, [f"{source},id=vda"]) as m:
@@ -388,13 +388,13 @@ def half_copies(place):
             with start(place, [f"{path},format={form}"]) as m:
                 expect(m.wait_exit() != 0, "a machine starts with half a copy")
                 expect(b"never finished" in m.stderr, f"it does not say why: {m.stderr}")
-        rows = json.loads(user.run("volume", "list", "--json")[0])
+        rows = json.loads(user.run("pool-volume", "list", "--json")[0])
         expect([r["state"] for r in rows] == ["unfinished"], rows)
-        expect("unfinished" in user.run("volume", "list")[0], "the list for people hides it")
-        expect("unfinished" in user.run("volume", "show", "data")[0], "show hides it")
+        expect("unfinished" in user.run("pool-volume", "list")[0], "the list for people hides it")
+        expect("unfinished" in user.run("pool-volume", "show", "data")[0], "show hides it")
         for words in (("snapshot", "create", "data", "s"), ("clone", "data", "b"),
                       ("resize", "data", "+1M")):
-            expect("interrupted" in refused(user, "volume", *words), words)
+            expect("interrupted" in refused(user, "pool-volume", *words), words)
         # The next mirror empties it first.
         with start(place, [f"{source},id=vda"]) as m:
             ready(m)
@@ -404,7 +404,7 @@ def half_copies(place):
             watch.wait_event(job_is("done"))
             m.type("poweroff -f\n")
             expect(m.wait_exit() == 0, m.story())
-        expect(json.loads(user.run("volume", "show", "data", "--json")[0])["state"] == "current",
+        expect(json.loads(user.run("pool-volume", "show", "data", "--json")[0])["state"] == "current",
                "the volume is still no disk")
         user.run("image", "compare", str(source), volume)
         # The file before is stale by now, and the tools know it.
@@ -424,11 +424,11 @@ def half_copies(place):
             watch.wait_event(job_is("done"))
             m.type("poweroff -f\n")
             expect(m.wait_exit() == 0, m.story())
-        row = json.loads(user.run("volume", "show", "data", "--json")[0])
+        row = json.loads(user.run("pool-volume", "show", "data", "--json")[0])
         expect(row["state"] == "stale" and row["continued_in"].endswith("away.qcow2"), row)
-        expect("away.qcow2" in refused(user, "volume", "snapshot", "create", "data", "s"), "built on")
+        expect("away.qcow2" in refused(user, "pool-volume", "snapshot", "create", "data", "s"), "built on")
         expect("away.qcow2" in refused(user, "image", "snapshot", "create", volume, "s"), "built on")
-        user.run("volume", "delete", "data")
+        user.run("pool-volume", "delete", "data")
         os.unlink(plain)
 
 

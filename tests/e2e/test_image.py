@@ -32,9 +32,9 @@ def build_and_boot(place, container):
 def boot_from_volume(place):
     with User(place) as user:
         user.use_image("debian")
-        user.run("volume", "create", "web", "6G", "--image", "debian")
-        user.run("volume", "clone", "web", "copy")
-        path = json.loads(user.run("volume", "show", "copy", "--json")[0])["path"]
+        user.run("pool-volume", "create", "web", "6G", "--image", "debian")
+        user.run("pool-volume", "clone", "web", "copy")
+        path = json.loads(user.run("pool-volume", "show", "copy", "--json")[0])["path"]
         debian = guest("debian")
         drives = [word for disk in (f"{user.home}/.local/share/corbel/images/debian/disk.raw,ro",
                                     f"{path},format=qcow2,backing-dir={os.path.dirname(path)}")
@@ -51,11 +51,11 @@ def boot_from_volume(place):
         source, state, size = out.split()
         expect(source == "/dev/vdb1" and state == "running", out)
         expect(5000 < int(size.rstrip("M")) < 6144, f"the root did not grow with the volume: {out}")
-        _, err = user.run("volume", "delete", "copy", status=4)
+        _, err = user.run("pool-volume", "delete", "copy", status=4)
         expect("use" in err, err)
         ssh.start("poweroff")
         machine.wait_exit()
-        user.run("volume", "delete", "web")
+        user.run("pool-volume", "delete", "web")
         subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=True)
 
 

@@ -255,7 +255,7 @@ def use_a_server_as_pool(place):
             expect(pools["far"]["kind"] == "nbd" and pools["far"]["free_bytes"] == 0 and
                    pools["far"]["capacity_bytes"] == 24 * MIB, pools)
             rows = {r["name"]: r for r in
-                    json.loads(user.run("volume", "list", "--pool", "far", "--json")[0])}
+                    json.loads(user.run("pool-volume", "list", "--pool", "far", "--json")[0])}
             expect({n: r["size_bytes"] for n, r in rows.items()} ==
                    {"one": 8 * MIB, "a long way": 16 * MIB}, rows)
             expect(all(r["format"] == "raw" and not r["read_only"] for r in rows.values()), rows)
@@ -263,17 +263,17 @@ def use_a_server_as_pool(place):
             user.run("image", "compare", rows["one"]["path"], own(user, store / "one"),
                      "--other-format", "raw")
             copy = f"{user.home}/copy.qcow2"
-            user.run("volume", "copy-to", "one", copy, "--pool", "far")
+            user.run("pool-volume", "copy-to", "one", copy, "--pool", "far")
             tool("qemu-img", "compare", "-f", "raw", "-F", "qcow2", store / "one", copy)
-            user.run("volume", "copy-to", "one", copy, "--pool", "far", status=4)
+            user.run("pool-volume", "copy-to", "one", copy, "--pool", "far", status=4)
             own(user, source)
-            user.run("volume", "copy-from", "one", str(source), "--pool", "far", status=4)
+            user.run("pool-volume", "copy-from", "one", str(source), "--pool", "far", status=4)
             for name, size in (("one", 8 * MIB), ("a long way", 16 * MIB)):
-                user.run("volume", "copy-from", name, str(source), "--pool", "far", "--replace")
+                user.run("pool-volume", "copy-from", name, str(source), "--pool", "far", "--replace")
                 expect((store / name).read_bytes() == source.read_bytes() + bytes(size - 4 * MIB),
                        f"{name} holds something else")
             user.run("image", "create", f"{user.home}/long.qcow2", "32M")
-            _, err = user.run("volume", "copy-from", "one", f"{user.home}/long.qcow2", "--pool",
+            _, err = user.run("pool-volume", "copy-from", "one", f"{user.home}/long.qcow2", "--pool",
                               "far", "--replace", status=1)
             expect(str(8 * MIB) in err, err)
             # What the server does not offer is refused by name.
@@ -284,41 +284,41 @@ def use_a_server_as_pool(place):
                                 (("delete", "one"), "deleting"),
                                 (("snapshot", "create", "one", "s"), "snapshots are"),
                                 (("snapshot", "revert", "one", "s"), "snapshots are")):
-                _, err = user.run("volume", *words, "--pool", "far", status=1)
+                _, err = user.run("pool-volume", *words, "--pool", "far", status=1)
                 expect(what in err and "nbd" in err, f"{words}: {err}")
-            expect(json.loads(user.run("volume", "snapshot", "list", "one", "--pool", "far",
+            expect(json.loads(user.run("pool-volume", "snapshot", "list", "one", "--pool", "far",
                                        "--json")[0]) == [], "snapshots of a server's volume")
-            user.run("volume", "show", "none", "--pool", "far", status=3)
+            user.run("pool-volume", "show", "none", "--pool", "far", status=3)
         # A server that is away hides no other pool.
         out, err = user.run("pool", "list")
         expect("default" in out and "far" not in out and "away" in err, f"{out}\n{err}")
-        user.run("volume", "list", "--pool", "far", status=3)
+        user.run("pool-volume", "list", "--pool", "far", status=3)
         with nbdkit(user, "-r", "file", f"dir={store}"):
-            row = json.loads(user.run("volume", "show", "one", "--pool", "far", "--json")[0])
+            row = json.loads(user.run("pool-volume", "show", "one", "--pool", "far", "--json")[0])
             expect(row["read_only"], row)
-            _, err = user.run("volume", "copy-from", "one", str(source), "--pool", "far",
+            _, err = user.run("pool-volume", "copy-from", "one", str(source), "--pool", "far",
                               "--replace", status=1)
             expect("read" in err, err)
         # Our own server is one, too.
         disk = make_disk(user)
         with Serving(user, disk, "--name", "mine") as server:
             user.run("pool", "create", "own", server.uri.replace("mine", ""))
-            rows = json.loads(user.run("volume", "list", "--pool", "own", "--json")[0])
+            rows = json.loads(user.run("pool-volume", "list", "--pool", "own", "--json")[0])
             expect([r["name"] for r in rows] == ["mine"], rows)
-            user.run("volume", "copy-from", "mine", str(source), "--pool", "own", "--replace")
+            user.run("pool-volume", "copy-from", "mine", str(source), "--pool", "own", "--replace")
         tool("qemu-img", "compare", "-f", "raw", "-F", "qcow2", source, disk)
         for name in ("far", "own"):
             user.run("pool", "remove", name)
         # The same commands in a directory, where a volume changes at once.
-        user.run("volume", "copy-from", "v", str(source))
-        user.run("volume", "snapshot", "create", "v", "before")
-        user.run("volume", "copy-from", "v", copy, status=4)
-        user.run("volume", "resize", "v", "8M")
-        user.run("volume", "copy-from", "v", copy, "--replace")
-        user.run("volume", "copy-to", "v", f"{user.home}/v.raw")
+        user.run("pool-volume", "copy-from", "v", str(source))
+        user.run("pool-volume", "snapshot", "create", "v", "before")
+        user.run("pool-volume", "copy-from", "v", copy, status=4)
+        user.run("pool-volume", "resize", "v", "8M")
+        user.run("pool-volume", "copy-from", "v", copy, "--replace")
+        user.run("pool-volume", "copy-to", "v", f"{user.home}/v.raw")
         expect(pathlib.Path(user.home, "v.raw").read_bytes() == content, "v holds something else")
-        user.run("volume", "snapshot", "revert", "v", "before")
-        user.run("volume", "copy-to", "v", f"{user.home}/v.raw", "--replace")
+        user.run("pool-volume", "snapshot", "revert", "v", "before")
+        user.run("pool-volume", "copy-to", "v", f"{user.home}/v.raw", "--replace")
         expect(pathlib.Path(user.home, "v.raw").read_bytes() == source.read_bytes(),
                "the snapshot has changed")
 
@@ -365,16 +365,16 @@ def survive_odd_servers(place):
 
         look([b"fine"], "pool", "create", "odd", f"nbd+unix:///?socket={path}")
         names = [b"fine", b"x" * 48, b"x" * 4096, b"esc\x1b[2J", b"../../etc/passwd", b"a?b#c%41", b""]
-        out, err = look(names, "volume", "list", "--pool", "odd", "--json")
+        out, err = look(names, "pool-volume", "list", "--pool", "odd", "--json")
         rows = {r["name"]: r["path"] for r in json.loads(out)}
         expect(set(rows) == {"fine", "../../etc/passwd", "a?b#c%41", "default"}, rows)
         expect(rows["a?b#c%41"] == f"nbd+unix:///a%3Fb%23c%2541?socket={path}", rows)
         expect("3 exports" in err and "\x1b" not in err, err)
-        out, _ = look([b"n%d" % i for i in range(3000)], "volume", "list", "--pool", "odd", "--json")
+        out, _ = look([b"n%d" % i for i in range(3000)], "pool-volume", "list", "--pool", "odd", "--json")
         expect(len(json.loads(out)) == 1024, "more than is kept")
-        out, _ = look([b"", b"default", b"default"], "volume", "list", "--pool", "odd", "--json")
+        out, _ = look([b"", b"default", b"default"], "pool-volume", "list", "--pool", "odd", "--json")
         expect(len(json.loads(out)) == 1, out)
-        look([b"fine"], "volume", "list", "--pool", "odd", status=1, then_leaves=True)
+        look([b"fine"], "pool-volume", "list", "--pool", "odd", status=1, then_leaves=True)
 
 
 def keep_qcow2_on_exports(place):
@@ -421,7 +421,7 @@ def run_a_machine(place):
         image = guest("busybox")
         with nbdkit(user, "file", f"dir={store}") as server:
             user.run("pool", "create", "far", server)
-            plain, inner = (json.loads(user.run("volume", "show", name, "--pool", "far",
+            plain, inner = (json.loads(user.run("pool-volume", "show", name, "--pool", "far",
                                                 "--json")[0])["path"] for name in ("plain", "inner"))
             with Machine(place, ["--engine", ENGINE, "--memory", "128M", "--kernel", image.kernel,
                                  "--initrd", image.initrd, "--cmdline", "console=ttyS0",

@@ -252,43 +252,43 @@ def find_what_it_stands_on(place):
 
 
 def volume(user, name, *words):
-    return json.loads(user.run("volume", "show", name, "--json", *words)[0])
+    return json.loads(user.run("pool-volume", "show", name, "--json", *words)[0])
 
 
 def keep_volumes(place):
     with User(place) as user:
-        user.run("volume", "create", "a", "64M")
-        _, err = user.run("volume", "create", "a", "64M", status=4)
+        user.run("pool-volume", "create", "a", "64M")
+        _, err = user.run("pool-volume", "create", "a", "64M", status=4)
         expect("already" in err, err)
-        _, err = user.run("volume", "show", "b", status=3)
-        expect("corbel volume list" in err, err)
+        _, err = user.run("pool-volume", "show", "b", status=3)
+        expect("corbel pool-volume list" in err, err)
         path = volume(user, "a")["path"]
         write(path, 0, b"a" * MIB)
         content = read(path)
-        user.run("volume", "clone", "a", "b")
+        user.run("pool-volume", "clone", "a", "b")
         expect(read(volume(user, "b")["path"]) == content, "the clone is not a copy")
         write(volume(user, "b")["path"], 0, b"b" * MIB)
         write(volume(user, "a")["path"], MIB, b"A" * MIB)
         expect(read(volume(user, "b")["path"])[:2 * MIB] == b"b" * MIB + bytes(MIB), "b is wrong")
         expect(read(volume(user, "a")["path"])[:2 * MIB] == b"a" * MIB + b"A" * MIB, "a is wrong")
-        user.run("volume", "resize", "a", "+64M")
+        user.run("pool-volume", "resize", "a", "+64M")
         expect(volume(user, "a")["size_bytes"] == 128 * MIB, "not resized")
-        user.run("volume", "delete", "b")
+        user.run("pool-volume", "delete", "b")
         directory = os.path.dirname(volume(user, "a")["path"])
         layers = [n for n in os.listdir(directory) if n.startswith("layer")]
         expect(len(layers) == 1, f"a lone volume stands on {layers}")
         expect(read(volume(user, "a")["path"])[:2 * MIB] == b"a" * MIB + b"A" * MIB, "a is wrong")
-        user.run("volume", "delete", "a")
-        expect(json.loads(user.run("volume", "list", "--json")[0]) == [], "a volume is left")
+        user.run("pool-volume", "delete", "a")
+        expect(json.loads(user.run("pool-volume", "list", "--json")[0]) == [], "a volume is left")
         expect([n for n in os.listdir(directory) if n.startswith("layer")] == [], "layers are left")
 
 
 def clone_at_once(place):
     with User(place) as user:
-        user.run("volume", "create", "big", "10G")
+        user.run("pool-volume", "create", "big", "10G")
         write(volume(user, "big")["path"], 0, random.Random(3).randbytes(64 * MIB))
         start = time.monotonic()
-        user.run("volume", "clone", "big", "copy")
+        user.run("pool-volume", "clone", "big", "copy")
         print(f"# a clone of 10 GiB took {1000 * (time.monotonic() - start):.0f} ms with the program's start")
         expect(volume(user, "copy")["allocated_bytes"] < MIB, "the clone copied data")
         qemu("compare", "-f", "qcow2", "-F", "qcow2", volume(user, "big")["path"],
@@ -298,36 +298,36 @@ def clone_at_once(place):
 def keep_a_tree_of_snapshots(place):
     with User(place) as user:
         noise = random.Random(11)
-        user.run("volume", "create", "v", "32M")
+        user.run("pool-volume", "create", "v", "32M")
         was = {}
         for number in range(10):
             for _ in range(3):
                 write(volume(user, "v")["path"], noise.randrange(60) * 512 * 1024,
                       noise.randbytes(256 * 1024))
-            user.run("volume", "snapshot", "create", "v", f"s{number}")
+            user.run("pool-volume", "snapshot", "create", "v", f"s{number}")
             was[f"s{number}"] = read(volume(user, "v")["path"])
         now = read(volume(user, "v")["path"])
         # The middle goes; everything else stays what it was.
         for name in ("s5", "s4", "s7"):
-            user.run("volume", "snapshot", "delete", "v", name)
+            user.run("pool-volume", "snapshot", "delete", "v", name)
             del was[name]
             expect(read(volume(user, "v")["path"]) == now, f"deleting {name} changed the volume")
         for name, content in was.items():
-            user.run("volume", "clone", "v", "probe", "--snapshot", name)
+            user.run("pool-volume", "clone", "v", "probe", "--snapshot", name)
             expect(read(volume(user, "probe")["path"]) == content, f"{name} has changed")
-            user.run("volume", "delete", "probe")
+            user.run("pool-volume", "delete", "probe")
         rows = {r["name"]: r["parent"] for r in
-                json.loads(user.run("volume", "snapshot", "list", "v", "--json")[0])}
+                json.loads(user.run("pool-volume", "snapshot", "list", "v", "--json")[0])}
         expect(rows["s6"] == "s3" and rows["s8"] == "s6" and rows["s0"] == "", rows)
         # Back to the past, and another way from there.
-        user.run("volume", "snapshot", "revert", "v", "s2")
+        user.run("pool-volume", "snapshot", "revert", "v", "s2")
         expect(read(volume(user, "v")["path"]) == was["s2"], "revert brings something else back")
         write(volume(user, "v")["path"], 0, b"fork" * 1000)
         fork = read(volume(user, "v")["path"])
-        user.run("volume", "snapshot", "create", "v", "fork")
-        user.run("volume", "snapshot", "delete", "v", "s2")
+        user.run("pool-volume", "snapshot", "create", "v", "fork")
+        user.run("pool-volume", "snapshot", "delete", "v", "s2")
         expect(read(volume(user, "v")["path"]) == fork, "the fork has changed")
-        user.run("volume", "snapshot", "revert", "v", "s9")
+        user.run("pool-volume", "snapshot", "revert", "v", "s9")
         expect(read(volume(user, "v")["path"]) == was["s9"], "the other branch has changed")
         directory = os.path.dirname(volume(user, "v")["path"])
         for name in sorted(os.listdir(directory)):
@@ -337,7 +337,7 @@ def keep_a_tree_of_snapshots(place):
 
 def respect_users_of_volumes(place):
     with User(place) as user:
-        user.run("volume", "create", "v", "32M")
+        user.run("pool-volume", "create", "v", "32M")
         path = volume(user, "v")["path"]
         # A machine holds its disk: the lock is what tells.
         holder = subprocess.Popen(["qemu-io", "-f", "qcow2", path], stdin=subprocess.PIPE,
@@ -347,11 +347,11 @@ def respect_users_of_volumes(place):
         while "read 512" not in holder.stdout.readline():
             pass
         for words in (("snapshot", "create", "v", "s"), ("resize", "v", "64M"), ("delete", "v")):
-            _, err = user.run("volume", *words, status=4)
+            _, err = user.run("pool-volume", *words, status=4)
             expect("in use" in err or "lock" in err, err)
         holder.stdin.close()
         holder.wait()
-        user.run("volume", "snapshot", "create", "v", "s")
+        user.run("pool-volume", "snapshot", "create", "v", "s")
 
 
 def account_for_room(place):
@@ -359,23 +359,23 @@ def account_for_room(place):
         user.run("pool", "create", "small", f"{user.home}/small", "--capacity", "8M",
                  "--threshold", "50")
         user.run("pool", "create", "small", f"{user.home}/other", status=4)
-        user.run("volume", "create", "v", "1G", "--pool", "small")
+        user.run("pool-volume", "create", "v", "1G", "--pool", "small")
         rows = {r["name"]: r for r in json.loads(user.run("pool", "list", "--json")[0])}
         small = rows["small"]
         expect(small["provisioned_bytes"] == 1 << 30 and small["allocated_bytes"] < MIB and
                small["capacity_bytes"] == 8 * MIB and not small["over_threshold"], small)
         write(volume(user, "v", "--pool", "small")["path"], 0, random.Random(5).randbytes(5 * MIB))
-        _, err = user.run("volume", "create", "w", "1G", "--pool", "small")
+        _, err = user.run("pool-volume", "create", "w", "1G", "--pool", "small")
         expect("nearly full" in err, err)
         write(volume(user, "w", "--pool", "small")["path"], 0, random.Random(6).randbytes(4 * MIB))
-        _, err = user.run("volume", "create", "x", "1G", "--pool", "small", status=1)
+        _, err = user.run("pool-volume", "create", "x", "1G", "--pool", "small", status=1)
         expect("full" in err, err)
         _, err = user.run("pool", "remove", "small", status=4)
         expect("2 volumes" in err, err)
         for name in ("v", "w"):
-            user.run("volume", "delete", name, "--pool", "small")
+            user.run("pool-volume", "delete", name, "--pool", "small")
         user.run("pool", "remove", "small")
-        _, err = user.run("volume", "list", "--pool", "small", status=3)
+        _, err = user.run("pool-volume", "list", "--pool", "small", status=3)
         expect("corbel pool list" in err, err)
 
 
@@ -417,17 +417,17 @@ def make_room_in_a_full_pool(place):
 
 def tidy_up_after_crashes(place):
     with User(place) as user:
-        user.run("volume", "create", "v", "32M")
+        user.run("pool-volume", "create", "v", "32M")
         path = volume(user, "v")["path"]
         directory = os.path.dirname(path)
         write(path, 0, b"kept" * 1000)
         content = read(path)
-        user.run("volume", "snapshot", "create", "v", "s")
+        user.run("pool-volume", "snapshot", "create", "v", "s")
         # A layer that was made by a command which died before its record was written.
         orphan = os.path.join(directory, "layer-900.qcow2")
         qemu("create", "-q", "-f", "qcow2", orphan, "1M")
         own(orphan)
-        user.run("volume", "create", "w", "32M")
+        user.run("pool-volume", "create", "w", "32M")
         expect(not os.path.exists(orphan), "the orphan is still there")
         # A merge that died after its last step: the lower layer has taken the upper one's place.
         record = json.loads(pathlib.Path(directory, "pool.json").read_text())
@@ -439,11 +439,11 @@ def tidy_up_after_crashes(place):
         own(os.path.join(directory, "pool.json"))
         os.rename(os.path.join(directory, f"layer-{below}.qcow2"),
                   os.path.join(directory, f"layer-{head}.qcow2"))
-        user.run("volume", "delete", "w")
+        user.run("pool-volume", "delete", "w")
         expect(read(volume(user, "v")["path"]) == content, "the volume has changed")
         pathlib.Path(directory, "pool.json").write_text("{}")
         own(os.path.join(directory, "pool.json"))
-        _, err = user.run("volume", "create", "x", "1M", status=1)
+        _, err = user.run("pool-volume", "create", "x", "1M", status=1)
         expect("damaged" in err, err)
         expect(os.path.exists(path) or os.listdir(directory), "a damaged record cost layers")
 
@@ -451,36 +451,36 @@ def tidy_up_after_crashes(place):
 def lose_nothing_when_killed(place):
     with User(place) as user:
         noise = random.Random(23)
-        user.run("volume", "create", "v", "48M")
+        user.run("pool-volume", "create", "v", "48M")
         was = {}
         for number in range(8):
             write(volume(user, "v")["path"], noise.randrange(32) * MIB, noise.randbytes(12 * MIB))
             was[f"s{number}"] = read(volume(user, "v")["path"])
-            user.run("volume", "snapshot", "create", "v", f"s{number}")
+            user.run("pool-volume", "snapshot", "create", "v", f"s{number}")
         for number in (1, 3, 4, 6):
             # Whenever the end comes, the others stay what they are.
-            process = user.start("volume", "snapshot", "delete", "v", f"s{number}")
+            process = user.start("pool-volume", "snapshot", "delete", "v", f"s{number}")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(noise.random() * 0.2)
             process.kill()
             process.communicate()
-            rows = json.loads(user.run("volume", "snapshot", "list", "v", "--json")[0])
+            rows = json.loads(user.run("pool-volume", "snapshot", "list", "v", "--json")[0])
             for name in sorted({row["name"] for row in rows} & set(was)):
-                user.run("volume", "clone", "v", "probe", "--snapshot", name)
+                user.run("pool-volume", "clone", "v", "probe", "--snapshot", name)
                 expect(read(volume(user, "probe")["path"]) == was[name], f"{name} has changed")
-                user.run("volume", "delete", "probe")
+                user.run("pool-volume", "delete", "probe")
             expect(read(volume(user, "v")["path"]) == was["s7"], "the volume has changed")
             kept = {row["name"] for row in rows} - {f"s{number}"}
             expect(kept >= {name for name in was if name != f"s{number}"}, f"lost: {kept}")
             was.pop(f"s{number}")
             if f"s{number}" in {row["name"] for row in rows}:
-                user.run("volume", "snapshot", "delete", "v", f"s{number}")
+                user.run("pool-volume", "snapshot", "delete", "v", f"s{number}")
 
 
 def make_a_huge_volume(place):
     """16 TiB, thin: what is written near its end is there, and the file stays small."""
     with User(place) as user:
-        user.run("volume", "create", "huge", "16T")
+        user.run("pool-volume", "create", "huge", "16T")
         path = volume(user, "huge")["path"]
         end = (16 << 40) - 65536
         for offset in (0, 3 << 40, end):
