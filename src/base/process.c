@@ -139,3 +139,29 @@ int process_thread_times(pid_t pid, pid_t tid, struct thread_times *ret_times)
     *ret_times = (struct thread_times){.run_ns = run_ns, .wait_ns = strtoull(end, NULL, 10)};
     return 0;
 }
+
+unsigned process_children(pid_t pid, pid_t *ret_pids, unsigned max)
+{
+    char path[64];
+    char text[2048];
+    char *at = text;
+    char *end;
+    ssize_t n;
+    unsigned count = 0;
+    CLEANUP_CLOSE int fd = -1;
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/task/%d/children", pid, pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    n = fd >= 0 ? io_read_full(fd, text, sizeof(text) - 1) : -1;
+    text[n > 0 ? n : 0] = '\0';
+    while (count < max) {
+        long child = strtol(at, &end, 10);
+
+        if (end == at || child <= 0) {
+            break;
+        }
+        ret_pids[count++] = (pid_t)child;
+        at = end;
+    }
+    return count;
+}

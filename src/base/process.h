@@ -28,6 +28,10 @@ int process_thread_times(pid_t pid, pid_t tid, struct thread_times *ret_times) M
 /* Its children, theirs, and so on, as they are now: at most max; how many. */
 unsigned process_descendants(pid_t pid, pid_t *ret_pids, unsigned max);
 
+/* The processes that a process's first thread has made and that live, in their order, at most max
+ * of them: how many. 0 where the host does not tell. */
+unsigned process_children(pid_t pid, pid_t *ret_pids, unsigned max);
+
 /* A descriptor that becomes readable when the process ends; -ESRCH when it has ended already. */
 int process_open(pid_t pid, uint64_t start_ticks) MUST_CHECK;
 

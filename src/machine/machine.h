@@ -270,6 +270,7 @@ enum machine_exit_kind {
 
 /* One vCPU. Times are 0 where the host does not count them. */
 struct machine_cpu_stats {
+    bool is_present;
     uint64_t guest_ns;  /* CPU time of the thread that runs the guest's code */
     uint64_t run_ns;    /* with what its devices' registers and the monitor took */
     uint64_t steal_ns;  /* it was ready, and the host ran something else */

@@ -12,6 +12,7 @@
 
 /* A guest that took less than this share of the time since it was asked is left asleep. */
 #define BUSY_SHARE 50u
+#define MAX_SPACES 64u
 #define STAT_BLOCK_BYTES 512u /* of st_blocks */
 
 static void count_add(struct machine_counters *counters, const char *name, uint64_t value)
@@ -54,31 +55,79 @@ static void cpu_times(const struct vcpu_stats *stats, struct machine_cpu_stats *
     }
 }
 
-static void count_cpus(const struct machine *machine, struct machine_counters *counters)
+/*
+ * User code may run in spaces: processes below the executor, each with one
+ * for each vCPU, in order.
+ */
+static void add_spaces(struct machine *machine, struct machine_counters *counters)
 {
+    pid_t executor = atomic_load(&machine->vcpus[0].stats.guest_pid);
+    pid_t spaces[MAX_SPACES], runners[MACHINE_MAX_CPUS];
+    struct thread_times now[MACHINE_MAX_CPUS] = {{0}};
+    unsigned count = executor != 0 ? process_children(executor, spaces, ARRAY_LEN(spaces)) : 0;
+
+    for (unsigned i = 0; i < count; i++) {
+        unsigned found = process_children(spaces[i], runners, ARRAY_LEN(runners));
+
+        for (unsigned cpu = 0; cpu < found; cpu++) {
+            struct thread_times times = {0};
+
+            if (process_thread_times(runners[cpu], runners[cpu], &times) == 0) {
+                now[cpu].run_ns += times.run_ns;
+                now[cpu].wait_ns += times.wait_ns;
+            }
+        }
+    }
+    for (unsigned cpu = 0; cpu < counters->cpu_count; cpu++) {
+        struct machine_spent *spent = &machine->spent[cpu];
+
+        if (now[cpu].run_ns < spent->last.run_ns || now[cpu].wait_ns < spent->last.wait_ns) {
+            spent->before.run_ns += spent->last.run_ns;
+            spent->before.wait_ns += spent->last.wait_ns;
+        }
+        spent->last = now[cpu];
+        counters->cpus[cpu].guest_ns += spent->before.run_ns + now[cpu].run_ns;
+        counters->cpus[cpu].run_ns += spent->before.run_ns + now[cpu].run_ns;
+        counters->cpus[cpu].steal_ns += spent->before.wait_ns + now[cpu].wait_ns;
+    }
+}
+
+static void count_cpu(const struct vcpu_stats *stats, struct machine_counters *counters,
+                      struct machine_cpu_stats *cpu)
+{
+    cpu_times(stats, cpu);
+    cpu->halts = load(&stats->halts);
+    cpu->halted_ns = load(&stats->halted_ns);
+    for (unsigned kind = 0; kind < MACHINE_EXIT_KINDS; kind++) {
+        struct latency_sum exits = {0};
+
+        latency_collect(&stats->exits[kind], &exits);
+        latency_merge(&exits, &counters->exits[kind]);
+        cpu->exits[kind] = latency_total(&exits);
+    }
+}
+
+static void count_cpus(struct machine *machine, struct machine_counters *counters)
+{
+    uint32_t present = atomic_load(&machine->cpus_present);
     struct machine_cpu_stats sum = {0};
 
     counters->cpu_count = machine->config.cpus_max;
     for (unsigned i = 0; i < counters->cpu_count; i++) {
-        const struct vcpu_stats *stats = &machine->vcpus[i].stats;
-        struct machine_cpu_stats *cpu = &counters->cpus[i];
+        counters->cpus[i].is_present = (present & 1u << i) != 0;
+        count_cpu(&machine->vcpus[i].stats, counters, &counters->cpus[i]);
+    }
+    add_spaces(machine, counters);
+    for (unsigned i = 0; i < counters->cpu_count; i++) {
+        const struct machine_cpu_stats *cpu = &counters->cpus[i];
 
-        cpu_times(stats, cpu);
-        cpu->halts = load(&stats->halts);
-        cpu->halted_ns = load(&stats->halted_ns);
-        for (unsigned kind = 0; kind < MACHINE_EXIT_KINDS; kind++) {
-            struct latency_sum exits = {0};
-
-            latency_collect(&stats->exits[kind], &exits);
-            latency_merge(&exits, &counters->exits[kind]);
-            cpu->exits[kind] = latency_total(&exits);
-        }
         sum.guest_ns += cpu->guest_ns;
         sum.run_ns += cpu->run_ns;
         sum.steal_ns += cpu->steal_ns;
         sum.halted_ns += cpu->halted_ns;
         sum.halts += cpu->halts;
     }
+    count_add(counters, "vcpu.count", (unsigned)__builtin_popcount(present));
     count_add(counters, "vcpu.guest_ns", sum.guest_ns);
     count_add(counters, "vcpu.run_ns", sum.run_ns);
     count_add(counters, "vcpu.steal_ns", sum.steal_ns);

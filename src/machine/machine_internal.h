@@ -8,6 +8,7 @@
 #ifndef CORBEL_MACHINE_MACHINE_INTERNAL_H
 #define CORBEL_MACHINE_MACHINE_INTERNAL_H
 
+#include "base/process.h"
 #include "base/thread.h"
 #include "bus/bus.h"
 #include "bus/irq.h"
@@ -53,6 +54,12 @@ struct vcpu_stats {
     _Atomic uint64_t halts, halted_ns;
     _Atomic pid_t tid;                  /* its thread's */
     _Atomic pid_t guest_pid, guest_tid; /* of who runs the guest's code for it; 0: itself */
+};
+
+/* CPU time in spaces, which take what they have spent along when they end. */
+struct machine_spent {
+    struct thread_times before; /* by those that have ended */
+    struct thread_times last;   /* by those that lived when it was counted last */
 };
 
 struct machine_vcpu {
@@ -171,6 +178,7 @@ struct machine {
 
     /* Of machine_count(), the caller's thread. */
     uint64_t started_ns;
+    struct machine_spent spent[MACHINE_MAX_CPUS];
     uint64_t asked_ns, asked_run_ns; /* when the guest's own numbers were asked for last */
 
     struct machine_vcpu vcpus[MACHINE_MAX_CPUS];

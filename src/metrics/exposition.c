@@ -232,10 +232,12 @@ static void expose_vcpus(const struct exposure *exposure)
             const json_t *cpus = json_object_get(sample->answer, "vcpus");
 
             for (size_t cpu = 0; cpu < json_array_size(cpus); cpu++) {
-                char label[32];
+                const json_t *counters = json_array_get(cpus, cpu);
+                char label[48];
 
-                (void)snprintf(label, sizeof(label), "vcpu=\"%zu\"", cpu);
-                expose_counters(exposure, family, sample, json_array_get(cpus, cpu), label);
+                (void)snprintf(label, sizeof(label), "vcpu=\"%" JSON_INTEGER_FORMAT "\"",
+                               json_integer_value(json_object_get(counters, "index")));
+                expose_counters(exposure, family, sample, counters, label);
             }
         }
     }

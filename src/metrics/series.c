@@ -136,7 +136,7 @@ static void add_rates(const struct interval *interval, float values[RING_VALUES]
                                           "vcpu.other_ns", NULL};
     static const char *const requests[] = {"disk.reads", "disk.writes", NULL};
     static const char *const request_ns[] = {"disk.read_ns", "disk.write_ns", NULL};
-    size_t cpus = json_array_size(json_object_get(interval->now->answer, "vcpus"));
+    uint64_t cpus = machine_counter(interval->now, "vcpu.count");
     double per_percent = (double)(cpus > 0 ? cpus : 1) * NS_PER_S / 100;
 
     for (unsigned i = 0; i < ARRAY_LEN(rates); i++) {

@@ -9,11 +9,12 @@ static void set_number(json_t *object, const char *key, uint64_t value)
     (void)json_object_set_new(object, key, json_integer((json_int_t)value));
 }
 
-static json_t *cpu_object(const struct machine_cpu_stats *cpu)
+static json_t *cpu_object(const struct machine_cpu_stats *cpu, unsigned index)
 {
     json_t *object = json_object();
     json_t *exits = json_object();
 
+    set_number(object, "index", index);
     set_number(object, "guest_ns", cpu->guest_ns);
     set_number(object, "run_ns", cpu->run_ns);
     set_number(object, "steal_ns", cpu->steal_ns);
@@ -76,7 +77,9 @@ int control_statistics(struct machine *machine, json_t *answer)
         set_number(statistics, counters->stats[i].name, counters->stats[i].value);
     }
     for (unsigned i = 0; i < counters->cpu_count; i++) {
-        (void)json_array_append_new(cpus, cpu_object(&counters->cpus[i]));
+        if (counters->cpus[i].is_present) {
+            (void)json_array_append_new(cpus, cpu_object(&counters->cpus[i], i));
+        }
     }
     (void)json_object_set_new(answer, "statistics", statistics);
     (void)json_object_set_new(answer, "vcpus", cpus);
