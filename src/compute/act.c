@@ -267,6 +267,10 @@ static int do_change(struct act *act, struct fault *fault)
     if (act->kind == KIND_VOLUME) {
         return change_volume(act, old_gib, fault);
     }
+    rc = act->kind == KIND_ALARM ? alarm_prepare(act->compute, &act->object, fault) : 0;
+    if (rc < 0) {
+        return rc;
+    }
     change_put(&act->change, &act->object);
     return 0;
 }
@@ -299,7 +303,7 @@ static int fail_if_used(void *opaque, struct object *object)
 
 static int check_project_is_empty(struct act *act, struct fault *fault)
 {
-    static const enum kind kinds[] = {KIND_INSTANCE, KIND_VOLUME, KIND_SNAPSHOT};
+    static const enum kind kinds[] = {KIND_INSTANCE, KIND_VOLUME, KIND_SNAPSHOT, KIND_ALARM};
 
     if (object_is(&act->object, "name", COMPUTE_DEFAULT_PROJECT)) {
         return fault_set(fault, FAULT_CONFLICT, NULL, "the project \"%s\" stays",
@@ -350,6 +354,7 @@ static int do_delete(struct act *act, struct fault *fault)
         break;
     case KIND_TYPE:
     case KIND_KEY:
+    case KIND_ALARM:
         break;
     case KIND_IMAGE:
     case KIND_OPERATION:

@@ -154,6 +154,51 @@ int compute_each_machine(struct compute *compute, const char *project,
  * yet. out[PATH_MAX]. */
 int compute_instance_directory(const struct compute *compute, const char *id, char *out) MUST_CHECK;
 
+/*
+ * Alarms. Who evaluates them says which instances went into alarm or out of
+ * it; what follows from that is written down with the change ("owed") and done
+ * by him, who may be ended at any time: done twice it is done once, by a token.
+ */
+
+/* Calls fn for every alarm: as it is answered, with "owed", its list of debts. */
+int compute_each_alarm(struct compute *compute, int (*fn)(void *opaque, const json_t *alarm),
+                       void *opaque, struct fault *fault) MUST_CHECK;
+
+/* An instance whose state changed. */
+struct compute_turn {
+    const char *instance, *name; /* its id and name */
+    bool is_alarm;
+    double value; /* of the metric, when has_value */
+    bool has_value;
+};
+
+/*
+ * Notes transitions of an alarm that is still at that revision, and state, what
+ * it is now as a whole. -ESTALE otherwise: evaluate again.
+ */
+int compute_alarm_settle(struct compute *compute, const json_t *alarm, const char *state,
+                         const struct compute_turn *turns, unsigned count, struct fault *fault)
+    MUST_CHECK;
+#define COMPUTE_MAX_TURNS 16u /* at a time */
+
+/* A debt, taken apart. */
+struct compute_debt {
+    enum { DEBT_ACTION, DEBT_HOOK_ALARM, DEBT_HOOK_OK } kind;
+    char instance[64];
+    char token[100]; /* names it, the same each time it is tried */
+};
+
+/* False for one that cannot be understood. */
+bool compute_alarm_debt(const json_t *alarm, const char *owed, struct compute_debt *ret_debt);
+
+/* Does the action of an alarm; errors as those of compute_act(). */
+int compute_alarm_act(struct compute *compute, const json_t *alarm, const struct compute_debt *debt,
+                      struct fault *fault) MUST_CHECK;
+
+/* The debt is paid; with an event when complaint is not NULL. -ENOENT: the alarm is gone. */
+int compute_alarm_paid(struct compute *compute, const json_t *alarm, const char *owed,
+                       const char *complaint, struct fault *fault) MUST_CHECK;
+
 /* A stream socket to the serial console of a running instance, the caller's to close. */
 int compute_console(struct compute *compute, const struct compute_call *call, const char *id,
                     int *ret_fd, struct fault *fault) MUST_CHECK;

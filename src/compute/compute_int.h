@@ -372,6 +372,11 @@ int snapshot_tidy(struct task *task, struct object *instance) MUST_CHECK;
 int snapshot_path(const struct compute *compute, const char *id, char out[PATH_MAX],
                   struct err *err) MUST_CHECK;
 
+/* ---- alarm.c ---- */
+
+/* Checks an alarm's wishes, and takes it back to where nothing is known. */
+int alarm_prepare(struct compute *compute, struct object *alarm, struct fault *fault) MUST_CHECK;
+
 /* ---- reconcile.c, volume.c, snapshot_delete.c ---- */
 
 /* What one look found; settled: nothing is left to do. */

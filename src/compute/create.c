@@ -79,6 +79,8 @@ static int prepare_kind(struct creation *creation, struct fault *fault)
         return snapshot_prepare(&creation->change, object, fault);
     case KIND_KEY:
         return check_key(object, fault);
+    case KIND_ALARM:
+        return alarm_prepare(creation->compute, object, fault);
     case KIND_TYPE:
     case KIND_PROJECT:
         return 0;

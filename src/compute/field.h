@@ -53,6 +53,7 @@ enum kind {
     KIND_VOLUME,
     KIND_SNAPSHOT,
     KIND_KEY,
+    KIND_ALARM,
     KIND_PROJECT,
     KIND_OPERATION,
     KIND_EVENT,

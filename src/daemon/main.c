@@ -131,7 +131,8 @@ static int open_metrics(struct daemon *daemon, struct err *err)
 {
     const struct metrics_config config = {.compute = daemon->compute,
                                           .state_dir = daemon->options.state,
-                                          .period_s = daemon->options.history_step_s};
+                                          .period_s = daemon->options.history_step_s,
+                                          .has_local_hooks = daemon->options.has_local_hooks};
 
     return metrics_open(&config, err, &daemon->metrics);
 }

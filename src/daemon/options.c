@@ -53,6 +53,8 @@ static const struct option {
      offsetof(struct daemon_options, workers)},
     {"--history-step", "SECONDS", "between two lines of history, at most 60 (10)", OPTION_NUMBER,
      offsetof(struct daemon_options, history_step_s)},
+    {"--local-webhooks", NULL, "alarms may tell addresses of this host and its link", OPTION_FLAG,
+     offsetof(struct daemon_options, has_local_hooks)},
     {"--log-level", "error|warning|info|debug", "which messages to show on stderr (info)",
      OPTION_LEVEL, 0},
     {"--version", NULL, "show the version", OPTION_FLAG,

@@ -19,6 +19,7 @@ struct daemon_options {
     const char *listen[OPTIONS_MAX_LISTEN]; /* ADDRESS:PORT */
     unsigned listen_count;
     const char *certificate, *key, *cgroup;
+    bool has_local_hooks;
     unsigned cpus, memory_mib, cpu_ratio, memory_ratio, workers, history_step_s;
     enum log_level log_level;
     bool wants_help, wants_version;

@@ -100,6 +100,7 @@ static void sample(struct metrics *metrics, uint32_t period)
                    line.values);
     write_line(metrics, NULL, &line);
     metrics->host = host;
+    alarms_evaluate(metrics, &samples, period);
     machines_done(&samples);
 }
 
@@ -151,6 +152,10 @@ int metrics_open(const struct metrics_config *config, struct err *err, struct me
              ? err_set(err, -EINVAL, "a period of history has at most %u seconds", MAX_PERIOD_S)
              : path_format(metrics->state_dir, err, "%s", config->state_dir);
     if (rc == 0) {
+        rc = hooks_create(config->compute, config->has_local_hooks, &metrics->hooks);
+        rc = rc < 0 ? err_set_errno(err, rc, "webhooks cannot be set up") : 0;
+    }
+    if (rc == 0) {
         rc = thread_start(&metrics->thread, "metrics", sampler_main, metrics);
         metrics->has_thread = rc == 0;
         rc = rc < 0 ? err_set_errno(err, rc, "a thread cannot be started") : 0;
@@ -175,6 +180,7 @@ void metrics_close(struct metrics *metrics)
     if (metrics->has_thread) {
         (void)pthread_join(metrics->thread, NULL);
     }
+    hooks_destroy(metrics->hooks);
     forget_absent(metrics);
     forget_absent(metrics); /* what the first time spared */
     (void)pthread_cond_destroy(&metrics->changed);

@@ -1,6 +1,6 @@
 /*
- * What machines and the host do over time: counters for Prometheus, and a
- * day's history for charts.
+ * What machines and the host do over time: counters for Prometheus, a day's
+ * history for charts, and alarms on it.
  *
  * A thread of its own asks the monitors of all running instances once per
  * period, and writes a line of history for each and for the host; a guest is
@@ -24,6 +24,7 @@ struct metrics_config {
     struct compute *compute; /* outlives it */
     const char *state_dir;   /* the host's history stands here */
     unsigned period_s;       /* 0: METRICS_PERIOD_S; at most 60 */
+    bool has_local_hooks;    /* webhooks may lead to this host and its link */
 };
 
 int metrics_open(const struct metrics_config *config, struct err *err, struct metrics **ret_metrics)

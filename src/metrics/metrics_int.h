@@ -78,6 +78,23 @@ int ring_write(const char *path, unsigned period_s, const struct ring_line *line
 int ring_read(const char *path, unsigned period_s, uint32_t first, uint32_t last,
               void (*fn)(void *opaque, const struct ring_line *line), void *opaque) MUST_CHECK;
 
+/* ---- alarms.c ---- */
+
+struct hooks;
+
+/* Once per period, after its lines. The sampler's thread. */
+void alarms_evaluate(struct metrics *metrics, const struct machine_samples *samples,
+                     uint32_t period);
+
+/* ---- hooks.c ---- */
+
+/* allows_local: also to addresses of this host and of its link. */
+int hooks_create(struct compute *compute, bool allows_local, struct hooks **ret_hooks) MUST_CHECK;
+void hooks_destroy(struct hooks *hooks); /* accepts NULL */
+/* Sends it, unless it is under way. Any thread; waits for nothing. */
+void hooks_add(struct hooks *hooks, const json_t *alarm, const char *owed,
+               const struct compute_debt *debt);
+
 /* ---- metrics.c ---- */
 
 /* What was counted of an instance one period before. The sampler's thread. */
@@ -91,6 +108,7 @@ struct track {
 struct metrics {
     struct metrics_config config;
     char state_dir[PATH_MAX];
+    struct hooks *hooks;
     struct mutex scrapes; /* one at a time: a monitor has few places for clients */
 
     struct mutex lock; /* the next line */

@@ -3,12 +3,14 @@
 charts, alarms."""
 
 import contextlib
+import http.server
 import json
 import os
 import pathlib
 import re
 import signal
 import subprocess
+import threading
 import urllib.parse
 import urllib.request
 
@@ -180,8 +182,157 @@ def begin_a_damaged_history_anew(place):
                        for value in platform.ok("GET", path)["series"]["memory_resident_bytes"]), "noise is told")
 
 
+class Receiver:
+    """A server on loopback that answers with the statuses it was given, then 200."""
+
+    def __init__(self, *statuses):
+        self.got, self.changed = [], threading.Condition()
+        waiting = list(statuses)
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(handler):
+                body = handler.rfile.read(int(handler.headers["Content-Length"]))
+                handler.send_response(waiting.pop(0) if waiting else 200)
+                handler.send_header("Location", "file:///etc/passwd")
+                handler.send_header("Content-Length", "0")
+                handler.end_headers()
+                with self.changed:
+                    self.got.append((handler.headers, json.loads(body)))
+                    self.changed.notify_all()
+
+            def do_GET(handler):
+                raise AssertionError("a redirection was followed")
+
+            def log_message(self, *unused):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/hook"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def wait(self, count):
+        with self.changed:
+            expect(self.changed.wait_for(lambda: len(self.got) >= count, LIMIT_S), f"{self.got}")
+            return list(self.got)
+
+
+ALWAYS = {"metric": "memory_resident_bytes", "threshold": 1, "for_s": 0}
+NEVER = {"metric": "memory_resident_bytes", "threshold": 1 << 50, "for_s": 0}
+
+
+def alarm_events(platform, alarm, action):
+    page = platform.ok("GET", f"/v1/events?limit=1000&kind=alarm&target={alarm}&action={action}")
+    return page["items"]
+
+
+def in_state(platform, alarm, state):
+    while (shown := platform.ok("GET", f"/v1/alarms/{alarm}"))["state"] != state:
+        pass
+    return shown
+
+
+def lines_more(platform, machine, count):
+    path = f"/v1/instances/{machine}/history?step=1&metric=memory_resident_bytes"
+    before = len(known(platform.ok("GET", path), "memory_resident_bytes"))
+    while len(known(platform.ok("GET", path), "memory_resident_bytes")) < before + count:
+        pass
+
+
+def refuse_wrong_alarms(place):
+    with Platform(place) as platform:
+        machine = platform.ok("POST", "/v1/instances", {"name": "m", "image": "busybox",
+                                                        "desired": "stopped"})["instance"]["id"]
+        for wanted, field in (({**ALWAYS}, "instance"), ({**ALWAYS, "instance": "m", "tag": "a=b"}, "instance"),
+                              ({**ALWAYS, "instance": "m", "metric": "mood"}, "metric"),
+                              ({**ALWAYS, "tag": "env"}, "tag"), ({**ALWAYS, "tag": "a=b", "for_s": -1}, "for_s"),
+                              ({**ALWAYS, "tag": "a=b", "webhook": "file:///etc/passwd"}, "webhook"),
+                              ({**ALWAYS, "tag": "a=b", "action": "explode"}, "action"),
+                              ({"metric": "cpu_percent", "instance": "m"}, "threshold")):
+            platform.refused(400, "POST", "/v1/alarms", wanted, field=field)
+        platform.refused(404, "POST", "/v1/alarms", {**ALWAYS, "instance": "none"}, field="instance")
+        platform.ok("POST", "/v1/projects", {"name": "red"})
+        red = platform.ok("POST", "/v1/tokens", {"name": "r", "role": "member", "project": "red"})["token"]
+        platform.refused(404, "POST", "/v1/alarms", {**ALWAYS, "instance": machine}, token=red)
+        made = platform.ok("POST", "/v1/alarms", {**ALWAYS, "instance": "m"})["alarm"]
+        expect(made["instance"] == machine and made["state"] == "no-data" and "owed" not in made, f"{made}")
+        platform.refused(404, "GET", f"/v1/alarms/{made['id']}", token=red)
+        platform.ok("DELETE", f"/v1/alarms/{made['id']}")
+        expect(platform.ok("GET", "/v1/alarms")["items"] == [], "it is still there")
+
+
+def tell_a_webhook(place):
+    """Each transition once, however often it is tried; a redirection is not followed."""
+    receiver, strange = Receiver(500, 503), Receiver(302)
+    with Platform(place, *STEP, "--local-webhooks") as platform:
+        machine = platform.launch("m")
+        alarm = platform.ok("POST", "/v1/alarms", {**ALWAYS, "instance": "m", "name": "full",
+                                                   "webhook": receiver.url})["alarm"]["id"]
+        other = platform.ok("POST", "/v1/alarms", {**ALWAYS, "instance": "m",
+                                                   "webhook": strange.url})["alarm"]["id"]
+        got = receiver.wait(3)
+        expect(len({headers["Idempotency-Key"] for headers, _ in got}) == 1, "one transition, several keys")
+        expect(got[0][1]["alarm"]["name"] == "full" and got[0][1]["state"] == "alarm" and
+               got[0][1]["instance"] == machine, f"{got[0][1]}")
+        expect(in_state(platform, alarm, "alarm")["firing"] == [machine], "which instance?")
+        while not alarm_events(platform, other, "alarm.action"):
+            pass
+        expect(len(strange.got) == 1, "it was tried again although it was refused")
+        platform.ok("PATCH", f"/v1/alarms/{alarm}", {"threshold": 1 << 50})
+        in_state(platform, alarm, "ok")
+        platform.ok("PATCH", f"/v1/alarms/{alarm}", {"threshold": 1})
+        expect(receiver.wait(4)[3][1]["state"] == "alarm", f"{receiver.got}")
+        lines_more(platform, machine, 3)
+        expect(len(receiver.got) == 4, f"told more than once: {receiver.got}")
+        platform.finish(platform.ok("POST", f"/v1/instances/{machine}/stop", {"force": True}))
+        in_state(platform, alarm, "no-data")
+        expect(receiver.wait(5)[4][1]["state"] == "ok", f"{receiver.got}")
+
+
+def keep_webhooks_from_the_host(place):
+    receiver = Receiver()
+    with Platform(place, *STEP) as platform:
+        platform.launch("m")
+        alarm = platform.ok("POST", "/v1/alarms", {**ALWAYS, "instance": "m",
+                                                   "webhook": receiver.url})["alarm"]["id"]
+        while not (events := alarm_events(platform, alarm, "alarm.action")):
+            pass
+        expect("--local-webhooks" in events[0]["text"] and not receiver.got, f"{events} {receiver.got}")
+
+
+def act_once(place):
+    """An alarm on a tag stops what has it, once per transition, whatever happens to the daemon."""
+    with Platform(place, *STEP) as platform:
+        machine = platform.launch("tagged", tags={"tier": "batch"})
+        other = platform.launch("other")
+        alarm = platform.ok("POST", "/v1/alarms", {**ALWAYS, "tag": "tier=batch", "for_s": 2,
+                                                   "action": "stop"})["alarm"]["id"]
+        watching = platform.ok("POST", "/v1/alarms", {**ALWAYS, "instance": "other"})["alarm"]["id"]
+        in_state(platform, watching, "alarm")
+        for time in (1, 2):
+            while platform.state(machine) not in ("stopping", "stopped"):
+                pass
+            platform.stop_daemon(signal.SIGKILL)
+            platform.start_daemon()
+            platform.call("POST", f"/v1/instances/{machine}/stop", {"force": True})  # if it takes its time
+            while platform.state(machine) != "stopped":
+                pass
+            lines_more(platform, other, 2)
+            stops = [row for row in platform.ok("GET", "/v1/operations?limit=1000")["items"]
+                     if row.get("actor") == f"alarm:{alarm}"]
+            expect(len(stops) == time and stops[0]["action"] == "instance.stop", f"{stops}")
+            expect(len(alarm_events(platform, alarm, "alarm.raised")) == time, "raised more than once")
+            if time == 1:
+                in_state(platform, alarm, "no-data")
+                platform.finish(platform.ok("POST", f"/v1/instances/{machine}/start"))
+        expect(platform.state(other) == "running", "another instance was stopped")
+        expect(len(alarm_events(platform, watching, "alarm.raised")) == 1 and
+               platform.ok("GET", f"/v1/alarms/{watching}")["state"] == "alarm", "it was raised again")
+
+
 if __name__ == "__main__":
     run_tests([
         ("expose counters", expose_counters), ("be scraped by Prometheus", be_scraped_by_prometheus),
         ("keep history", keep_history), ("begin a damaged history anew", begin_a_damaged_history_anew),
+        ("refuse wrong alarms", refuse_wrong_alarms), ("tell a webhook", tell_a_webhook),
+        ("keep webhooks from the host", keep_webhooks_from_the_host), ("act once", act_once),
     ])
