@@ -72,7 +72,9 @@ int block_image_commit(struct block_image *image, struct block_image *target, st
     MUST_CHECK;
 
 struct block_check_result {
-    uint64_t corruptions, leaks, errors; /* errors: of the check itself, such as unreadable parts */
+    /* What there is, after a repair what is left; errors: of the check itself, such as unreadable
+     * parts. */
+    uint64_t corruptions, leaks, errors;
     uint64_t corruptions_fixed, leaks_fixed;
     uint64_t total_clusters, allocated_clusters, compressed_clusters, fragmented_clusters;
     uint64_t image_end_bytes;

@@ -7,6 +7,8 @@
 #include <inttypes.h>
 #include <string.h>
 
+#define MAX_REPAIRS 3u
+
 struct check {
     struct qcow2 *q;
     struct qcow2_walk walk;
@@ -182,6 +184,30 @@ static int repair(struct check *c, struct err *err)
     return 0;
 }
 
+/* What is left then takes the place of what was found before. */
+static int repair_and_check(struct check *c, struct block_check_result *result, struct err *err)
+{
+    struct check again = {
+        .q = c->q, .snapshots = c->snapshots, .snapshots_bytes = c->snapshots_bytes};
+    int r = repair(c, err);
+
+    if (r < 0) {
+        return r;
+    }
+    r = check_once(&again);
+    if (r < 0) {
+        return err_set_errno(err, r, "cannot check what was repaired");
+    }
+    result->corruptions_fixed += result->corruptions > again.walk.corruptions
+                                     ? result->corruptions - again.walk.corruptions
+                                     : 0;
+    result->leaks_fixed += result->leaks > again.leaks ? result->leaks - again.leaks : 0;
+    result->corruptions = again.walk.corruptions;
+    result->leaks = again.leaks;
+    result->image_end_bytes = again.walk.data_end;
+    return 0;
+}
+
 static int check_exclusive(struct qcow2 *q, enum block_repair repair_what,
                            block_check_report_fn report, void *opaque,
                            struct block_check_result *ret_result, struct err *err)
@@ -203,20 +229,13 @@ static int check_exclusive(struct qcow2 *q, enum block_repair repair_what,
     if ((repair_what == BLOCK_REPAIR_ALL && (result.corruptions > 0 || is_marked)) ||
         (repair_what != BLOCK_REPAIR_NONE && result.leaks > 0 && result.corruptions == 0) ||
         (repair_what == BLOCK_REPAIR_ALL && result.leaks > 0)) {
-        r = repair(&c, err);
-    }
-    if (r == 0 && repair_what != BLOCK_REPAIR_NONE) {
-        struct check again = {
-            .q = q, .snapshots = c.snapshots, .snapshots_bytes = c.snapshots_bytes};
-
-        r = check_once(&again);
-        result.corruptions_fixed = result.corruptions > again.walk.corruptions
-                                       ? result.corruptions - again.walk.corruptions
-                                       : 0;
-        result.leaks_fixed = result.leaks > again.leaks ? result.leaks - again.leaks : 0;
-        result.corruptions = again.walk.corruptions;
-        result.leaks = again.leaks;
-        result.image_end_bytes = again.walk.data_end;
+        r = repair_and_check(&c, &result, err);
+        /* Clusters that are moved away from others leave those with other flags. */
+        for (unsigned i = 0;
+             r == 0 && i < MAX_REPAIRS && result.corruptions > 0 && repair_what == BLOCK_REPAIR_ALL;
+             i++) {
+            r = repair_and_check(&c, &result, err);
+        }
     }
     qcow2_snapshots_free(c.snapshots, q->header.snapshot_count);
     if (r == 0) {

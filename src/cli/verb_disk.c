@@ -126,10 +126,6 @@ static void report_finding(void *opaque, const char *text)
 
 static int print_check(const struct block_check_result *r, bool as_json)
 {
-    uint64_t damage = r->corruptions - (r->corruptions_fixed < r->corruptions ? r->corruptions_fixed
-                                                                              : r->corruptions);
-    uint64_t leaks = r->leaks - (r->leaks_fixed < r->leaks ? r->leaks_fixed : r->leaks);
-
     if (as_json) {
         (void)print_json(json_pack(
             "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "corruptions", (json_int_t)r->corruptions,
@@ -137,15 +133,16 @@ static int print_check(const struct block_check_result *r, bool as_json)
             (json_int_t)r->corruptions_fixed, "leaks_fixed", (json_int_t)r->leaks_fixed,
             "total_clusters", (json_int_t)r->total_clusters, "allocated_clusters",
             (json_int_t)r->allocated_clusters, "image_end_bytes", (json_int_t)r->image_end_bytes));
-    } else if (r->corruptions + r->leaks + r->errors == 0) {
+    } else if (r->corruptions + r->leaks + r->errors + r->corruptions_fixed + r->leaks_fixed == 0) {
         puts("no fault found");
     } else {
         printf("%llu damaged (%llu mended), %llu leaked (%llu mended), %llu unreadable\n",
-               (unsigned long long)r->corruptions, (unsigned long long)r->corruptions_fixed,
-               (unsigned long long)r->leaks, (unsigned long long)r->leaks_fixed,
+               (unsigned long long)(r->corruptions + r->corruptions_fixed),
+               (unsigned long long)r->corruptions_fixed,
+               (unsigned long long)(r->leaks + r->leaks_fixed), (unsigned long long)r->leaks_fixed,
                (unsigned long long)r->errors);
     }
-    return damage + r->errors > 0 ? CLI_EXIT_DIFFERS : leaks > 0 ? CLI_EXIT_LEAKS : 0;
+    return r->corruptions + r->errors > 0 ? CLI_EXIT_DIFFERS : r->leaks > 0 ? CLI_EXIT_LEAKS : 0;
 }
 
 int verb_image_check(const struct cli *cli, const void *values, const struct args *args,

@@ -4,16 +4,44 @@ container's filter, and boots what came out. Downloads packages; takes some minu
 
 import json
 import os
+import pathlib
 import subprocess
 
 from harness import Machine, Ssh, expect, free_port, guest, run_tests, wait_greeting
 from test_cli import ENGINE, User
 
 
+BUILD = ("image", "build", "debian", "--mode", "fakechroot", "--size", "3G")
+
+
+def build_again(user):
+    """A second build takes the disk of the first, and gives it keys of its own."""
+    image = pathlib.Path(user.home, ".local/share/corbel/images/debian")
+    first_key = (image / "ssh_key").read_bytes()
+    disk = next(pathlib.Path(user.home, "cache/corbel").glob("disk-*/disk.raw"))
+    before = disk.stat()
+    tools = pathlib.Path(user.home, "tools")
+    tools.mkdir()
+    for name in ("mmdebstrap", "apt-get", "dpkg", "dpkg-deb", "mke2fs"):
+        (tools / name).write_text(f"#!/bin/sh\necho called {name} >&2\nexit 1\n")
+        (tools / name).chmod(0o755)
+    path = f"{tools}:{user.env['PATH']}"
+    user.run(*BUILD, PATH=path)
+    after = disk.stat()
+    expect((after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns),
+           "the cached disk was written to")
+    expect((image / "ssh_key").read_bytes() != first_key, "two images share a key")
+    # What the tools above are for, they are called for.
+    _, err = user.run(*BUILD, "--no-cache", "--name", "anew", status=1, PATH=path)
+    expect("called mmdebstrap" in err, err)
+
+
 def build_and_boot(place, container):
     with User(place) as user:
         user.container = container
-        user.run("image", "build", "debian", "--mode", "fakechroot", "--size", "3G")
+        user.run(*BUILD)
+        if not container:
+            build_again(user)
         out, _ = user.run("image", "show", "debian", "--json")
         expect('"has_disk": true' in out, out)
         user.run("run", "debian", "--engine", ENGINE, "--cpus", "2", "--detach")
@@ -61,7 +89,7 @@ def boot_from_volume(place):
 
 TESTS = [
     ("debian boots from a clone of a volume and grows with it", boot_from_volume),
-    ("debian builds as an ordinary user and boots", lambda p: build_and_boot(p, False)),
+    ("debian builds as an ordinary user, from the cache too, and boots", lambda p: build_and_boot(p, False)),
     ("debian builds under a container's filter and boots", lambda p: build_and_boot(p, True)),
 ]
 
