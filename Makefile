@@ -32,8 +32,9 @@ test-diff: all
 	done
 
 # A million random requests, ten thousand power cuts, a failure at each call, a thousand killed
-# processes, from fresh seeds that are printed. The first is about what images hold and not about the
-# host's disk, whose flushes would take nearly all of its time: it runs in memory where there is room.
+# processes, from fresh seeds that are printed; disk locks over NFS, in a guest. The first is about what
+# images hold and not about the host's disk, whose flushes would take nearly all of its time: it runs
+# in memory where there is room.
 test-storage: all
 	@seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); echo "seed $$seed"; \
 	room=$$(df -k --output=avail /dev/shm 2>/dev/null | tail -n 1); \
@@ -41,7 +42,9 @@ test-storage: all
 	TMPDIR=$$memory $(BUILD)/tests/block/oracle --ops 100000 --stops 40 --seed $$seed && \
 	$(BUILD)/tests/block/crash --cuts 10000 --seed $$seed && \
 	$(BUILD)/tests/block/failure --seed $$seed && \
-	$(BUILD)/tests/block/kill --kills 200 --seed $$seed
+	$(BUILD)/tests/block/kill --kills 200 --seed $$seed && \
+	CORBEL_BUILD=$(abspath $(BUILD)) CORBEL_E2E_LIMIT=10000 PYTHONDONTWRITEBYTECODE=1 \
+		tests/e2e/test_shared_storage.py
 
 # The daemon killed before and after each of its steps, a thousand random operations with kills among
 # them, 500 machines created and deleted, 50 at a time: about a quarter of an hour.
