@@ -57,6 +57,9 @@ enum { EAX, EBX, ECX, EDX };
 
 #define XSAVE_LEGACY_BYTES 576u
 #define XSAVE_AVX_BYTES 256u
+/* Components 3 to 7: MPX and AVX-512. */
+#define XSAVE_FIRST_HIDDEN 3u
+#define XSAVE_LAST_HIDDEN 7u
 
 static void host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t ret_regs[4])
 {
@@ -66,6 +69,16 @@ static void host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t ret_regs[4])
     if (leaf <= highest) {
         __cpuid_count(leaf, subleaf, ret_regs[EAX], ret_regs[EBX], ret_regs[ECX], ret_regs[EDX]);
     }
+}
+
+/* XGETBV; the builtin wants -mxsave. */
+static uint32_t host_xcr0(void)
+{
+    uint32_t low;
+    uint32_t high;
+
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
 }
 
 static void table_add(struct cpuid_table *table, uint32_t leaf, int subleaf, const uint32_t regs[4])
@@ -174,6 +187,29 @@ static void add_topology(struct cpuid_table *table, unsigned vcpu_index, unsigne
     table_add(table, 0xb, 1, core);
 }
 
+/*
+ * The sizes of components that the guest does not have, but the host's XCR0: a dynamic linker
+ * makes room by these for what it may store, and where user code runs natively (engine/native.h)
+ * its XSAVEC reaches for that room, though nothing is stored there.
+ */
+static void add_hidden_components(struct cpuid_table *table)
+{
+    uint32_t regs[4];
+    uint32_t components;
+
+    host_cpuid(1, 0, regs);
+    if ((regs[ECX] & LEAF1_ECX_OSXSAVE) == 0) {
+        return;
+    }
+    components = host_xcr0();
+    for (uint32_t i = XSAVE_FIRST_HIDDEN; i <= XSAVE_LAST_HIDDEN; i++) {
+        if ((components >> i & 1) != 0) {
+            host_cpuid(0xd, i, regs);
+            table_add(table, 0xd, (int)i, regs);
+        }
+    }
+}
+
 /* Sizes that depend on XCR0 are filled in by cpuid_query(). */
 static void add_xsave(struct cpuid_table *table, bool avx)
 {
@@ -192,6 +228,7 @@ static void add_xsave(struct cpuid_table *table, bool avx)
     table_add(table, 0xd, 1, regs);
     if (avx) {
         table_add(table, 0xd, 2, ymm);
+        add_hidden_components(table);
     }
 }
 

@@ -20,6 +20,7 @@
 #define OFF_XMM 160u
 #define OFF_XSTATE_BV 512u
 #define OFF_XCOMP_BV 520u
+#define XCR0_HIDDEN 0xf8ull /* MPX and AVX-512, behind AVX in a compacted area */
 #define OFF_YMM_HIGH 576u
 
 #define LEGACY_BYTES 416u
@@ -181,6 +182,12 @@ int fpu_op_xsave(struct engine_vcpu *v, const struct insn *in)
     return r;
 }
 
+/* What XSAVEC that ran natively may name beside the guest's components; it stores none of it. */
+static uint64_t hidden_components(const struct engine_vcpu *v)
+{
+    return v->vm->native_user != NULL ? XCR0_HIDDEN : 0;
+}
+
 /* The rules of the header of XRSTOR (SDM 1 13.8); compaction as CPUID promises. */
 static bool header_is_valid(const struct engine_vcpu *v, const uint8_t header[64])
 {
@@ -197,7 +204,8 @@ static bool header_is_valid(const struct engine_vcpu *v, const uint8_t header[64
     }
     comp_bv &= ~COMPACTED;
     return v->env != NULL && cpuid_has(v->env->cpuid, 0xd, 1, 0, 1) &&
-           (comp_bv & ~v->st.xcr0) == 0 && (state_bv & ~comp_bv) == 0;
+           (comp_bv & ~(v->st.xcr0 | hidden_components(v))) == 0 &&
+           (state_bv & ~(comp_bv & v->st.xcr0)) == 0;
 }
 
 static void restore_x87(struct vcpu_state *st, const uint8_t *area)

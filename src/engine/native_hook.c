@@ -18,6 +18,7 @@ static void begin_window(struct engine_vcpu *v)
 {
     v->native.entries = 0;
     v->native.ways_out = 0;
+    v->native.detours = 0;
     v->native.took = 0;
     v->native.since = __builtin_ia32_rdtsc();
 }

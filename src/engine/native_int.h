@@ -31,10 +31,10 @@
 /* A mapped page: its offset in RAM in pages, and what may be done beside reading. */
 #define MAPPED_WRITE 1u
 #define MAPPED_EXEC 2u
-#define MAPPED_RIGHTS (MAPPED_WRITE | MAPPED_EXEC)
-#define MAPPED_SHIFT 2u
+#define MAPPED_FLAGGED 4u /* it may be executed, but not natively */
+#define MAPPED_SHIFT 3u
 #define MAPPED_NONE UINT32_MAX
-#define MAPPED_PAGES_MAX (1u << 30)
+#define MAPPED_PAGES_MAX (1u << 29)
 
 /* Pages of 2 MiB of guest addresses. */
 struct native_region {

@@ -108,11 +108,16 @@ static const uint8_t *next_page(struct engine_vcpu *v, uint64_t va)
     return mmu_peek(v, va + PAGE_BYTES, &at) == 0 ? mmu_ram_host(v->vm, at.v) : NULL;
 }
 
-static bool is_flagged(struct engine_vcpu *v, uint64_t va, uint32_t page)
+/* old: what is mapped there, so that each page is looked at once. */
+static bool is_flagged(struct engine_vcpu *v, uint64_t va, uint32_t page, uint32_t old)
 {
     struct native_user *user = v->vm->native_user;
     const uint8_t *host = user->ram + (uint64_t)(page >> MAPPED_SHIFT) * PAGE_BYTES;
 
+    if (old != MAPPED_NONE && (old ^ page) >> MAPPED_SHIFT == 0 &&
+        (old & (MAPPED_EXEC | MAPPED_FLAGGED)) != 0) {
+        return (old & MAPPED_FLAGGED) != 0;
+    }
     if (!native_scan_page(
             host, host[PAGE_MASK] == 0x0f || host[PAGE_MASK - 1] == 0x0f ? next_page(v, va) : NULL,
             !user->native->cpuid_faults, user->host_has_more_state)) {
@@ -137,12 +142,8 @@ static int map_page(struct engine_vcpu *v, struct native_space *space, struct na
     if ((page & MAPPED_WRITE) != 0 && native_page_is_code(user, page >> MAPPED_SHIFT)) {
         page &= ~MAPPED_WRITE;
     }
-    /* What has been looked at and is executable stays so. */
-    if ((page & MAPPED_EXEC) != 0 &&
-        (old == MAPPED_NONE || (old >> MAPPED_SHIFT) != (page >> MAPPED_SHIFT) ||
-         (old & MAPPED_EXEC) == 0) &&
-        is_flagged(v, va, page)) {
-        page &= ~MAPPED_EXEC;
+    if ((page & MAPPED_EXEC) != 0 && is_flagged(v, va, page, old)) {
+        page = (page & ~MAPPED_EXEC) | MAPPED_FLAGGED;
     }
     if (page == old && !is_missed) {
         return 0;
@@ -239,7 +240,10 @@ struct check {
 /* A page stays, or is allowed less; more comes when it is missed. */
 static uint32_t page_left(uint32_t old, uint32_t now)
 {
-    return now == MAPPED_NONE || (old ^ now) >> MAPPED_SHIFT != 0 ? MAPPED_NONE : old & now;
+    if (now == MAPPED_NONE || (old ^ now) >> MAPPED_SHIFT != 0) {
+        return MAPPED_NONE;
+    }
+    return old & (now | ((now & MAPPED_EXEC) != 0 ? MAPPED_FLAGGED : 0u));
 }
 
 static int check_region(struct engine_vcpu *v, struct native_space *space, struct native_region *r,

@@ -34,6 +34,7 @@ static void begin_window(struct engine_vcpu *v, uint64_t now)
 {
     v->native.entries = 0;
     v->native.ways_out = 0;
+    v->native.detours = 0;
     v->native.took = 0;
     v->native.since = now;
 }
@@ -139,7 +140,8 @@ static void note_way_out(struct engine_vcpu *v, struct native_space *space)
         return;
     }
     now = __builtin_ia32_rdtsc();
-    if (v->native.took < DEMOTE_SAMPLE * cycles_of_ns(user, DEMOTE_NS)) {
+    if (v->native.took < DEMOTE_SAMPLE * cycles_of_ns(user, DEMOTE_NS) ||
+        v->native.detours > DEMOTE_SAMPLE / 2) {
         native_count(&user->counts.demotions, 1);
         mutex_lock(&user->lock);
         atomic_store(&space->promoted, false);
@@ -182,15 +184,20 @@ static int on_trap(struct engine_vcpu *v)
     return raise(v);
 }
 
+static void clear(struct engine_vcpu *v, struct native_space *space)
+{
+    mutex_lock(&space->lock);
+    native_space_clear(v->vm->native_user, space);
+    mutex_unlock(&space->lock);
+}
+
 /* The process did what no guest can make it do and be right: its registers are gone. */
 static int on_lost(struct engine_vcpu *v, struct native_space *space)
 {
     struct native_user *user = v->vm->native_user;
 
     native_count(&user->counts.lost, 1);
-    mutex_lock(&space->lock);
-    native_space_clear(user, space);
-    mutex_unlock(&space->lock);
+    clear(v, space);
     v->fault = (struct engine_fault){.vector = X86_VEC_GP, .has_error = true};
     return raise(v);
 }
@@ -205,13 +212,15 @@ static int interpret(struct engine_vcpu *v)
  * Through a page that may not run natively, by the interpreter, since most do
  * little there; whoever stays is translated for a while.
  */
-static int detour(struct engine_vcpu *v)
+static int detour(struct engine_vcpu *v, struct native_space *space)
 {
     struct native_user *user = v->vm->native_user;
     const uint64_t page = v->st.rip & ~PAGE_MASK;
     int r = 0;
 
     native_count(&user->counts.detours, 1);
+    v->native.detours++;
+    note_way_out(v, space);
     for (unsigned n = 0; r == 0 && n < DETOUR_MAX; n++) {
         r = interp_step(v);
         if ((v->st.rip & ~PAGE_MASK) != page || atomic_load(&v->kick) != 0 || !may_run(v)) {
@@ -263,7 +272,7 @@ static int on_fault(struct engine_vcpu *v, struct native_space *space,
         native_count(&user->counts.raised, 1);
         return raise(v);
     case NATIVE_FLAGGED:
-        return detour(v);
+        return detour(v, space);
     case NATIVE_CODE:
         /* What was translated from it may be needed no more; it is when it runs again. */
         if (mmu_translate(v, left->address, MMU_WRITE, MMU_USER, &page) == 0) {
@@ -292,6 +301,10 @@ static int act(struct engine_vcpu *v, struct native_space *space, const struct n
         return on_trap(v);
     case NATIVE_OTHER:
         return interpret(v);
+    case NATIVE_FULL:
+        clear(v, space);
+        *ret_again = true;
+        return 0;
     case NATIVE_LOST:
         return on_lost(v, space);
     case NATIVE_KICK:

@@ -1,7 +1,7 @@
 /*
  * Instructions that a user may execute and that answer for the host, not for
  * the guest: RDTSCP, RDPID and LSL (which CPU), XGETBV and XSAVE (which state
- * there is), SMSW, RDPKRU, WRPKRU, RDPRU, and CPUID where it does not fault. Looked for at every offset, since code is found by running it only.
+ * there is), SMSW, RDPKRU, WRPKRU, RDPRU, and CPUID where it does not fault.
  */
 #include "engine/native_int.h"
 
@@ -9,7 +9,12 @@
 
 #define MOD(modrm) ((modrm) >> 6)
 #define MOV_EAX_IMM32 0xb8
-#define MASK_DISTANCE 24u
+#define MASK_DISTANCE 80u /* it clears the header between */
+/* Decoding begins so far before what was found, at so many places; of them, so many must lead
+ * there. From wherever it begins, it soon is in step with the code that was meant. */
+#define STEP_BACK 48u
+#define STEP_STARTS 16u
+#define STEP_AGREE 4u
 #define REG(modrm) ((modrm) >> 3 & 7u)
 
 /* 0F 01, with a register: forms with memory (SGDT, SIDT, SMSW) are in too much ordinary code. */
@@ -60,6 +65,38 @@ static bool tells(const uint8_t *page, const uint8_t *opcode, const uint8_t *b, 
     }
 }
 
+/* Begun there, does the code reach the opcode as that of an instruction? */
+static bool leads_to(const uint8_t *page, unsigned start, unsigned opcode)
+{
+    struct insn insn;
+
+    while (start <= opcode) {
+        if (insn_decode(page + start, GMEM_PAGE_BYTES - start, INSN_MODE_64, &insn) != 0) {
+            return true;
+        }
+        if (insn.map == 1 && start + insn.opcode_off - 1 == opcode) {
+            return true;
+        }
+        start += insn.len != 0 ? insn.len : 1u;
+    }
+    return false;
+}
+
+/* Is it an instruction rather than a part of another? */
+static bool is_meant(const uint8_t *page, const uint8_t *opcode)
+{
+    const unsigned at = (unsigned)(opcode - page);
+    unsigned agree = 0;
+
+    if (at < STEP_BACK) {
+        return true;
+    }
+    for (unsigned i = 0; i < STEP_STARTS; i++) {
+        agree += leads_to(page, at - STEP_BACK + i, at) ? 1 : 0;
+    }
+    return agree >= STEP_AGREE;
+}
+
 bool native_scan_page(const uint8_t *page, const uint8_t *next, bool flag_cpuid, bool flag_xsave)
 {
     const uint8_t *end = page + GMEM_PAGE_BYTES;
@@ -80,7 +117,7 @@ bool native_scan_page(const uint8_t *page, const uint8_t *next, bool flag_cpuid,
                 follows[i] = next[at + i - end];
             }
         }
-        if (tells(page, at - 1, follows, flag_cpuid, flag_xsave)) {
+        if (tells(page, at - 1, follows, flag_cpuid, flag_xsave) && is_meant(page, at - 1)) {
             return true;
         }
     }

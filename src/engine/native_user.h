@@ -45,6 +45,7 @@ struct native_vcpu {
     uint64_t cr3;      /* that the window is of */
     uint64_t since;    /* host TSC at which the window began */
     uint64_t took;     /* cycles that native code took in it, hand-over and all */
+    uint32_t detours;  /* through flagged pages in it, which count as ways out, too */
     uint32_t ways_out; /* into the guest's kernel from native code in it */
     uint64_t fault_va; /* of the last fault that was answered by mapping */
     uint64_t fault_rip;

@@ -27,7 +27,7 @@
 #include <stdint.h>
 
 #define EXECUTOR_MAX_VCPUS 64u
-#define EXECUTOR_MAX_STATS 64u
+#define EXECUTOR_MAX_STATS 96u
 #define EXECUTOR_NAME_BYTES 48u
 #define EXECUTOR_LOG_LINES 16u
 #define EXECUTOR_LOG_BYTES 240u
