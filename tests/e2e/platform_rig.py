@@ -190,6 +190,15 @@ class Platform(User):
         shutil.rmtree(self.home, ignore_errors=True)
 
 
+def give_disk(platform):
+    """The busybox image, with a disk that is empty."""
+    path = os.path.join(platform.home, ".local/share/corbel/images/busybox/disk.raw")
+    with open(path, "wb") as file:
+        file.truncate(16 << 20)
+    if os.geteuid() == 0:
+        os.chown(path, ORDINARY_UID, ORDINARY_UID)
+
+
 class Socket:
     """A WebSocket of the interface (RFC 6455), for binary messages below 64 KiB."""
 

@@ -22,7 +22,7 @@ except ImportError:
     print("skipped: python3-selenium is not installed")
     sys.exit(77)
 
-from platform_rig import Platform
+from platform_rig import Platform, give_disk
 
 AXE = SOURCE / "web/node_modules/axe-core/axe.min.js"
 for needed in ("chromium", "chromedriver"):
@@ -92,9 +92,8 @@ class Browser:
         self.wait(lambda: self.one("h1").text == heading, f"the page {heading!r}")
 
     def fill(self, field, text):
-        element = self.one(f"#field-{field}")
-        element.clear()
-        element.send_keys(text)
+        self.one(f"#field-{field}").send_keys(Keys.CONTROL + "a")
+        self.one(f"#field-{field}").send_keys(text)
 
     def pick(self, field, value):
         self.wait(lambda: Select(self.one(f"#field-{field}")).select_by_visible_text(value) or True,
@@ -140,8 +139,117 @@ class Browser:
         shutil.rmtree(self.profile, ignore_errors=True)
 
 
+PAGES = (("", "Dashboard"), ("instances", "Instances"), ("launch", "Launch instance"), ("images", "Images"),
+         ("volumes", "Volumes"), ("snapshots", "Snapshots"), ("keys", "Key pairs"), ("types", "Instance types"),
+         ("projects", "Projects"), ("quotas", "Quotas"), ("events", "Events"), ("operations", "Operations"),
+         ("tokens", "API tokens"), ("users", "Users"))
+
+
+def look_at_pages(browser, pages):
+    """Every page, dark and light, wide and narrow: axe finds nothing, and nothing is too wide."""
+    for theme in ("dark", "light"):
+        Select(browser.one("header select")).select_by_visible_text(theme.capitalize())
+        for size, word in ((WIDE, "wide"), (NARROW, "narrow")):
+            browser.driver.set_window_size(*size)
+            for route, heading in pages:
+                browser.go(route, heading)
+                browser.wait(lambda: browser.all("main table, main .empty, main form, main .card, main .tree"), "the page's content")
+                browser.picture(f"{(route or 'dashboard').split('/')[0]}-{theme}-{word}")
+                browser.check_access(f"{heading} {theme} {word}")
+                wide = browser.driver.execute_script("return document.documentElement.scrollWidth - innerWidth")
+                expect(wide <= 0, f"{heading} is {wide} pixels wider than {size}")
+    browser.driver.set_window_size(*WIDE)
+
+
+def nested(browser):
+    """The names in the tree, each with the one above it."""
+    return browser.driver.execute_script(
+        "return Object.fromEntries([...document.querySelectorAll('.tree li')].map(li => [li.querySelector('.name').textContent,"
+        " li.parentElement.closest('li')?.querySelector('.name').textContent ?? '']))")
+
+
+def work_with_snapshots(browser, platform):
+    """A tree on the instance's page and on its own; back to one, a volume and a machine from one."""
+    browser.go("instances/web/snapshots", "web")
+    for count in (1, 2):
+        browser.button("Take snapshot").click()
+        browser.wait(lambda count=count: len(browser.all(".tree .name")) == count and not browser.all(".tree .badge"), f"{count} snapshots")
+    first, second = (row["id"] for row in platform.ok("GET", "/v1/snapshots")["items"])
+    for name, number in (("monday", first), ("tuesday", second)):
+        browser.one(f"button[aria-label='Rename {number}']").click()
+        browser.fill("name", name)
+        browser.button("Change", "dialog").click()
+        browser.wait(lambda name=name: name in browser.one(".tree").text, name)
+    expect(nested(browser) == {"monday": "", "tuesday": "monday"}, f"{nested(browser)}")
+    expect(not browser.one("button[aria-label='Restore monday']").is_enabled(), "a running machine's disk goes back")
+    browser.button("Stop").click()
+    browser.wait(lambda: browser.one("button[aria-label='Restore monday']").is_enabled(), "the machine's end")
+    browser.one("button[aria-label='Restore monday']").click()
+    browser.button("Restore", "dialog").click()
+    browser.wait(lambda: "stands here" in browser.all(".tree .node")[0].text, "the disk at monday")
+    browser.button("Take snapshot").click()
+    browser.wait(lambda: sorted(nested(browser).values()) == ["", "monday", "monday"] and not browser.all(".tree .badge"), "a fork")
+    browser.picture("snapshots-of-instance")
+
+    browser.go("snapshots", "Snapshots")
+    browser.one("button[aria-label='New volume from tuesday']").click()
+    browser.fill("name", "from-tuesday")
+    browser.button("Create", "dialog").click()
+    browser.wait(lambda: any(row["name"] == "from-tuesday" and row["state"] == "available"
+                             for row in platform.ok("GET", "/v1/volumes")["items"]), "the volume")
+    browser.button("New", "main .page-head").click()
+    browser.pick("volume", "data")
+    browser.fill("name", "of-data")
+    browser.button("Create", "dialog").click()
+    browser.wait(lambda: "of-data" in nested(browser), "the volume's snapshot")
+    browser.one("a[aria-label='New instance from monday']").click()
+    browser.wait(lambda: browser.one("h1").text == "Launch instance", "the launch page")
+    browser.fill("name", "again")
+    browser.pick("engine", "soft")
+    browser.fill("memory_mib", "128")
+    browser.fill("new_volume_gib", "1")
+    browser.wait(lambda: "Instances\n2" in browser.one(".card").text, "the quota with this one")
+    browser.button("Launch").click()
+    browser.wait(lambda: browser.one("h1").text == "again", "the instance's page")
+    browser.wait(lambda: any(b.text == "running" for b in browser.all(".badge")), "running")
+    made = platform.ok("GET", "/v1/instances/again")
+    expect(made["snapshot"] == first and len(made["volumes"]) == 1, f"{made}")
+
+
+def work_with_tenants(browser, platform):
+    """Limits of projects, and users, one and several at a time."""
+    browser.go("projects", "Projects")
+    browser.button("New").click()
+    browser.fill("name", "blue")
+    browser.button("Create", "dialog").click()
+    browser.wait(lambda: "blue" in browser.one("table").text, "the project")
+    browser.go("quotas", "Quotas")
+    browser.one("button[aria-label='Change limits of blue']").click()
+    browser.fill("max_snapshots", "3")
+    browser.fill("max_cpus", "8")
+    browser.button("Change", "dialog").click()
+    browser.wait(lambda: "0 of 8" in browser.one("section[aria-label='Quotas of blue']").text, "the limit")
+    expect(platform.ok("GET", "/v1/projects/blue")["max_snapshots"] == 3, "another limit")
+    for name in ("bea", "ben"):
+        platform.ok("POST", "/v1/users", {"name": name, "password": "correct horse", "role": "viewer"})
+    browser.go("users", "Users")
+    browser.wait(lambda: "ben" in browser.one("table").text, "the users")
+    browser.one("button[aria-label='Change bea']").click()
+    browser.pick("project", "blue")
+    browser.button("Change", "dialog").click()
+    browser.wait(lambda: "blue" in browser.one("table").text, "bea's project")
+    browser.one(".filter").send_keys("viewer be")
+    browser.wait(lambda: len(browser.all("tbody tr")) == 2, "two rows")
+    browser.one("thead input[type=checkbox]").click()
+    browser.button("Delete", ".bulk").click()
+    browser.button("Delete", "dialog").click()
+    browser.wait(lambda: "No user matches" in browser.text(), "that they are gone")
+    expect([user["name"] for user in platform.ok("GET", "/v1/users")["items"]] == ["ann"], "others are gone")
+
+
 def work_in_the_console(place):
     with Platform(place) as platform:
+        give_disk(platform)
         platform.ok("POST", "/v1/users", {"name": "ann", "password": "correct horse", "role": "admin"})
         with Browser(platform.port) as browser:
             browser.sign_in("ann", "wrong horse")
@@ -194,35 +302,24 @@ def work_in_the_console(place):
             browser.picture("instances")
             browser.check_access("instances")
             browser.button("Pause", ".bulk").click()
-            browser.one(".filter").clear()
+            browser.one(".filter").send_keys(Keys.CONTROL + "a")
             browser.one(".filter").send_keys("paused")
             browser.wait(lambda: [b.text for b in browser.all("tbody .badge")] == ["paused"], "paused")
             browser.button("Resume", ".bulk").click()
 
-            for route, heading in (("", "Dashboard"), ("images", "Images"), ("volumes", "Volumes"),
-                                   ("keys", "Key pairs"), ("types", "Instance types"), ("projects", "Projects"),
-                                   ("events", "Events"), ("operations", "Operations"), ("tokens", "API tokens"),
-                                   ("users", "Users")):
-                browser.go(route, heading)
-                browser.wait(lambda: browser.all("table") or browser.all(".empty"), "rows")
-                browser.picture(heading.lower().replace(" ", "-"))
-                browser.check_access(heading)
-            for theme in ("dark", "light"):
-                Select(browser.one("header select")).select_by_visible_text(theme.capitalize())
-                for size, word in ((WIDE, "wide"), (NARROW, "narrow")):
-                    browser.driver.set_window_size(*size)
-                    for route, heading in (("", "Dashboard"), ("instances", "Instances")):
-                        browser.go(route, heading)
-                        browser.picture(f"{heading.lower()}-{theme}-{word}")
-                        browser.check_access(f"{heading} {theme} {word}")
-                        wide = browser.driver.execute_script(
-                            "return document.documentElement.scrollWidth - innerWidth")
-                        expect(wide <= 0, f"{heading} is {wide} pixels wider than {size}")
-            browser.driver.set_window_size(*WIDE)
-            browser.go("instances/web", "web")
-            browser.button("Delete").click()
+            work_with_snapshots(browser, platform)
+            work_with_tenants(browser, platform)
+            look_at_pages(browser, PAGES)
+            browser.go("snapshots", "Snapshots")
+            for box in browser.all(".tree input[type=checkbox]"):
+                box.click()
+            browser.button("Delete", ".bulk").click()
             browser.button("Delete", "dialog").click()
+            browser.wait(lambda: "No snapshot yet" in browser.text(), "no snapshot")
             browser.go("instances", "Instances")
+            browser.one("thead input[type=checkbox]").click()
+            browser.button("Delete", ".bulk").click()
+            browser.button("Delete", "dialog").click()
             browser.wait(lambda: "No instance yet" in browser.text(), "an empty list")
             browser.button("Sign out").click()
             browser.wait(lambda: browser.all(".sign-in"), "the sign-in page")
@@ -254,6 +351,20 @@ def use_the_keyboard_only(place):
             tab_to("field-name").send_keys("typed")
             tab_to("field-size_gib").send_keys("1" + Keys.ENTER)
             browser.wait(lambda: "typed" in browser.one("table").text, "the volume")
+            browser.wait(lambda: "available" in browser.one("table").text, "that it is there")
+
+            # A snapshot of it, and away with that again.
+            browser.go("snapshots", "Snapshots")
+            tab_to("New").send_keys(Keys.ENTER)
+            browser.one("dialog[open]")
+            tab_to("field-name").send_keys("kept")
+            tab_to("field-volume").send_keys("typed")
+            tab_to("field-name").send_keys(Keys.ENTER)
+            browser.wait(lambda: "kept" in nested(browser) and not browser.all(".tree .badge"), "the snapshot")
+            tab_to("Delete").send_keys(Keys.ENTER)
+            browser.one("dialog[open]")
+            tab_to("Delete").send_keys(Keys.ENTER)
+            browser.wait(lambda: "No snapshot yet" in browser.text(), "that it is gone")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 import json
 import os
 
-from harness import ORDINARY_UID, expect, run_tests
-from platform_rig import Platform, Socket
+from harness import expect, run_tests
+from platform_rig import Platform, Socket, give_disk
 
 
 class Guest:
@@ -33,15 +33,6 @@ class Guest:
     def read(self, disk):
         text = self.run(f"echo =$(dd if=/dev/{disk} bs=512 skip=100 count=1 2>/dev/null | head -c 8 | head -n 1)=")
         return text.rsplit("=", 2)[1].strip("\0\r\n ")
-
-
-def give_disk(platform):
-    """The busybox image, with a disk that is empty."""
-    path = os.path.join(platform.home, ".local/share/corbel/images/busybox/disk.raw")
-    with open(path, "wb") as file:
-        file.truncate(16 << 20)
-    if os.geteuid() == 0:
-        os.chown(path, ORDINARY_UID, ORDINARY_UID)
 
 
 def member(platform):

@@ -8,6 +8,7 @@ import { address, bodySchema, EventTable, sizes } from "./pages.jsx";
 import { size, tags } from "./format.js";
 import { attempt, Badge, Confirm, Dialog, Empty, Form, Page, Time } from "./ui.jsx";
 import { Chart } from "./chart.jsx";
+import { SnapshotsOf } from "./snapshots.jsx";
 import { Console } from "./terminal.jsx";
 
 const KEPT = 150; // samples: five minutes at one in two seconds
@@ -66,10 +67,12 @@ function Charts({ instance }) {
 }
 
 function Facts({ instance }) {
+  const live = useLive();
   const facts = [
     ["Id", <code>{instance.id}</code>], ["State", <Badge state={instance.state} />],
     ["Reason", instance.reason], ["Type", instance.type], ["vCPUs", sizes(instance).cpus],
-    ["Memory", size(sizes(instance).memory)], ["Image", instance.image], ["Ports", address(instance)],
+    ["Memory", size(sizes(instance).memory)], ["Image", instance.image],
+    ["Snapshot", live.find("snapshot", instance.snapshot)?.name], ["Ports", address(instance)],
     ["To get in", instance.ssh_port && <code>corbel ssh {instance.name ?? instance.id}</code>],
     ["Engine", instance.engine_used ?? instance.engine], ["Restarts", instance.restarts || null], ["Tags", tags(instance)],
     ["Created", <Time at={instance.created} />],
@@ -88,9 +91,9 @@ function Edit({ instance, onClose }) {
   );
 }
 
-const TABS = ["overview", "console", "events"];
+const TABS = ["overview", "console", "snapshots", "events"];
 
-export function Instance({ id, tab = "overview" }) {
+export function Instance({ id, tab = "overview", canChange }) {
   const live = useLive();
   const [dialog, setDialog] = useState(null);
   const instance = live.find("instance", id);
@@ -110,6 +113,7 @@ export function Instance({ id, tab = "overview" }) {
       {tab === "overview" && <><Facts instance={instance} /><Charts instance={instance} /></>}
       {tab === "console" && (instance.state === "running" ? <Console instance={instance} />
         : <Empty>The console is there while the instance runs.</Empty>)}
+      {tab === "snapshots" && <SnapshotsOf instance={instance} canChange={canChange} />}
       {tab === "events" && <EventTable events={events} />}
       {dialog === "edit" && <Edit instance={instance} onClose={() => setDialog(null)} />}
       {dialog === "delete" && <Confirm title="Delete instance" verb="Delete" onClose={() => setDialog(null)}

@@ -3,14 +3,19 @@ import { useEffect, useState } from "preact/hooks";
 import { get, post, remove, ApiError } from "./api.js";
 import { live } from "./live.js";
 import { useLive, useRoute } from "./hooks.js";
-import { Dashboard, Events, Instances, Kind, Launch, Operations, Tokens, Users } from "./pages.jsx";
+import { Dashboard, Events, Instances, Kind, Operations, Tokens } from "./pages.jsx";
+import { Launch } from "./launch.jsx";
+import { Snapshots } from "./snapshots.jsx";
+import { Projects, Quotas, Users } from "./tenants.jsx";
 import { Instance } from "./instance.jsx";
 import { attempt, Form, show, Toasts } from "./ui.jsx";
 import "./style.css";
 
 const MENU = [
   ["", "Dashboard"], ["instances", "Instances"], ["images", "Images"], ["volumes", "Volumes"],
-  ["keys", "Key pairs"], ["types", "Instance types"], ["projects", "Projects"], ["events", "Events"],
+  ["snapshots", "Snapshots"],
+  ["keys", "Key pairs"], ["types", "Instance types"], ["projects", "Projects"],
+  ["quotas", "Quotas"], ["events", "Events"],
   ["operations", "Operations"], ["tokens", "API tokens"], ["users", "Users", "admin"],
 ];
 
@@ -20,14 +25,16 @@ function Body({ route, me }) {
   const isMember = isAdmin || me.role === "member";
   switch (page) {
     case "": return <Dashboard />;
-    case "instances": return id ? <Instance key={id} id={id} tab={tab} /> : <Instances />;
-    case "launch": return <Launch />;
+    case "instances": return id ? <Instance key={id} id={id} tab={tab} canChange={isMember} /> : <Instances />;
+    case "launch": return <Launch key={id} me={me} snapshot={id} />;
+    case "snapshots": return <Snapshots canChange={isMember} />;
     case "images": return <Kind kind="image" heading="Images" path="images"
       note={<p class="note">Images come by <code>corbel image build</code>, <code>fetch</code> and <code>import</code>.</p>} />;
     case "volumes": return <Kind key={page} kind="volume" heading="Volumes" path="volumes" canCreate={isMember} canDelete={isMember} />;
     case "keys": return <Kind key={page} kind="key" heading="Key pairs" path="keys" canCreate={isMember} canDelete={isMember} />;
     case "types": return <Kind key={page} kind="type" heading="Instance types" path="types" canCreate={isAdmin} canDelete={isAdmin} />;
-    case "projects": return <Kind key={page} kind="project" heading="Projects" path="projects" canCreate={isAdmin} canDelete={isAdmin} />;
+    case "projects": return <Projects canChange={isAdmin} />;
+    case "quotas": return <Quotas canChange={isAdmin} />;
     case "events": return <Events />;
     case "operations": return <Operations />;
     case "tokens": return <Tokens />;

@@ -1,7 +1,7 @@
 // Dashboard, lists and forms.
 
 import { useEffect, useState } from "preact/hooks";
-import { get, post, patch, remove } from "./api.js";
+import { get, post, remove } from "./api.js";
 import { useLive, usePolled } from "./hooks.js";
 import { KINDS, live } from "./live.js";
 import { size, tags, when } from "./format.js";
@@ -15,13 +15,13 @@ export async function bodySchema(path, method) {
   return (await description).paths[path][method].requestBody.content["application/json"].schema;
 }
 
-function useSchema(path, method) {
+export function useSchema(path, method) {
   const [schema, setSchema] = useState(null);
   useEffect(() => { attempt(() => bodySchema(path, method)).then(setSchema); }, [path, method]);
   return schema;
 }
 
-function Meter({ label, used, total, text }) {
+export function Meter({ label, used, total, text }) {
   const percent = total > 0 ? Math.min(100, (100 * used) / total) : 0;
   return (
     <div class="card">
@@ -160,7 +160,7 @@ export function Instances() {
 }
 
 // The objects that a field can name.
-function choicesFor(live, schema) {
+export function choicesFor(live, schema) {
   const choices = {};
   for (const name of Object.keys(schema.properties)) {
     const kind = name in KINDS ? name : null;
@@ -173,27 +173,8 @@ function choicesFor(live, schema) {
   return choices;
 }
 
-export function Launch() {
-  const live = useLive();
-  const schema = useSchema("/v1/instances", "post");
-  if (!schema) return <Page title="Launch instance"><Empty>Loading ...</Empty></Page>;
-  const launch = async (values) => {
-    const answer = await post("/v1/instances", values);
-    location.hash = `#/instances/${answer.instance.id}`;
-  };
-  const images = live.all("image");
-  return (
-    <Page title="Launch instance">
-      {images.length === 0 && <p class="note">There is no image on this host yet. <code>corbel image build debian</code> makes one.</p>}
-      <Form schema={schema} verb="Launch" choices={choicesFor(live, schema)} onSubmit={launch}
-        initial={images.length === 1 ? { image: images[0].name ?? images[0].id } : {}}
-        onCancel={() => history.back()} />
-    </Page>
-  );
-}
-
 // A list of one kind with all its fields, a form to create and a button to delete.
-const hidden = new Set(["id", "revision", "tags", "project", "created", "name"]);
+const hidden = new Set(["id", "operation", "revision", "tags", "project", "created", "name"]);
 
 function cell(value) {
   if (value === null || value === undefined) return "";
@@ -234,7 +215,7 @@ export function Kind({ kind, heading, path, rows, canCreate, canDelete, note }) 
   );
 }
 
-function Create({ path, heading, onClose, onDone }) {
+export function Create({ path, heading, onClose, onDone }) {
   const live = useLive();
   const schema = useSchema(`/v1/${path}`, "post");
   return (
@@ -246,36 +227,11 @@ function Create({ path, heading, onClose, onDone }) {
 }
 
 // What is no object of the live copy: asked for when looked at.
-function useList(path) {
+export function useList(path) {
   const [items, setItems] = useState([]);
   const load = () => attempt(() => get(`/v1/${path}`)).then((page) => page && setItems(page.items));
   useEffect(() => { load(); }, []);
   return [items, load];
-}
-
-export function Users() {
-  const [users, load] = useList("users");
-  const [isCreating, setCreating] = useState(false);
-  return (
-    <Page title="Users" actions={<button type="button" class="primary" onClick={() => setCreating(true)}>New</button>}>
-      <Table label="Users" rows={users.map((user) => ({ ...user, id: user.name }))}
-        empty="No user can sign in yet."
-        columns={[
-          { name: "name", title: "Name" },
-          { name: "role", title: "Role", of: (user) => (
-            <select aria-label={`Role of ${user.name}`} value={user.role} onChange={(event) =>
-              attempt(() => patch(`/v1/users/${user.name}`, { role: event.target.value }), "Role changed").then(load)}>
-              {["viewer", "member", "admin"].map((role) => <option key={role}>{role}</option>)}
-            </select>) },
-          { name: "project", title: "Project", of: (user) => user.project ?? "all" },
-          { name: "created", title: "Since", of: (user) => when(user.created) },
-          { name: "delete", title: "", of: (user) => (
-            <button type="button" class="danger" onClick={() =>
-              attempt(() => remove(`/v1/users/${user.name}`), "User deleted").then(load)}>Delete</button>) },
-        ]} />
-      {isCreating && <Create path="users" heading="User" onClose={() => setCreating(false)} onDone={load} />}
-    </Page>
-  );
 }
 
 export function Tokens() {

@@ -136,6 +136,23 @@ function Input({ name, schema, value, required, error, onInput, options }) {
   };
   const text = (event) => onInput(event.target.value === "" ? undefined : event.target.value);
   let input;
+  if (options && schema.type === "array") {
+    const chosen = new Set(value ?? []);
+    const toggle = (choice) => {
+      if (!chosen.delete(choice)) chosen.add(choice);
+      onInput(chosen.size > 0 ? [...chosen] : undefined);
+    };
+    return (
+      <div class="field" role="group" aria-labelledby={`${id}-label`} aria-describedby={`${id}-help`}>
+        <span class="label" id={`${id}-label`}>{title(name)}</span>
+        {options.length === 0 && <small>There is none.</small>}
+        {options.map((choice) => (
+          <label key={choice.value} class="choice">
+            <input type="checkbox" checked={chosen.has(choice.value)} onChange={() => toggle(choice.value)} /> {choice.text}
+          </label>))}
+        <small id={`${id}-help`} class={error ? "error" : ""}>{error ?? schema.description ?? ""}</small>
+      </div>);
+  }
   if (options || schema.enum) {
     input = (
       <select {...common} value={value ?? schema.default ?? ""} onChange={text}>
@@ -186,12 +203,14 @@ const readForwards = (text) => readWords(text).map((word) => {
 });
 
 export const title = (name) => {
-  const words = name.replace(/_mib$/, " (MiB)").replace(/_gib$/, " (GiB)").replace(/_s$/, " (seconds)").replace(/_/g, " ");
-  return words[0].toUpperCase() + words.slice(1);
+  const words = name.replace(/_of$/, "").replace(/^cpus$/, "vCPUs").replace(/_mib$/, " (MiB)").replace(/_gib$/, " (GiB)").replace(/_s$/, " (seconds)").replace(/_/g, " ");
+  return words.startsWith("vCPU") ? words : words[0].toUpperCase() + words.slice(1);
 };
 
 // A form from a schema. choices: field -> [{value, text}] where another object is named.
-export function Form({ schema, verb, initial = {}, choices = {}, onSubmit, onCancel }) {
+// sections: [{title, names}] puts fields in that order; what no section names comes last, as "More".
+// children(values) stands beside it.
+export function Form({ schema, verb, initial = {}, choices = {}, sections, children, onSubmit, onCancel }) {
   const [values, setValues] = useState(initial);
   const [fault, setFault] = useState(null);
   const [isBusy, setBusy] = useState(false);
@@ -209,18 +228,35 @@ export function Form({ schema, verb, initial = {}, choices = {}, onSubmit, onCan
     }
   };
   const names = Object.keys(schema.properties);
-  return (
-    <form onSubmit={submit}>
-      {fault && !names.includes(fault.field) && <p class="error" role="alert">{fault.message}</p>}
-      {names.map((name) => (
-        <Input key={name} name={name} schema={schema.properties[name]} value={values[name]}
-          required={schema.required?.includes(name)} options={choices[name]}
-          error={fault?.field === name ? fault.message : null}
-          onInput={(value) => setValues({ ...values, [name]: value })} />))}
+  const set = (name, value) => setValues((before) => ({ ...before, [name]: value }));
+  const input = (name) => (
+    <Input key={name} name={name} schema={schema.properties[name]} value={values[name]}
+      required={schema.required?.includes(name)} options={choices[name]}
+      error={fault?.field === name || fault?.field?.startsWith(`${name}.`) ? fault.message : null}
+      onInput={(value) => set(name, value)} />);
+  const placed = new Set((sections ?? []).flatMap((section) => section.names));
+  const parts = sections && [...sections, { title: "More", names: names.filter((name) => !placed.has(name)) }];
+  const isShown = fault && !(fault.field && names.some((name) => fault.field === name || fault.field.startsWith(`${name}.`)));
+  const fields = (
+    <>
+      {!parts && names.map(input)}
+      {parts?.map((part) => {
+        const own = part.names.filter((name) => names.includes(name));
+        return own.length > 0 && (
+          <fieldset key={part.title}>
+            <legend>{part.title}</legend>
+            {own.map(input)}
+          </fieldset>);
+      })}
+      {isShown && <p class="error" role="alert">{fault.message}</p>}
       <div class="actions end">
         {onCancel && <button type="button" onClick={onCancel}>Cancel</button>}
         <button type="submit" class="primary" disabled={isBusy}>{verb}</button>
       </div>
+    </>);
+  return (
+    <form onSubmit={submit} class={children ? "wide" : undefined}>
+      {children ? <div class="columns"><div>{fields}</div><aside>{children(values)}</aside></div> : fields}
     </form>
   );
 }

@@ -1,0 +1,103 @@
+// The way to a new instance: from what, how large, with which disks, network and access, and
+// whether the project may have it.
+
+import { get, post } from "./api.js";
+import { useLive } from "./hooks.js";
+import { quotasOf, Quota } from "./tenants.jsx";
+import { choicesFor, useSchema } from "./pages.jsx";
+import { size } from "./format.js";
+import { Empty, Form, Page } from "./ui.jsx";
+
+const nameOf = (object) => object.name ?? object.id;
+
+// The fields of each part; what the interface has beyond these comes last, under "More".
+const PARTS = [
+  { title: "Name and project", names: ["name", "project_of"] },
+  { title: "What it begins as", names: ["image", "snapshot"] },
+  { title: "Size", names: ["type", "cpus", "memory_mib", "disk_gib"] },
+  { title: "Volumes", names: ["volumes", "new_volume_gib"] },
+  { title: "Network", names: ["forwards", "network", "networks", "address"] },
+  { title: "Access", names: ["key", "keys", "hostname", "user_data"] },
+  { title: "Tags", names: ["tags"] },
+];
+
+// The interface's own fields, with two of this page: the project, and a volume that is made for it.
+function complete(schema, live, project) {
+  const { name, ...rest } = schema.properties;
+  const projects = live.all("project");
+  return {
+    ...schema,
+    properties: {
+      name,
+      ...(projects.length > 1 && !project ? { project_of: { type: "string", description: "whose it is, and whose quota counts" } } : {}),
+      ...rest,
+      new_volume_gib: { type: "integer", minimum: 1, maximum: 65536, description: "makes a new, empty volume of that size for it" },
+    },
+  };
+}
+
+async function finish(answer) {
+  let { operation } = answer;
+  while (["pending", "running"].includes(operation.state)) {
+    operation = await get(`/v1/operations/${operation.id}/wait`);
+  }
+}
+
+// Everything is checked before the first thing is made.
+async function launch({ project_of: project, new_volume_gib: gib, ...wanted }) {
+  const where = project ? `project=${encodeURIComponent(project)}&` : "";
+  if (gib) {
+    await post(`/v1/instances?${where}dry_run=true`, wanted);
+    const made = await post(`/v1/volumes?${where}dry_run=false`, { size_gib: gib, ...(wanted.name ? { name: `${wanted.name}-data` } : {}) });
+    await finish(made);
+    wanted.volumes = [...(wanted.volumes ?? []), made.volume.id];
+  }
+  const answer = await post(`/v1/instances?${where}dry_run=false`, wanted);
+  location.hash = `#/instances/${answer.instance.id}`;
+}
+
+function Summary({ values, live, me }) {
+  const type = live.find("type", values.type ?? "small");
+  const chosen = values.project_of ?? (me.project || "default");
+  const project = live.find("project", chosen);
+  const adds = { Instances: 1, vCPUs: values.cpus ?? type?.cpus ?? 0, Memory: values.memory_mib ?? type?.memory_mib ?? 0,
+    "Volumes and snapshots": values.new_volume_gib ?? 0 };
+  return (
+    <div class="card" role="region" aria-label="The project's quota">
+      <h2>{project ? `Quota of ${nameOf(project)}, with this` : "Quota"}</h2>
+      {project && quotasOf(project, live).map((quota) =>
+        <Quota key={quota.title} quota={{ ...quota, used: quota.used + (adds[quota.title] ?? 0) }} />)}
+    </div>
+  );
+}
+
+const typeText = (type) => `${nameOf(type)} (${type.cpus} vCPU, ${size(type.memory_mib)}${type.disk_gib ? `, ${type.disk_gib} GiB` : ""})`;
+
+export function Launch({ me, snapshot }) {
+  const live = useLive();
+  const described = useSchema("/v1/instances", "post");
+  if (!described) return <Page title="Launch instance"><Empty>Loading ...</Empty></Page>;
+  const schema = complete(described, live, me.project);
+  const images = live.all("image");
+  const from = snapshot && live.find("snapshot", snapshot);
+  const named = (objects) => objects.map((object) => ({ value: nameOf(object), text: nameOf(object) }));
+  const choices = {
+    ...choicesFor(live, described),
+    type: live.all("type").sort((a, b) => a.memory_mib - b.memory_mib).map((type) => ({ value: nameOf(type), text: typeText(type) })),
+    snapshot: live.all("snapshot").filter((one) => one.instance && one.state === "available")
+      .map((one) => ({ value: one.id, text: `${nameOf(one)} (of ${one.source})` })),
+    volumes: live.all("volume").filter((volume) => volume.state === "available")
+      .map((volume) => ({ value: volume.id, text: `${nameOf(volume)}, ${volume.size_gib} GiB` })),
+    project_of: named(live.all("project")),
+    keys: named(live.all("key")),
+  };
+  return (
+    <Page title="Launch instance">
+      {images.length === 0 && <p class="note">There is no image on this host yet. <code>corbel image build debian</code> makes one.</p>}
+      <Form schema={schema} sections={PARTS} verb="Launch" choices={choices} onSubmit={launch} onCancel={() => history.back()}
+        initial={from ? { snapshot: from.id } : images.length === 1 ? { image: nameOf(images[0]) } : {}}>
+        {(values) => <Summary values={values} live={live} me={me} />}
+      </Form>
+    </Page>
+  );
+}
