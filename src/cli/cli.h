@@ -71,6 +71,8 @@ struct verb {
 
 /* The index-th verb of all, in the order of help; NULL after the last. */
 const struct verb *verb_at(size_t index);
+/* The one that argv names, or NULL; *ret_words is how many words its name took. */
+const struct verb *verb_find(char **argv, int *ret_words);
 
 /* The size that every verb's options fit in. */
 #define VERB_VALUES_SIZE 1024

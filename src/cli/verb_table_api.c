@@ -87,6 +87,19 @@ static const struct option_spec snapshot_specs[] = {
     JSON_SPEC,
     {.name = NULL},
 };
+static const struct option_spec top_specs[] = {
+    {"--interval", "SECONDS", "between two looks (2)", OPTION_NUMBER, API(interval_s)},
+    {"--count", "N", "how often; without a terminal once (until q)", OPTION_NUMBER, API(count)},
+    JSON_SPEC,
+    {.name = NULL},
+};
+static const struct option_spec event_specs[] = {
+    JSON_SPEC,
+    {"--filter", "FIELD=VALUE", "target=ID, level=error ...; repeatable", OPTION_LIST,
+     API(filters)},
+    {"--follow", NULL, "go on with what happens, until interrupted", OPTION_FLAG, API(follow)},
+    {.name = NULL},
+};
 static const struct option_spec logs_specs[] = {
     {"--lines", "N", "only the last N", OPTION_NUMBER, API(lines)},
     {"--monitor", NULL, "what its monitor said, not its console", OPTION_FLAG, API(is_monitor)},
@@ -168,8 +181,16 @@ const struct verb verbs_of_daemon[] = {
      verb_logs, NULL},
     {NULL, "stats", "[NAME]", "show what a machine's monitor counts", json_specs, 0, 1, false,
      verb_stats, NULL},
-    {NULL, "events", "", "list what happened", filter_specs, 0, 0, false, verb_object_list,
+    {NULL, "top", "", "show what running instances use, again and again", top_specs, 0, 0, false,
+     verb_top, NULL},
+    {NULL, "events", "", "list what happened", event_specs, 0, 0, false, verb_events,
      &collection_events},
+    {"forward", "list", "[NAME]", "list ports that lead into an instance", json_specs, 0, 1, false,
+     verb_forward_list, NULL},
+    {"forward", "add", "NAME H:G", "let host port H of 127.0.0.1 reach guest port G", NULL, 2, 2,
+     false, verb_forward_change, NULL},
+    {"forward", "remove", "NAME H", "close host port H", NULL, 2, 2, false, verb_forward_change,
+     "remove"},
     OBJECTS("volume", "disks beside an instance's own", &collection_volumes),
     {"volume", "create", "NAME SIZE", "make a volume", key_specs, 2, 2, false, verb_object_create,
      &collection_volumes},
@@ -216,6 +237,8 @@ const struct verb verbs_of_daemon[] = {
      NULL},
     {NULL, "web", "[USER]", "print a link that signs a browser in to the web console", NULL, 0, 1,
      false, verb_web, NULL},
+    {NULL, "completion", "SHELL", "print what completes words in bash, zsh or fish", NULL, 1, 1,
+     false, verb_completion, NULL},
     {"daemon", "start", "", "start the daemon, unless one runs", NULL, 0, 0, false,
      verb_daemon_start, NULL},
     {"daemon", "stop", "", "end the daemon; machines go on", NULL, 0, 0, false, verb_daemon_stop,

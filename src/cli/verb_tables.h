@@ -10,8 +10,8 @@ extern const struct verb verbs_of_daemon[], verbs_of_files[];
 
 /* The options of all of them: each verb's table names those that it takes. */
 struct api_options {
-    bool json, force, all, detach, wait_ready, ephemeral, fresh, is_monitor;
-    unsigned cpus, wait_s, lines;
+    bool json, force, all, detach, wait_ready, ephemeral, fresh, is_monitor, follow;
+    unsigned cpus, wait_s, lines, interval_s, count;
     const char *type, *memory, *disk, *name, *engine, *restart, *cmdline;
     const char *input, *instance, *volume;
     const char *role, *of_project, *expires, *password_file;
@@ -45,6 +45,13 @@ API_VERB(verb_ssh);
 API_VERB(verb_console);
 API_VERB(verb_stats);
 API_VERB(verb_logs);
+API_VERB(verb_events);
+
+/* verb_forward.c, verb_top.c, complete.c */
+API_VERB(verb_forward_list);
+API_VERB(verb_forward_change);
+API_VERB(verb_top);
+API_VERB(verb_completion);
 
 /* verb_agent.c */
 API_VERB(verb_exec);

@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 
 /* GET of one thing of a running instance. */
 static int get_of(const struct cli *cli, const struct args *args, const char *what,
@@ -41,7 +40,9 @@ int verb_stats(const struct cli *cli, const void *values, const struct args *arg
     } else {
         json_object_foreach(statistics, name, value)
         {
-            printf("%-32s %20" JSON_INTEGER_FORMAT "\n", name, json_integer_value(value));
+            if (json_is_integer(value)) {
+                printf("%-32s %20" JSON_INTEGER_FORMAT "\n", name, json_integer_value(value));
+            }
         }
     }
     json_decref(statistics);
@@ -86,4 +87,68 @@ int verb_logs(const struct cli *cli, const void *values, const struct args *args
     }
     json_decref(log);
     return 0;
+}
+
+/* ---- events ---- */
+
+struct follow {
+    const struct api_options *options;
+    const struct option_list *filters;
+};
+
+/* "target=i-..." of an event; fields that an event has not are not what is looked for. */
+static bool fits(const json_t *event, const struct option_list *filters)
+{
+    for (unsigned i = 0; i < filters->count; i++) {
+        const char *equals = strchr(filters->items[i], '=');
+        char name[96];
+
+        (void)snprintf(name, sizeof(name), "%.*s",
+                       (int)(equals != NULL ? equals - filters->items[i] : 0), filters->items[i]);
+        if (equals == NULL || strcmp(api_text(event, name), equals + 1) != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static int show_event(void *opaque, const json_t *change)
+{
+    const struct follow *follow = opaque;
+    const json_t *event = json_object_get(change, "object");
+
+    if (strcmp(api_text(change, "kind"), "event") != 0 || !json_is_object(event) ||
+        !fits(event, follow->filters)) {
+        return 0;
+    }
+    if (follow->options->json) {
+        (void)json_dumpf(event, stdout, JSON_COMPACT);
+        (void)putchar('\n');
+    } else {
+        printf("%-8s %-20s %s\n", api_text(event, "level"), api_text(event, "action"),
+               api_text(event, "text"));
+    }
+    return fflush(stdout) == 0 ? 0 : -EPIPE;
+}
+
+/* What has happened since the answer of a list, as it happens. */
+static int follow_events(const struct cli *cli, const struct api_options *options, struct err *err)
+{
+    struct follow follow = {.options = options, .filters = &options->filters};
+    struct client *client = NULL;
+    char path[API_PATH_BYTES];
+    int rc = api_open(cli, &client, err);
+
+    rc = rc < 0 ? rc : api_path(cli, path, "watch", NULL, NULL, err);
+    rc = rc < 0 ? rc : client_watch(client, path, show_event, &follow, err);
+    client_close(client);
+    return rc == 0 ? err_set(err, -ENOTCONN, "the daemon has ended the stream of events") : rc;
+}
+
+int verb_events(const struct cli *cli, const void *values, const struct args *args, struct err *err)
+{
+    const struct api_options *options = values;
+
+    return options->follow ? follow_events(cli, options, err)
+                           : verb_object_list(cli, values, args, err);
 }

@@ -1,5 +1,6 @@
 /* What follows from the tables of verbs: help, parsing and exit status. */
 #include "cli/cli.h"
+#include "cli/complete.h"
 #include "cli/paths.h"
 #include "cli/verb_tables.h"
 
@@ -67,8 +68,7 @@ static void print_verb_help(FILE *out, const struct verb *v)
     }
 }
 
-/* The row that argv names; *ret_words is how many words its name took. */
-static const struct verb *find_verb(char **argv, int *ret_words)
+const struct verb *verb_find(char **argv, int *ret_words)
 {
     const struct verb *v;
 
@@ -198,7 +198,10 @@ int cli_main(int argc, char **argv)
         puts("corbel " CORBEL_VERSION);
         return CLI_EXIT_OK;
     }
-    v = find_verb(argv, &words);
+    if (strcmp(argv[0], "complete") == 0) {
+        return complete_words(&cli, argv + 1); /* for shells only: in no list of verbs */
+    }
+    v = verb_find(argv, &words);
     if (v == NULL) {
         (void)fprintf(stderr, "corbel: there is no verb \"%s%s%s\"; corbel --help lists them\n",
                       argv[0], argv[1] != NULL ? " " : "", argv[1] != NULL ? argv[1] : "");

@@ -194,7 +194,21 @@ static int change_limits(struct act *act, struct fault *fault)
     return rc;
 }
 
-static int change_instance(struct act *act, bool needs_stop, struct fault *fault)
+static int change_forwards(struct act *act, json_t *before, struct fault *fault)
+{
+    if (object_is(&act->object, "state", "pending") ||
+        object_is(&act->object, "state", "starting") ||
+        object_is(&act->object, "state", "stopping")) {
+        return refuse_state(act, "wait until it is not", fault);
+    }
+    if (forwards_change(&act->object, before) == 1 && !act->has_work) {
+        begin_work(act, "is to have other forwards");
+    }
+    return 0;
+}
+
+/* forwards: what they were before the change; NULL: none. */
+static int change_instance(struct act *act, bool needs_stop, json_t *forwards, struct fault *fault)
 {
     int rc = 0;
 
@@ -216,6 +230,9 @@ static int change_instance(struct act *act, bool needs_stop, struct fault *fault
     }
     if (rc == 0 && limits_are_in(act->parameters)) {
         rc = change_limits(act, fault);
+    }
+    if (rc == 0 && json_object_get(act->parameters, "forwards") != NULL) {
+        rc = change_forwards(act, forwards, fault);
     }
     if (rc == 0 && !act->has_work) {
         change_put(&act->change, &act->object);
@@ -252,27 +269,25 @@ static int do_change(struct act *act, struct fault *fault)
     int64_t old_gib = object_number(&act->object, "size_gib");
     bool needs_stop = false;
     char old_name[ID_BYTES];
+    json_t *forwards = json_incref(json_object_get(act->object.json, "forwards"));
     int rc;
 
     (void)snprintf(old_name, sizeof(old_name), "%s", object_text(&act->object, "name"));
     rc = kind_parse_change(kind_spec(act->kind), act->object.json, act->parameters, &needs_stop,
                            fault);
     rc = rc < 0 ? rc : change_name(act, old_name, fault);
-    if (rc < 0) {
-        return rc;
+    if (rc == 0 && act->kind == KIND_INSTANCE) {
+        rc = change_instance(act, needs_stop, forwards, fault);
+    } else if (rc == 0 && act->kind == KIND_VOLUME) {
+        rc = change_volume(act, old_gib, fault);
+    } else if (rc == 0) {
+        rc = act->kind == KIND_ALARM ? alarm_prepare(act->compute, &act->object, fault) : 0;
+        if (rc == 0) {
+            change_put(&act->change, &act->object);
+        }
     }
-    if (act->kind == KIND_INSTANCE) {
-        return change_instance(act, needs_stop, fault);
-    }
-    if (act->kind == KIND_VOLUME) {
-        return change_volume(act, old_gib, fault);
-    }
-    rc = act->kind == KIND_ALARM ? alarm_prepare(act->compute, &act->object, fault) : 0;
-    if (rc < 0) {
-        return rc;
-    }
-    change_put(&act->change, &act->object);
-    return 0;
+    json_decref(forwards);
+    return rc;
 }
 
 int compute_change(struct compute *compute, const struct compute_call *call, enum kind kind,

@@ -47,6 +47,8 @@ enum step {
     STEP_NOTE_RUNNING,
     STEP_APPLY_LIMITS,
     STEP_NOTE_LIMITS,
+    STEP_OPEN_FORWARDS,
+    STEP_NOTE_FORWARDS,
     STEP_PAUSE,
     STEP_NOTE_PAUSED,
     STEP_RESUME,
@@ -376,6 +378,21 @@ int snapshot_path(const struct compute *compute, const char *id, char out[PATH_M
 
 /* Checks an alarm's wishes, and takes it back to where nothing is known. */
 int alarm_prepare(struct compute *compute, struct object *alarm, struct fault *fault) MUST_CHECK;
+
+/* From "forwards" of a monitor's answer, "ports" and "ssh_port" of the instance. */
+void machine_set_ports(struct object *instance, const json_t *forwards, bool has_ssh);
+
+/* ---- forwards.c ---- */
+
+/* After a change of "forwards", which were `before` (may be NULL): 1 when a running machine is to
+ * have them, 0 when its next start is soon enough. */
+int forwards_change(struct object *instance, json_t *before);
+/* Whether a running machine is to have others than it has. */
+bool forwards_wait(const struct object *instance);
+/* The machine that they wait for starts, or has ended: they are its own. */
+void forwards_take(struct object *instance);
+/* Has the monitor open them. -EIO: it refused, and all is as it was. */
+int forwards_apply(struct task *task, struct object *instance, struct err *err) MUST_CHECK;
 
 /* ---- reconcile.c, volume.c, snapshot_delete.c ---- */
 

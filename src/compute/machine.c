@@ -455,7 +455,7 @@ int machine_launch(struct task *task, struct object *instance, struct err *err)
 }
 
 /* The forwards as they were opened; the first is that of ssh where the image has a user. */
-static void set_ports(struct object *instance, const json_t *forwards, bool has_ssh)
+void machine_set_ports(struct object *instance, const json_t *forwards, bool has_ssh)
 {
     json_t *ports = json_array();
 
@@ -487,7 +487,7 @@ int machine_learn(struct task *task, struct object *instance, struct err *err)
         engine = json_string_value(json_object_get(answer, "engine"));
         object_set_text(instance, "engine_used", engine != NULL ? engine : "");
         object_set_number(instance, "pid", task->pid);
-        set_ports(instance, json_object_get(answer, "forwards"), image.user[0] != '\0');
+        machine_set_ports(instance, json_object_get(answer, "forwards"), image.user[0] != '\0');
         limits_note(task->compute, instance);
     }
     json_decref(answer);

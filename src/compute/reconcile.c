@@ -43,6 +43,8 @@ static const char *const step_names[STEP_COUNT] = {
     [STEP_NOTE_RUNNING] = "note-running",
     [STEP_APPLY_LIMITS] = "apply-limits",
     [STEP_NOTE_LIMITS] = "note-limits",
+    [STEP_OPEN_FORWARDS] = "open-forwards",
+    [STEP_NOTE_FORWARDS] = "note-forwards",
     [STEP_PAUSE] = "pause",
     [STEP_NOTE_PAUSED] = "note-paused",
     [STEP_RESUME] = "resume",
@@ -445,6 +447,7 @@ static int note_end(struct task *task, struct object *instance, const struct mac
     int rc;
 
     clear_running(instance);
+    forwards_take(instance);
     object_clear(instance, "reason");
     change_begin(&change, task->compute);
     if (object_is(instance, "desired", "stopped")) {
@@ -561,6 +564,27 @@ static int apply_limits(struct task *task, struct object *instance)
     return rc;
 }
 
+/* Its forwards have changed while it runs. */
+static int apply_forwards(struct task *task, struct object *instance)
+{
+    struct fault fault = {.code = FAULT_NONE};
+    struct err err = {.code = 0};
+    struct change change;
+    int rc = forwards_apply(task, instance, &err);
+
+    if (rc < 0 && rc != -EIO) {
+        return log_failure(task, rc, &err);
+    }
+    change_begin(&change, task->compute);
+    if (rc < 0) {
+        (void)fault_set_err(&fault, rc, &err);
+        change_event(&change, instance, "warning", "instance.forwards", NULL, "%s", err.text);
+    }
+    change_end_operation(&change, instance, rc < 0 ? &fault : NULL);
+    change_put(&change, instance);
+    return commit_step(task, &change, STEP_NOTE_FORWARDS);
+}
+
 static int look_at_running(struct task *task, struct object *instance)
 {
     struct err err;
@@ -576,6 +600,9 @@ static int look_at_running(struct task *task, struct object *instance)
     }
     if (!limits_hold(task, instance)) {
         return apply_limits(task, instance);
+    }
+    if (forwards_wait(instance)) {
+        return apply_forwards(task, instance);
     }
     if (object_flag(instance, "paused") == is_paused) {
         rc = note_settled(task, instance, STEP_NOTE_RUNNING);

@@ -306,8 +306,14 @@ enum machine_end machine_wait(struct machine *machine);
  * until drained (io_eventfd_drain); the machine's. */
 int machine_event_fd(const struct machine *machine);
 
-/* The host port of config.net.forwards[index] as it was opened, 0 when there is none. Any thread. */
+/* The host port of forward index as it was opened, 0 when there is none. Role: main. */
 uint16_t machine_forward_port(const struct machine *machine, unsigned index);
+/* The forwards as they are now, in place of config.net.forwards; how many. Role: main. */
+unsigned machine_forwards(const struct machine *machine, const struct machine_forward **ret_first);
+/* Has these and no others from now on, of a machine that may run; see netdev_set_forwards(). -ENODEV
+ * without a network. Role: main. */
+int machine_set_forwards(struct machine *machine, const struct machine_forward *forwards,
+                         unsigned count, struct err *err) MUST_CHECK;
 
 /*
  * Disks of a machine that may be running. id names one; -ENOENT when there is

@@ -3,10 +3,44 @@
 #include "netdev/netdev.h"
 
 #include <errno.h>
+#include <string.h>
 
 uint16_t machine_forward_port(const struct machine *machine, unsigned index)
 {
     return machine->netdev != NULL ? netdev_forward_port(machine->netdev, index) : 0;
+}
+
+unsigned machine_forwards(const struct machine *machine, const struct machine_forward **ret_first)
+{
+    *ret_first = machine->config.net.forwards;
+    return machine->netdev != NULL ? machine->config.net.forward_count : 0;
+}
+
+int machine_set_forwards(struct machine *machine, const struct machine_forward *forwards,
+                         unsigned count, struct err *err)
+{
+    struct machine_net *net = &machine->config.net;
+    struct netdev_forward list[NETDEV_MAX_FORWARDS];
+    int rc;
+
+    if (machine->netdev == NULL) {
+        return err_set(err, -ENODEV, "the machine has no network");
+    }
+    if (count > MACHINE_MAX_FORWARDS) {
+        return err_set(err, -E2BIG, "at most %d port forwards are possible", MACHINE_MAX_FORWARDS);
+    }
+    for (unsigned i = 0; i < count; i++) {
+        list[i] = (struct netdev_forward){.host_address = forwards[i].host_address,
+                                          .host_port = forwards[i].host_port,
+                                          .guest_port = forwards[i].guest_port,
+                                          .is_udp = forwards[i].is_udp};
+    }
+    rc = netdev_set_forwards(machine->netdev, list, count, err);
+    if (rc == 0) {
+        memcpy(net->forwards, forwards, count * sizeof(forwards[0]));
+        net->forward_count = count;
+    }
+    return rc;
 }
 
 /* The vCPU, with the machine's mutex held so that it stays parked; NULL and an error otherwise. */

@@ -8,6 +8,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <semaphore.h>
 #include <string.h>
 
 #define ETHERNET_HEADER_BYTES 14u
@@ -194,6 +195,52 @@ static int take_limits(struct netdev *netdev, const struct limit_config *limits)
         loop_arm_timer(netdev->tx_timer, now_ns);
         loop_arm_timer(netdev->rx_timer, now_ns);
     }
+    return r;
+}
+
+struct forwards_call {
+    struct netdev *netdev;
+    const struct netdev_forward *forwards;
+    unsigned count;
+    struct err *err;
+    int result;
+    sem_t done;
+};
+
+static void take_forwards(void *opaque)
+{
+    struct forwards_call *call = opaque;
+
+    call->result =
+        call->netdev->ops->set_forwards(call->netdev, call->forwards, call->count, call->err);
+    (void)sem_post(&call->done); /* cannot fail: its count is 0 */
+}
+
+int netdev_set_forwards(struct netdev *netdev, const struct netdev_forward *forwards,
+                        unsigned count, struct err *err)
+{
+    struct forwards_call call = {
+        .netdev = netdev, .forwards = forwards, .count = count, .err = err};
+    int r;
+
+    if (netdev->ops->set_forwards == NULL) {
+        return err_set(err, -EOPNOTSUPP, "this network forwards no ports");
+    }
+    if (!netdev->has_thread) {
+        return netdev->ops->set_forwards(netdev, forwards, count, err);
+    }
+    if (sem_init(&call.done, 0, 0) != 0) {
+        return err_set_errno(err, -errno, "the network cannot be asked");
+    }
+    r = loop_defer(netdev->loop, take_forwards, &call);
+    if (r == 0) {
+        while (sem_wait(&call.done) != 0) {
+        }
+        r = call.result;
+    } else {
+        (void)err_set_errno(err, r, "the network cannot be asked");
+    }
+    (void)sem_destroy(&call.done);
     return r;
 }
 

@@ -88,8 +88,18 @@ struct loop *netdev_loop(struct netdev *netdev);
 unsigned netdev_caps(const struct netdev *netdev);
 uint16_t netdev_mtu(const struct netdev *netdev);
 
-/* The host port of forward index as it was opened, 0 when there is no such forward. Any thread. */
+/* The host port of forward index as it was opened, 0 when there is no such forward. The thread of
+ * netdev_set_forwards(). */
 uint16_t netdev_forward_port(struct netdev *netdev, unsigned index);
+
+/*
+ * Closes and opens forwards until they are these; those that are open already stay, also with the
+ * free port that they took. Connections go on. After an error they are what they were, as far as the
+ * host's ports allow. Any thread but the netdev's, one at a time; waits for it. -EADDRINUSE, -E2BIG,
+ * -EOPNOTSUPP for a network without forwards.
+ */
+int netdev_set_forwards(struct netdev *netdev, const struct netdev_forward *forwards,
+                        unsigned count, struct err *err) MUST_CHECK;
 
 /*
  * The card's IPv4 address, host byte order, as its ARP packets and the answers to its DHCP

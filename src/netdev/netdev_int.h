@@ -18,6 +18,8 @@ struct netdev_ops {
     /* The card takes frames again: nothing waits any more. */
     void (*resume)(struct netdev *netdev);
     uint16_t (*forward_port)(struct netdev *netdev, unsigned index); /* optional */
+    int (*set_forwards)(struct netdev *netdev, const struct netdev_forward *forwards,
+                        unsigned count, struct err *err); /* optional, with forward_port */
     void (*destroy)(struct netdev *netdev);
 };
 

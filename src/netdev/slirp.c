@@ -65,6 +65,7 @@ struct user_net {
     int fd_limit;  /* from this number on, the guest gets no new connections */
     bool is_full;
     unsigned forward_count;
+    struct netdev_forward forwards[NETDEV_MAX_FORWARDS]; /* as they were asked for */
     uint16_t forward_ports[NETDEV_MAX_FORWARDS];
 };
 
@@ -387,14 +388,6 @@ static void user_destroy(struct netdev *netdev)
     free(user);
 }
 
-static const struct netdev_ops user_ops = {
-    .send = user_send,
-    .send_done = user_send_done,
-    .resume = user_resume,
-    .forward_port = user_forward_port,
-    .destroy = user_destroy,
-};
-
 static struct in_addr address(uint32_t host_order)
 {
     return (struct in_addr){.s_addr = htonl(host_order)};
@@ -441,9 +434,119 @@ static int add_forward(struct user_net *user, const struct netdev_forward *forwa
         return err_set(err, -EIO, "cannot learn which host port forwards to guest port %u",
                        forward->guest_port);
     }
+    user->forwards[user->forward_count] = *forward;
     user->forward_ports[user->forward_count++] = port;
     return 0;
 }
+
+static bool is_same_forward(const struct netdev_forward *a, const struct netdev_forward *b)
+{
+    return a->host_address == b->host_address && a->host_port == b->host_port &&
+           a->guest_port == b->guest_port && a->is_udp == b->is_udp;
+}
+
+static bool has_forward(const struct netdev_forward *forwards, unsigned count,
+                        const struct netdev_forward *forward)
+{
+    for (unsigned i = 0; i < count; i++) {
+        if (is_same_forward(&forwards[i], forward)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Closes what is not wanted, the rest stays in its order. */
+static void close_other_forwards(struct user_net *user, const struct netdev_forward *forwards,
+                                 unsigned count)
+{
+    unsigned kept = 0;
+
+    for (unsigned i = 0; i < user->forward_count; i++) {
+        const struct netdev_forward *f = &user->forwards[i];
+
+        if (!has_forward(forwards, count, f)) {
+            (void)slirp_remove_hostfwd(user->slirp, f->is_udp, address(f->host_address),
+                                       user->forward_ports[i]);
+            continue;
+        }
+        user->forwards[kept] = *f;
+        user->forward_ports[kept++] = user->forward_ports[i];
+    }
+    user->forward_count = kept;
+    update_watches(user);
+}
+
+static int open_missing_forwards(struct user_net *user, const struct netdev_forward *forwards,
+                                 unsigned count, struct err *err)
+{
+    int rc = 0;
+
+    for (unsigned i = 0; rc == 0 && i < count; i++) {
+        if (!has_forward(user->forwards, user->forward_count, &forwards[i])) {
+            rc = add_forward(user, &forwards[i], err);
+        }
+    }
+    return rc;
+}
+
+/* As they were asked for, each with its port. */
+static void sort_forwards(struct user_net *user, const struct netdev_forward *forwards,
+                          unsigned count)
+{
+    uint16_t ports[NETDEV_MAX_FORWARDS] = {0};
+
+    for (unsigned i = 0; i < count; i++) {
+        for (unsigned j = 0; j < user->forward_count; j++) {
+            if (is_same_forward(&forwards[i], &user->forwards[j])) {
+                ports[i] = user->forward_ports[j];
+            }
+        }
+    }
+    memcpy(user->forwards, forwards, count * sizeof(forwards[0]));
+    memcpy(user->forward_ports, ports, sizeof(ports));
+    user->forward_count = count;
+}
+
+static int user_set_forwards(struct netdev *netdev, const struct netdev_forward *forwards,
+                             unsigned count, struct err *err)
+{
+    struct user_net *user = to_user(netdev);
+    struct netdev_forward before[NETDEV_MAX_FORWARDS];
+    unsigned before_count = user->forward_count;
+    int rc;
+
+    if (count > NETDEV_MAX_FORWARDS) {
+        return err_set(err, -E2BIG, "at most %d port forwards are possible", NETDEV_MAX_FORWARDS);
+    }
+    for (unsigned i = 0; i < count; i++) {
+        if (has_forward(forwards, i, &forwards[i])) {
+            return err_set(err, -EINVAL, "the forward to guest port %u is given twice",
+                           forwards[i].guest_port);
+        }
+    }
+    memcpy(before, user->forwards, sizeof(before));
+    close_other_forwards(user, forwards, count);
+    rc = open_missing_forwards(user, forwards, count, err);
+    if (rc < 0) {
+        struct err ignored;
+
+        close_other_forwards(user, before, before_count);
+        (void)open_missing_forwards(user, before, before_count, &ignored); /* as far as it goes */
+        return rc;
+    }
+    sort_forwards(user, forwards, count);
+    return 0;
+}
+
+static const struct netdev_ops user_ops = {
+    .send = user_send,
+    .send_done = user_send_done,
+    .resume = user_resume,
+    .forward_port = user_forward_port,
+    .set_forwards = user_set_forwards,
+    .destroy = user_destroy,
+};
 
 /* A guest may open connections without end; the process must keep descriptors for itself. */
 static int choose_fd_limit(void)

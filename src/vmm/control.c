@@ -9,6 +9,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
+#define LOOPBACK 0x7f000001u
 #define IN_CREATED (1u << MACHINE_CREATED)
 #define IN_RUNNING (1u << MACHINE_RUNNING)
 #define IN_PAUSED (1u << MACHINE_PAUSED)
@@ -94,21 +95,49 @@ static void add_size(json_t *object, struct machine *machine)
                               json_integer((json_int_t)status.memory_max_bytes));
 }
 
-static void add_forwards(json_t *object, struct machine *machine,
-                         const struct machine_config *config)
+static void add_forwards(json_t *object, struct machine *machine)
 {
+    const struct machine_forward *list;
+    unsigned count = machine_forwards(machine, &list);
     json_t *forwards = json_array();
 
-    for (unsigned i = 0; i < config->net.forward_count; i++) {
-        json_t *forward = json_object();
-
-        (void)json_object_set_new(forward, "host_port",
-                                  json_integer(machine_forward_port(machine, i)));
-        (void)json_object_set_new(forward, "guest_port",
-                                  json_integer(config->net.forwards[i].guest_port));
-        (void)json_array_append_new(forwards, forward);
+    for (unsigned i = 0; i < count; i++) {
+        (void)json_array_append_new(forwards, json_pack("{s:i, s:i}", "host_port",
+                                                        (int)machine_forward_port(machine, i),
+                                                        "guest_port", (int)list[i].guest_port));
     }
     (void)json_object_set_new(object, "forwards", forwards);
+}
+
+/* "forwards": [{"host_port", "guest_port"}]: these and no others. */
+static int run_forwards(struct call *call)
+{
+    const json_t *wanted = json_object_get(call->request, "forwards");
+    struct machine_forward list[MACHINE_MAX_FORWARDS];
+    size_t count = json_array_size(wanted);
+    int rc;
+
+    if (!json_is_array(wanted) || count > MACHINE_MAX_FORWARDS) {
+        return -EINVAL;
+    }
+    for (size_t i = 0; i < count; i++) {
+        const json_t *host = json_object_get(json_array_get(wanted, i), "host_port");
+        const json_t *guest = json_object_get(json_array_get(wanted, i), "guest_port");
+
+        if (!json_is_integer(host) || !json_is_integer(guest) || json_integer_value(host) < 0 ||
+            json_integer_value(host) > UINT16_MAX || json_integer_value(guest) < 1 ||
+            json_integer_value(guest) > UINT16_MAX) {
+            return -EINVAL;
+        }
+        list[i] = (struct machine_forward){.host_address = LOOPBACK,
+                                           .host_port = (uint16_t)json_integer_value(host),
+                                           .guest_port = (uint16_t)json_integer_value(guest)};
+    }
+    rc = machine_set_forwards(call_machine(call), list, (unsigned)count, &call->err);
+    if (rc == 0) {
+        add_forwards(call->answer, call_machine(call));
+    }
+    return rc;
 }
 
 /* What the guest shows of itself. */
@@ -128,7 +157,6 @@ static void add_guest(json_t *object, const struct machine_status *status)
 
 static int run_status(struct call *call)
 {
-    const struct machine_config *config = call->client->control->env.config;
     struct machine_status status;
 
     machine_status(call_machine(call), &status);
@@ -136,7 +164,7 @@ static int run_status(struct call *call)
     add_status(call->answer, call_machine(call));
     add_size(call->answer, call_machine(call));
     (void)json_object_set_new(call->answer, "pid", json_integer(getpid()));
-    add_forwards(call->answer, call_machine(call), config);
+    add_forwards(call->answer, call_machine(call));
     return 0;
 }
 
@@ -326,6 +354,8 @@ static const struct command commands[] = {
     {"reset", IN_RUNNING | IN_PAUSED, run_reset, "the machine could not be reset"},
     {"balloon", IN_RUNNING | IN_PAUSED, run_balloon,
      "the balloon was not moved; give \"bytes\", and a machine with a balloon"},
+    {"forwards", IN_RUNNING | IN_PAUSED, run_forwards,
+     "give \"forwards\", an array of at most 32 pairs of \"host_port\" and \"guest_port\""},
     {"cpus", IN_RUNNING | IN_PAUSED, run_cpus, "there are as many CPUs as before"},
     {"memory", IN_RUNNING | IN_PAUSED, run_memory, "there is as much memory as before"},
     {"limits", IN_ANY, run_limits,

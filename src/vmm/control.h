@@ -25,7 +25,6 @@ struct control;
 struct control_env {
     struct loop *loop;
     struct machine *machine;
-    const struct machine_config *config;
     void (*quit)(void *opaque); /* asked to end the process */
     void *opaque;
 };

@@ -176,7 +176,6 @@ static int vmm_open_control(struct vmm *vmm, struct err *err)
     struct control_env env = {
         .loop = vmm->loop,
         .machine = vmm->machine,
-        .config = &vmm->config.machine,
         .quit = vmm_quit,
         .opaque = vmm,
     };

@@ -129,7 +129,7 @@ def live_through_busybox(place):
         counters = json.loads(user.run("stats", "--json")[0])
         expect(counters["serial.out_bytes"] >= len("corbel-busybox: ready"), counters)
         table = dict(line.split() for line in user.run("stats", "busybox")[0].splitlines())
-        expect(table.keys() == counters.keys(), table)
+        expect(table.keys() == {name for name, value in counters.items() if isinstance(value, int)}, table)
         user.run("run", "busybox", "--name", "second", "--engine", ENGINE, "--detach")
         _, err = user.run("stop", status=2)
         expect("2 instances" in err, err)

@@ -437,6 +437,8 @@ static void scenario(struct daemon *daemon)
         "{\"name\": \"off\", \"image\": \"tiny\", \"type\": \"micro\", \"desired\": \"stopped\"}");
     change(daemon, KIND_INSTANCE, "t14", "vm",
            "{\"cpu_weight\": 50, \"cpu_cap_percent\": 90, \"pinned_cpus\": \"0\"}");
+    change(daemon, KIND_INSTANCE, "t15", "vm",
+           "{\"forwards\": [{\"host_port\": 0, \"guest_port\": 80}]}");
     act(daemon, "pause", "t4", "vm", NULL);
     create(daemon, KIND_SNAPSHOT, "s1", "{\"name\": \"live\", \"instance\": \"vm\"}");
     create(daemon, KIND_SNAPSHOT, "s2", "{\"name\": \"live-data\", \"volume\": \"data\"}");
