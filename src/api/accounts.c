@@ -481,3 +481,35 @@ int accounts_who(MAYBE_UNUSED struct api *api, struct api_call *call, json_t **r
                             role_name(call->identity.role), "project", call->identity.project);
     return 0;
 }
+
+/* A week behind its end, so that whoever wonders still finds it in the list. */
+static int prune_expired(struct api *api, const char *prefix, unsigned *count, struct fault *fault)
+{
+    struct store_page page;
+    struct err err = {0};
+    json_int_t before = (json_int_t)time(NULL) - 7 * 86400;
+    int error = store_list(api->config.store, prefix, NULL, USERS_MAX, &page, &err);
+    if (error != 0) {
+        return fault_set_err(fault, error, &err);
+    }
+    for (unsigned i = 0; i < page.count && error == 0; i++) {
+        json_t *record = json_loads(page.records[i].value, 0, NULL);
+        json_int_t expires = json_integer_value(json_object_get(record, "expires"));
+        json_decref(record);
+        if (expires == 0 || expires > before) {
+            continue;
+        }
+        error = store_swap(api->config.store, page.records[i].key, page.records[i].revision, NULL,
+                           NULL, &err);
+        *count += error == 0;
+        error = error == -ESTALE ? 0 : error; /* changed meanwhile: another time */
+    }
+    store_page_done(&page);
+    return error != 0 ? fault_set_err(fault, error, &err) : 0;
+}
+
+int api_prune(struct api *api, unsigned *count, struct fault *fault)
+{
+    int error = prune_expired(api, AUTH_KEY_PREFIX, count, fault);
+    return error != 0 ? error : prune_expired(api, AUTH_SESSION_PREFIX, count, fault);
+}

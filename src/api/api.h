@@ -36,6 +36,9 @@ int api_create(const struct api_config *config, struct api **ret_api, struct err
 /* After http_server_destroy(). Accepts NULL. */
 void api_destroy(struct api *api);
 
+/* Deletes tokens and sessions that expired a week ago: adds how many to *count. Any thread; waits. */
+int api_prune(struct api *api, unsigned *count, struct fault *fault) MUST_CHECK;
+
 /* For struct http_config, with the api as opaque. */
 extern const struct http_ops api_http_ops;
 

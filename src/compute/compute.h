@@ -54,6 +54,12 @@ struct compute_config {
 int compute_open(const struct compute_config *config, struct err *err, struct compute **ret_compute)
     MUST_CHECK;
 
+/*
+ * While there is a file of this name in state_dir, what no record knows of is
+ * left alone instead of being removed: the records are older than the rest.
+ */
+#define COMPUTE_RESTORED_MARK "restored"
+
 /* Ends the workers between two steps; machines run on. Accepts NULL. */
 void compute_close(struct compute *compute);
 
@@ -198,6 +204,17 @@ int compute_alarm_act(struct compute *compute, const json_t *alarm, const struct
 /* The debt is paid; with an event when complaint is not NULL. -ENOENT: the alarm is gone. */
 int compute_alarm_paid(struct compute *compute, const json_t *alarm, const char *owed,
                        const char *complaint, struct fault *fault) MUST_CHECK;
+
+/* What is kept of what has happened; 0: all of it. */
+struct compute_keep {
+    unsigned events;     /* of each project, the newest */
+    unsigned days;       /* events, and operations that have ended */
+    unsigned token_days; /* idempotency tokens */
+};
+
+/* Deletes the rest, some thousands at most at a time; how many. Waits. */
+int compute_prune(struct compute *compute, const struct compute_keep *keep, unsigned *ret_count,
+                  struct fault *fault) MUST_CHECK;
 
 /* A stream socket to the serial console of a running instance, the caller's to close. */
 int compute_console(struct compute *compute, const struct compute_call *call, const char *id,

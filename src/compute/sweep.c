@@ -61,6 +61,16 @@ static bool is_orphan(const char *name, enum kind kind, const json_t *known)
     return json_object_get(known, id) == NULL;
 }
 
+/* After a restored database an orphan may be an object that is younger than the copy. */
+static bool keeps_orphans(const struct compute *compute)
+{
+    char path[PATH_MAX];
+    struct err ignored;
+
+    return path_format(path, &ignored, "%s/" COMPUTE_RESTORED_MARK, compute->state_dir) < 0 ||
+           path_exists(path);
+}
+
 static void sweep(struct compute *compute, const char *dir, enum kind kind, bool has_monitors,
                   const json_t *known)
 {
@@ -73,6 +83,12 @@ static void sweep(struct compute *compute, const char *dir, enum kind kind, bool
 
         if (is_orphan(entries[i]->d_name, kind, known) &&
             path_format(path, &err, "%s/%s", dir, entries[i]->d_name) == 0) {
+            if (keeps_orphans(compute)) {
+                log_warn("keeping %s, which belongs to no %s since the records were restored", path,
+                         kind_spec(kind)->name);
+                free(entries[i]);
+                continue;
+            }
             if (has_monitors) {
                 end_orphan(path);
                 limits_sweep(compute, entries[i]->d_name, path);
@@ -96,7 +112,8 @@ static void sweep_pool(struct compute *compute, const json_t *known)
 
     rc = rc < 0 ? rc : pool_list(pool, &list, &count, &err);
     for (unsigned i = 0; rc == 0 && i < count; i++) {
-        if (is_orphan(list[i].name, KIND_VOLUME, known) && list[i].snapshots == 0) {
+        if (is_orphan(list[i].name, KIND_VOLUME, known) && list[i].snapshots == 0 &&
+            !keeps_orphans(compute)) {
             log_warn("removing the disk of %s, which there is no more", list[i].name);
             rc = pool_delete_volume(pool, list[i].name, &err);
         }

@@ -7,6 +7,7 @@
 #include "api/api.h"
 #include "base/log.h"
 #include "base/path.h"
+#include "daemon/housekeeping.h"
 #include "daemon/notify.h"
 #include "daemon/options.h"
 #include "metrics/metrics.h"
@@ -32,6 +33,7 @@ struct daemon {
     struct compute *compute;
     struct metrics *metrics;
     struct api *api;
+    struct housekeeping *housekeeping;
     struct http_server *server;
     int fds[MAX_SOCKETS]; /* until the server has them */
     size_t fd_count;
@@ -137,6 +139,23 @@ static int open_metrics(struct daemon *daemon, struct err *err)
     return metrics_open(&config, err, &daemon->metrics);
 }
 
+static int start_housekeeping(struct daemon *daemon, struct err *err)
+{
+    const struct daemon_options *options = &daemon->options;
+    const struct housekeeping_config config = {
+        .compute = daemon->compute,
+        .store = daemon->store,
+        .api = daemon->api,
+        .state_dir = options->state,
+        .interval_s = options->backup_interval_s,
+        .keep_backups = options->keep_backups,
+        .keep_events = options->keep_events,
+        .keep_days = options->keep_days,
+    };
+
+    return housekeeping_start(&config, err, &daemon->housekeeping);
+}
+
 /* From below to above; daemon_close() is the mirror. */
 static int daemon_open(struct daemon *daemon, struct err *err)
 {
@@ -161,6 +180,7 @@ static int daemon_open(struct daemon *daemon, struct err *err)
     api.urls = daemon->url_list;
     api.url_count = daemon->url_count;
     rc = rc < 0 ? rc : api_create(&api, &daemon->api, err);
+    rc = rc < 0 ? rc : start_housekeeping(daemon, err);
     return rc < 0 ? rc : serve(daemon, err);
 }
 
@@ -169,6 +189,7 @@ static void daemon_close(struct daemon *daemon)
     if (daemon->server != NULL) {
         http_server_destroy(daemon->server);
     }
+    housekeeping_stop(daemon->housekeeping);
     api_destroy(daemon->api);
     metrics_close(daemon->metrics);
     compute_close(daemon->compute);
@@ -215,6 +236,19 @@ static enum status run(struct daemon *daemon)
     return rc < 0 ? STATUS_FAILED : STATUS_OK;
 }
 
+static int restore(const struct daemon_options *options)
+{
+    struct err err = {.code = 0};
+
+    if (housekeeping_restore(options->restore, options->state, &err) < 0) {
+        log_error("nothing was restored: %s", err.text);
+        return STATUS_FAILED;
+    }
+    log_info("the records are those of %s; what they do not know of stays, until %s/%s is removed",
+             options->restore, options->state, COMPUTE_RESTORED_MARK);
+    return STATUS_OK;
+}
+
 int main(int argc, char **argv)
 {
     struct daemon daemon = {.store = NULL};
@@ -236,5 +270,8 @@ int main(int argc, char **argv)
         return STATUS_OK;
     }
     log_set_level(daemon.options.log_level);
+    if (daemon.options.restore != NULL) {
+        return restore(&daemon.options);
+    }
     return (int)run(&daemon);
 }

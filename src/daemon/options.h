@@ -20,6 +20,8 @@ struct daemon_options {
     unsigned listen_count;
     const char *certificate, *key, *cgroup;
     bool has_local_hooks;
+    const char *restore; /* a copy of the records to put back; NULL: serve */
+    unsigned backup_interval_s, keep_backups, keep_events, keep_days; /* 0: the preset */
     unsigned cpus, memory_mib, cpu_ratio, memory_ratio, workers, history_step_s;
     enum log_level log_level;
     bool wants_help, wants_version;

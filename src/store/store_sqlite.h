@@ -24,4 +24,21 @@ struct store_sqlite_config {
 int store_sqlite_open(const struct store_sqlite_config *config, struct err *err,
                       struct store **ret_store) MUST_CHECK;
 
+/*
+ * Writes a copy of the open store as it is now to a new file (which replaces
+ * one of that name): synced, and checked as one that is opened. Writers do not
+ * wait for it. Any thread.
+ */
+int store_sqlite_backup(struct store *store, const char *path, struct err *err) MUST_CHECK;
+
+/* Whether the file is a whole store; -EBADMSG and the others of opening. */
+int store_sqlite_check(const char *path, struct err *err) MUST_CHECK;
+
+/*
+ * Puts a copy back in place of the store at path, which nobody has open
+ * (-EBUSY). The copy is checked before; what was there stays as
+ * PATH.before-restore with its parts.
+ */
+int store_sqlite_restore(const char *backup, const char *path, struct err *err) MUST_CHECK;
+
 #endif

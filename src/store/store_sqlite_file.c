@@ -439,6 +439,16 @@ static int check_all(struct sqlite_store *store, struct err *err)
     return rc;
 }
 
+int sqlite_file_check(struct sqlite_store *store, struct err *err)
+{
+    int rc = open_db(store->path, false, &store->write.db);
+
+    rc = rc == SQLITE_OK ? check_all(store, err) : sqlite_error(rc, store->path, err);
+    (void)sqlite3_close(store->write.db);
+    store->write.db = NULL;
+    return rc;
+}
+
 static int open_sides(struct sqlite_store *store, struct err *err)
 {
     int rc = sqlite3_exec(store->write.db,

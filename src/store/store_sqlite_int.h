@@ -78,6 +78,8 @@ struct sqlite_store {
 
 /* store_sqlite_file.c: the files. Everything of the struct but lock, ops and thread. */
 int sqlite_file_open(struct sqlite_store *store, struct err *err) MUST_CHECK;
+/* Whether the file at store->path is sound. store is zeroed but for its path. */
+int sqlite_file_check(struct sqlite_store *store, struct err *err) MUST_CHECK;
 void sqlite_file_close(struct sqlite_store *store); /* accepts half-open */
 /* Remembers the revision outside of the database. */
 void sqlite_file_seal(struct sqlite_store *store);
