@@ -146,16 +146,24 @@ struct accel_stepper_ops {
 
 struct native;
 
+/* When the software engine runs user code natively (engine/native.h). */
+enum accel_native {
+    ACCEL_NATIVE_WHERE_IT_PAYS,
+    ACCEL_NATIVE_NEVER,
+    ACCEL_NATIVE_ALWAYS /* where it can at all: for tests */
+};
+
 struct accel_vm_config {
     struct gmem *gmem;                       /* outlives the VM */
     const struct accel_stepper_ops *stepper; /* NULL: such an instruction ends the VM */
     unsigned vcpu_count;
     enum vm_irqchip irqchip;
-    bool emulated;             /* KVM: its probe said so; with VM_IRQCHIP_USER and a stepper,
+    bool emulated;                 /* KVM: its probe said so; with VM_IRQCHIP_USER and a stepper,
                                 * that one runs user mode */
-    bool reference_only;       /* software engine: one instruction at a time */
-    bool check;                /* software engine: reference and translator in lock step */
-    uint64_t code_cache_bytes; /* software engine: 0 means its default */
+    bool reference_only;           /* software engine: one instruction at a time */
+    enum accel_native native_when; /* software engine */
+    bool check;                    /* software engine: reference and translator in lock step */
+    uint64_t code_cache_bytes;     /* software engine: 0 means its default */
     /* Software engine: memory for the vCPU of the calling thread, as far from the thread's FS base
      * in each of them, zero, freed by nobody. NULL: kernel code is not mirrored (engine/mirror.h). */
     void *(*vcpu_storage)(void);

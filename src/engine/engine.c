@@ -137,7 +137,7 @@ static int vm_translator_init(struct engine_vm *vm, const struct accel_vm_config
         return r;
     }
     if (config->native != NULL && config->native->space_count != 0 && !config->check) {
-        vm->native_user = native_user_create(vm, config->native);
+        vm->native_user = native_user_create(vm, config->native, config->native_when);
         if (vm->native_user == NULL) {
             log_warn("not enough memory to run user code natively: it is translated");
         }

@@ -44,7 +44,8 @@ void native_user_on_flush(struct engine_vcpu *v, enum mmu_flush what, uint64_t v
     if (space != NULL && what != MMU_FLUSH_SWITCH) {
         atomic_store(&space->stale, true);
     }
-    v->native.wanted = space != NULL && atomic_load(&space->promoted);
+    v->native.wanted =
+        (space != NULL && atomic_load(&space->promoted)) || v->vm->native_user->is_always;
     v->native.is_paused = false;
     if (v->native.cr3 != v->st.cr3) {
         v->native.cr3 = v->st.cr3;

@@ -100,6 +100,7 @@ struct native_user {
     uint8_t *ram; /* offset 0 of the memfd */
     uint64_t ram_pages;
     uint64_t cycles_per_ms;
+    bool is_always;           /* whether it pays or not */
     bool host_has_more_state; /* XSAVE stores more than the guest's CPUID says */
     /* For each page of RAM, the spaces that may have it writable; above them, those that may
      * have it so twice. */

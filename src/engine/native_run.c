@@ -109,20 +109,26 @@ static void promote(struct engine_vcpu *v, uint64_t now)
 
 bool native_user_is_due(struct engine_vcpu *v)
 {
-    const struct native_user *user = v->vm->native_user;
+    struct native_user *user = v->vm->native_user;
+    const struct native_space *space;
     uint64_t now;
     uint64_t took;
 
     if (vcpu_state_cpl(&v->st) != 3) {
         return false;
     }
+    if (user->is_always) {
+        space = native_space_find(user, v->st.cr3);
+        v->native.wanted = space != NULL && atomic_load(&space->promoted);
+    }
     if (!v->native.wanted || v->native.is_paused) {
         now = __builtin_ia32_rdtsc();
         took = now - v->native.since;
-        if (took < user->cycles_per_ms / LOOKS_PER_MS) {
+        if (!user->is_always && took < user->cycles_per_ms / LOOKS_PER_MS) {
             return false;
         }
-        if (v->native.is_paused || v->native.entries * cycles_of_ns(user, PROMOTE_NS) <= took) {
+        if (v->native.is_paused || user->is_always ||
+            v->native.entries * cycles_of_ns(user, PROMOTE_NS) <= took) {
             promote(v, now);
         }
         begin_window(v, now);
@@ -136,7 +142,7 @@ static void note_way_out(struct engine_vcpu *v, struct native_space *space)
     struct native_user *user = v->vm->native_user;
     uint64_t now;
 
-    if (++v->native.ways_out < DEMOTE_SAMPLE) {
+    if (++v->native.ways_out < DEMOTE_SAMPLE || user->is_always) {
         return;
     }
     now = __builtin_ia32_rdtsc();

@@ -31,7 +31,8 @@ static int create_spaces(struct native_user *user)
     return 0;
 }
 
-struct native_user *native_user_create(struct engine_vm *vm, const struct native *native)
+struct native_user *native_user_create(struct engine_vm *vm, const struct native *native,
+                                       enum accel_native when)
 {
     struct native_user *user = calloc(1, sizeof(*user));
     uint64_t bytes = 0;
@@ -44,6 +45,7 @@ struct native_user *native_user_create(struct engine_vm *vm, const struct native
     }
     user->vm = vm;
     user->native = native;
+    user->is_always = when == ACCEL_NATIVE_ALWAYS;
     user->ram = vm->ram[0].host;
     user->ram_pages = bytes / PAGE_BYTES;
     user->cycles_per_ms = (cpuid_tsc_hz() == 0 ? DEFAULT_TSC_HZ : cpuid_tsc_hz()) / 1000;

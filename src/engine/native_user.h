@@ -18,6 +18,7 @@
 #define CORBEL_ENGINE_NATIVE_USER_H
 
 #include "base/compiler.h"
+#include "cpu/vcpu.h"
 #include "engine/mmu.h"
 #include "engine/native.h"
 
@@ -54,7 +55,8 @@ struct native_vcpu {
 };
 
 /* NULL: no memory, or more RAM than its tables can name. */
-struct native_user *native_user_create(struct engine_vm *vm, const struct native *native);
+struct native_user *native_user_create(struct engine_vm *vm, const struct native *native,
+                                       enum accel_native when);
 void native_user_destroy(struct native_user *user); /* accepts NULL */
 
 /* Is v, between two instructions, to run natively? May promote its address space. */

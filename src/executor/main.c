@@ -169,6 +169,7 @@ static int attach(struct executor *executor, const struct native *native, struct
         .code_cache_bytes = shared->code_cache_bytes,
         .vcpu_storage = engine_vcpu_storage,
         .native = native,
+        .native_when = (enum accel_native)shared->native_when,
     };
     int rc;
 
@@ -213,7 +214,7 @@ static NORETURN void serve(struct executor *executor)
 int main(void)
 {
     struct executor executor = {.shared = map_shared()};
-    const struct native *native;
+    const struct native *native = NULL;
     struct err err = {0};
     sigset_t all;
 
@@ -226,7 +227,9 @@ int main(void)
     if (executor_drop_capabilities() != 0) {
         executor_fail(executor.shared, -EPERM, "cannot drop capabilities");
     }
-    executor_native_create(executor.shared->vcpu_count, &native);
+    if (executor.shared->native_when != ACCEL_NATIVE_NEVER) {
+        executor_native_create(executor.shared->vcpu_count, &native);
+    }
     must(executor.shared, attach(&executor, native, &err), &err);
     executor_bell_set(&executor.shared->phase, EXECUTOR_ATTACHED);
     serve(&executor);

@@ -144,6 +144,7 @@ struct machine_chardev {
 struct machine_config {
     enum machine_engine engine;
     bool engine_reference;     /* software engine, one instruction at a time */
+    enum accel_native engine_native;
     bool engine_check;         /* both software engines in lock step */
     uint64_t code_cache_bytes; /* 0: the engine's default */
     bool kvm_split_irqchip;    /* KVM with our own PIC and I/O APIC */

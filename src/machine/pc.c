@@ -64,6 +64,7 @@ static int vm_create(struct machine *machine, struct err *err)
         .vcpu_count = config->cpus_max,
         .reference_only = config->engine_reference,
         .check = config->engine_check,
+        .native_when = config->engine_native,
         .code_cache_bytes = config->code_cache_bytes,
         .died = on_died,
         .opaque = machine,

@@ -116,6 +116,7 @@ static int shared_create(struct proxy_vm *vm, const struct accel_vm_config *conf
     vm->shared->code_cache_bytes = config->code_cache_bytes;
     vm->shared->vcpu_count = vm->vcpu_count;
     vm->shared->check = config->check ? 1 : 0;
+    vm->shared->native_when = config->check ? ACCEL_NATIVE_NEVER : config->native_when;
     vm->shared->self_bytes = (uint32_t)vm->shared_bytes;
     vm->shared->tsc_hz = cpuid_tsc_hz();
     vm->shared->has_apics = config->irqchip == VM_IRQCHIP_SPLIT;

@@ -64,6 +64,22 @@ static bool is_yes(const struct vmm_setting *setting)
     return strcmp(setting->value, "yes") == 0;
 }
 
+/* "soft", and when its user code runs natively. */
+static bool set_native(const char *value, enum accel_native *ret_native)
+{
+    static const char *const names[] = {[ACCEL_NATIVE_WHERE_IT_PAYS] = "soft",
+                                        [ACCEL_NATIVE_NEVER] = "soft,native=off",
+                                        [ACCEL_NATIVE_ALWAYS] = "soft,native=always"};
+
+    for (unsigned i = 0; i < ARRAY_LEN(names); i++) {
+        if (strcmp(value, names[i]) == 0) {
+            *ret_native = (enum accel_native)i;
+            return true;
+        }
+    }
+    return false;
+}
+
 static int set_engine(const struct vmm_setting *setting)
 {
     struct machine_config *machine = &setting->config->machine;
@@ -72,7 +88,8 @@ static int set_engine(const struct vmm_setting *setting)
         machine->engine = MACHINE_ENGINE_AUTO;
     } else if (strcmp(setting->value, "kvm") == 0) {
         machine->engine = MACHINE_ENGINE_KVM;
-    } else if (strcmp(setting->value, "soft") == 0 || strcmp(setting->value, "reference") == 0) {
+    } else if (set_native(setting->value, &machine->engine_native) ||
+               strcmp(setting->value, "reference") == 0) {
         machine->engine = MACHINE_ENGINE_SOFT;
     } else {
         return refuse(setting, "auto, kvm, soft or reference");
@@ -468,7 +485,8 @@ static int set_config(const struct vmm_setting *setting)
 const struct vmm_field vmm_fields[] = {
     {.name = "engine",
      .value = "auto|kvm|soft|reference",
-     .help = "what runs the guest's instructions; auto takes KVM where it is fast, else soft",
+     .help = "what runs the guest's instructions; auto takes KVM where it is fast, else soft; "
+             "soft,native=off translates user code, too, soft,native=always none of it",
      .set = set_engine},
     {.name = "engine-check",
      .value = NULL,

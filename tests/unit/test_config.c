@@ -57,6 +57,13 @@ static void test_flags_good_values_taken(void **state)
     assert_true(machine->engine_reference);
     assert_int_equal(parse(config, "--engine", "soft", &err), 0);
     assert_false(machine->engine_reference);
+    assert_int_equal(machine->engine_native, ACCEL_NATIVE_WHERE_IT_PAYS);
+    assert_int_equal(parse(config, "--engine", "soft,native=off", &err), 0);
+    assert_int_equal(machine->engine, MACHINE_ENGINE_SOFT);
+    assert_int_equal(machine->engine_native, ACCEL_NATIVE_NEVER);
+    assert_int_equal(parse(config, "--engine", "soft,native=always", &err), 0);
+    assert_int_equal(machine->engine_native, ACCEL_NATIVE_ALWAYS);
+    assert_int_equal(parse(config, "--engine", "soft", &err), 0);
     assert_int_equal(parse(config, "--cpus", "4", &err), 0);
     assert_int_equal(machine->cpus, 4);
     assert_int_equal(parse(config, "--memory", "2G", &err), 0);
