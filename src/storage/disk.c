@@ -95,10 +95,29 @@ struct chunks {
     _Atomic uint64_t done; /* bytes */
     _Atomic int error;     /* the first thread's that failed */
     int (*work)(void *opaque, unsigned char *buf, uint64_t offset, uint64_t len);
+    /* How many bytes from there on need no work at all; at least what is known cheaply. */
+    uint64_t (*idle)(void *opaque, uint64_t offset);
     void *opaque;
     disk_progress_fn progress;
     void *progress_opaque;
 };
+
+/* Nobody needs to take the chunks from `offset` on that lie in a run without work, as thin disks may
+ * be longer than there is time to look at each. True when the one of `len` bytes there does, too. */
+static bool skip_idle(struct chunks *chunks, uint64_t offset, uint64_t len)
+{
+    uint64_t run = chunks->idle(chunks->opaque, offset);
+    uint64_t end =
+        run < chunks->total - offset ? (offset + run) / CHUNK_BYTES * CHUNK_BYTES : chunks->total;
+    uint64_t next = atomic_load(&chunks->next);
+
+    while (next < end && !atomic_compare_exchange_weak(&chunks->next, &next, end)) {
+    }
+    if (next < end) {
+        (void)atomic_fetch_add(&chunks->done, end - next);
+    }
+    return run >= len;
+}
 
 static void work_off(struct chunks *chunks, bool tells)
 {
@@ -113,7 +132,9 @@ static void work_off(struct chunks *chunks, bool tells)
             break;
         }
         len = chunks->total - offset < CHUNK_BYTES ? chunks->total - offset : CHUNK_BYTES;
-        rc = chunks->work(chunks->opaque, buf, offset, len);
+        if (!skip_idle(chunks, offset, len)) {
+            rc = chunks->work(chunks->opaque, buf, offset, len);
+        }
         (void)atomic_fetch_add(&chunks->done, len);
         if (tells && chunks->progress != NULL) {
             chunks->progress(chunks->progress_opaque, atomic_load(&chunks->done), chunks->total);
@@ -241,6 +262,27 @@ static int copy_chunk(void *opaque, unsigned char *buf, uint64_t offset, uint64_
     return rc;
 }
 
+/* The bytes that are known to be zero from there on. */
+static uint64_t zeroes_from(struct block_image *image, uint64_t offset)
+{
+    struct block_extent extent;
+
+    if (offset >= image->size_bytes) {
+        return UINT64_MAX;
+    }
+    return look_up(image, offset, image->size_bytes - offset, &extent) == 0 &&
+                   reads_as_zero(&extent)
+               ? extent.len
+               : 0;
+}
+
+static uint64_t copy_idle(void *opaque, uint64_t offset)
+{
+    const struct copy_job *job = opaque;
+
+    return zeroes_from(job->copy->from, offset);
+}
+
 int disk_copy(const struct disk_copy *copy, struct err *err)
 {
     struct copy_job job = {.copy = copy, .grain = RAW_GRAIN_BYTES};
@@ -248,6 +290,7 @@ int disk_copy(const struct disk_copy *copy, struct err *err)
     struct chunks chunks = {
         .total = copy->from->size_bytes,
         .work = copy_chunk,
+        .idle = copy_idle,
         .opaque = &job,
         .progress = copy->progress,
         .progress_opaque = copy->opaque,
@@ -312,6 +355,15 @@ static int compare_chunk(void *opaque, unsigned char *buf, uint64_t offset, uint
     return rc;
 }
 
+static uint64_t compare_idle(void *opaque, uint64_t offset)
+{
+    const struct compare_job *job = opaque;
+    uint64_t a = zeroes_from(job->a, offset);
+    uint64_t b = a > 0 ? zeroes_from(job->b, offset) : 0;
+
+    return a < b ? a : b;
+}
+
 int disk_compare(struct block_image *a, struct block_image *b, disk_progress_fn progress,
                  void *opaque, uint64_t *ret_offset, struct err *err)
 {
@@ -319,6 +371,7 @@ int disk_compare(struct block_image *a, struct block_image *b, disk_progress_fn 
     struct chunks chunks = {
         .total = a->size_bytes > b->size_bytes ? a->size_bytes : b->size_bytes,
         .work = compare_chunk,
+        .idle = compare_idle,
         .opaque = &job,
         .progress = progress,
         .progress_opaque = opaque,

@@ -519,6 +519,14 @@ def make_a_huge_volume(place):
         user.run("image", "check", path)
         used = os.stat(path).st_blocks * 512
         expect(used < 64 << 20, f"{used} bytes for 192 KiB of data")
+        # Whoever looked at each of its bytes would be at it for hours.
+        user.run("image", "convert", path, f"{user.home}/copy.qcow2")
+        user.run("image", "compare", path, f"{user.home}/copy.qcow2")
+        qemu("compare", "-f", "qcow2", "-F", "qcow2", path, f"{user.home}/copy.qcow2")
+        subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -P 8 {end + 512} 512",
+                        f"{user.home}/copy.qcow2"], check=True)
+        out, _ = user.run("image", "compare", path, f"{user.home}/copy.qcow2", status=6)
+        expect(str(end + 512) in out, out)
 
 
 TESTS = [
