@@ -147,8 +147,29 @@ static json_t *shown(const json_t *record)
     return copy;
 }
 
-static int list_shown(struct api *api, const char *prefix, const char *only_user, json_t **ret,
-                      struct fault *fault)
+/* The name of the user who calls; "" for an administrator by the unix socket or a token. */
+static const char *user_of(const struct identity *identity)
+{
+    return strncmp(identity->actor, "user:", 5) == 0 ? identity->actor + 5 : "";
+}
+
+/* Whether a token is the caller's to see and to revoke: a token's is itself alone. */
+static bool owns_key(const struct identity *identity, const json_t *key)
+{
+    const char *user = user_of(identity);
+    if (identity->role == ROLE_ADMIN && identity->project[0] == 0) {
+        return true;
+    }
+    if (strncmp(identity->actor, "token:", 6) == 0) {
+        return strcmp(text_of(key, "id"), identity->actor + 6) == 0;
+    }
+    return user[0] != 0 && strcmp(text_of(key, "user"), user) == 0 &&
+           (identity->project[0] == 0 || strcmp(text_of(key, "project"), identity->project) == 0);
+}
+
+/* only: whose tokens alone; NULL: all there is. */
+static int list_shown(struct api *api, const char *prefix, const struct identity *only,
+                      json_t **ret, struct fault *fault)
 {
     struct store_page page;
     struct err err = {0};
@@ -159,8 +180,7 @@ static int list_shown(struct api *api, const char *prefix, const char *only_user
     json_t *items = json_array();
     for (unsigned i = 0; i < page.count; i++) {
         json_t *record = json_loads(page.records[i].value, 0, NULL);
-        if (record != NULL &&
-            (only_user == NULL || strcmp(text_of(record, "user"), only_user) == 0)) {
+        if (record != NULL && (only == NULL || owns_key(only, record))) {
             (void)json_array_append_new(items, shown(record));
         }
         json_decref(record);
@@ -242,18 +262,10 @@ int accounts_delete_user(struct api *api, struct api_call *call, json_t **ret_an
     return error;
 }
 
-/* The name of the user who calls; "" for an administrator by the unix socket or a token. */
-static const char *user_of(const struct identity *identity)
-{
-    return strncmp(identity->actor, "user:", 5) == 0 ? identity->actor + 5 : "";
-}
-
 int accounts_list_keys(struct api *api, struct api_call *call, json_t **ret_answer,
                        struct fault *fault)
 {
-    bool is_all = call->identity.role == ROLE_ADMIN;
-    return list_shown(api, AUTH_KEY_PREFIX, is_all ? NULL : user_of(&call->identity), ret_answer,
-                      fault);
+    return list_shown(api, AUTH_KEY_PREFIX, &call->identity, ret_answer, fault);
 }
 
 /* A new random id and secret; the hash goes into record, the secret is told once. */
@@ -320,8 +332,7 @@ int accounts_delete_key(struct api *api, struct api_call *call, json_t **ret_ans
     if (error != 0) {
         return error;
     }
-    if (call->identity.role != ROLE_ADMIN &&
-        strcmp(text_of(record, "user"), user_of(&call->identity)) != 0) {
+    if (!owns_key(&call->identity, record)) {
         error = fault_set(fault, FAULT_NOT_FOUND, NULL, "there is no '%s'", call->id);
     } else {
         error = save(api, AUTH_KEY_PREFIX, call->id, revision, NULL, fault);

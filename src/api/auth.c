@@ -247,6 +247,12 @@ int auth_identify(struct api *api, const struct http_exchange *exchange, bool is
 int auth_permit(const struct identity *identity, const struct api_operation *operation,
                 struct fault *fault)
 {
+    if (identity->role >= ROLE_ADMIN && operation->role >= ROLE_ADMIN &&
+        identity->project[0] != 0) {
+        (void)fault_set(fault, FAULT_INVALID, NULL,
+                        "%s may not do this: it is bound to one project", identity->actor);
+        return 403;
+    }
     if (identity->role >= operation->role) {
         return 0;
     }

@@ -58,6 +58,26 @@ static int read_filter(const struct api_call *call, json_t **ret_filter, struct 
     return 0;
 }
 
+/* Who is bound to a project knows of no other. */
+static bool may_see(const struct api_call *call, const json_t *object)
+{
+    const char *only = call->identity.project;
+    const char *id = json_string_value(json_object_get(object, "id"));
+    const char *name = json_string_value(json_object_get(object, "name"));
+    return call->operation->kind != KIND_PROJECT || only[0] == 0 ||
+           (id != NULL && strcmp(id, only) == 0) || (name != NULL && strcmp(name, only) == 0);
+}
+
+static void leave_out_others(const struct api_call *call, json_t *page)
+{
+    json_t *items = json_object_get(page, "items");
+    for (size_t i = json_array_size(items); i > 0; i--) {
+        if (!may_see(call, json_array_get(items, i - 1))) {
+            (void)json_array_remove(items, i - 1);
+        }
+    }
+}
+
 int objects_list(struct api *api, struct api_call *call, json_t **ret_answer, struct fault *fault)
 {
     uint64_t limit;
@@ -77,13 +97,23 @@ int objects_list(struct api *api, struct api_call *call, json_t **ret_answer, st
     error = compute_list(api->config.compute, &call->compute, call->operation->kind, &list,
                          ret_answer, fault);
     json_decref(filter);
+    if (error == 0) {
+        leave_out_others(call, *ret_answer);
+    }
     return error;
 }
 
 int objects_get(struct api *api, struct api_call *call, json_t **ret_answer, struct fault *fault)
 {
-    return compute_get(api->config.compute, &call->compute, call->operation->kind, call->id,
-                       ret_answer, fault);
+    json_t *object = NULL;
+    int error = compute_get(api->config.compute, &call->compute, call->operation->kind, call->id,
+                            &object, fault);
+    if (error == 0 && !may_see(call, object)) {
+        json_decref(object);
+        return fault_set(fault, FAULT_NOT_FOUND, NULL, "there is no project \"%.64s\"", call->id);
+    }
+    *ret_answer = object;
+    return error;
 }
 
 int objects_create(struct api *api, struct api_call *call, json_t **ret_answer, struct fault *fault)

@@ -8,12 +8,15 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import socket
+import sys
 
 from harness import LIMIT_S, expect, run_tests
-from platform_rig import Platform, Socket
+from platform_rig import Platform, Socket, give_disk
 
+FLOOD = 10000 if "--flood" in sys.argv[1:] else 600
 
 def drive_an_instance(place):
     with Platform(place) as platform:
@@ -80,6 +83,145 @@ def know_who_calls(place):
         for wrong in ("x", red[:-1], red + "a", "cbl_" + "a" * 500, "cbl_../../x_y", "cbl__"):
             platform.refused(401, "GET", "/v1/instances", token=wrong)
         platform.refused(401, "GET", "/v1/instances", token="", headers={"Authorization": "Basic eDp5"})
+
+
+def own_objects(platform, project):
+    """One object of each kind, and what names them: {plural: id}; names have the project's."""
+    where, made = f"?project={project}", {}
+    for plural, body in (("volumes", {"name": f"{project}-data", "size_gib": 1}),
+                         ("instances", {"name": f"{project}-vm", "image": "busybox", "desired": "stopped",
+                                        "tags": {"secret": f"{project}-tag"}}),
+                         ("keys", {"name": f"{project}-key", "public_key": "ssh-ed25519 " + "A" * 68}),
+                         ("snapshots", {"name": f"{project}-snap", "volume": f"{project}-data"})):
+        answer = platform.ok("POST", f"/v1/{plural}{where}", body)
+        if "operation" in answer:
+            platform.finish(answer)
+        made[plural] = answer[plural[:-1]]["id"]
+    for plural in ("operations", "events"):
+        made[plural] = platform.ok("GET", f"/v1/{plural}{where}")["items"][0]["id"]
+    return made
+
+
+def invent(schema, foreign):
+    """A body that would do where it is allowed, with another's objects wherever one is named."""
+    body = {}
+    for name, field in schema.get("properties", {}).items():
+        if name in foreign:
+            body[name] = foreign[name]
+        elif name in schema.get("required", []):
+            body[name] = {"integer": field.get("minimum", 1), "boolean": True, "array": [], "object": {}}.get(
+                field.get("type"), field.get("enum", ["x" * max(20, field.get("minLength", 1))])[0])
+    return body
+
+
+def leak_nothing_across(place):
+    """Each operation of the description, by callers of another project, with every object's id and name."""
+    with Platform(place) as platform:
+        give_disk(platform)
+        for project in ("blue", "red"):
+            platform.ok("POST", "/v1/projects", {"name": project})
+        theirs, own = own_objects(platform, "red"), own_objects(platform, "blue")
+        other = platform.ok("POST", "/v1/tokens", {"name": "red-token", "role": "member", "project": "red"})
+        theirs["tokens"], theirs["projects"] = other["id"], "red"
+        platform.ok("POST", "/v1/users", {"name": "red-user", "password": "correct horse", "project": "red"})
+        theirs["users"] = "red-user"
+        secrets = [*theirs.values(), "red-"]
+        secrets.remove("red")
+        foreign = {"image": "busybox", "snapshot": theirs["snapshots"], "volumes": [theirs["volumes"]], "volume": theirs["volumes"],
+                   "instance": theirs["instances"], "project": "red", "key": theirs["keys"], "keys": [theirs["keys"]]}
+        before = {plural: platform.ok("GET", f"/v1/{plural}?project=red")["items"] for plural in
+                  ("instances", "volumes", "snapshots", "keys")}
+        document = platform.ok("GET", "/v1/openapi.json", token="")
+        tried = 0
+        for role in ("member", "admin"):
+            token = platform.ok("POST", "/v1/tokens", {"name": f"blue-{role}", "role": role, "project": "blue"})["token"]
+            for path, methods in document["paths"].items():
+                plural = (path.split("/") + [""])[2]
+                for method, operation in methods.items():
+                    if operation["operationId"] in ("watch", "session.create") or "websocket" in operation["operationId"]:
+                        continue
+                    actions = next((p["schema"]["enum"] for p in operation["parameters"] if p["name"] == "action"), [""])
+                    schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+                    for number in ([theirs.get(plural, theirs["instances"]), theirs["instances"]] if "{id}" in path else [""]):
+                        for action in actions:
+                            for query in ("", "?project=red"):
+                                tried += 1
+                                where = path.replace("{id}", number).replace("{action}", action) + query
+                                body = None if schema is None else invent(schema, foreign)
+                                status, answer = platform.call(method.upper(), where, body, token=token)
+                                while status == 429:  # its own limit
+                                    status, answer = platform.call(method.upper(), where, body, token=token)
+                                text = answer.decode(errors="replace") if isinstance(answer, bytes) else json.dumps(answer)
+                                for asked in (where, json.dumps(body)):
+                                    for word in secrets:  # what it said itself it may hear again
+                                        text = text.replace(word, "") if word in asked and status >= 400 else text
+                                expect(status < 500 and not any(word in text for word in secrets),
+                                       f"{role} {method} {where} {body}: {status} {text}")
+                                expect(status >= 400 or "{id}" not in path or plural in ("types", "images"),
+                                       f"{role} {method} {where} {body}: {status} {text}")
+        expect(tried > 150, f"{tried} calls")
+        after = {plural: platform.ok("GET", f"/v1/{plural}?project=red")["items"] for plural in before}
+        expect(before == after, f"{before}\n{after}")
+        expect(platform.call("GET", "/v1/session", token=other["token"])[0] == 200, "red's token is gone")
+        expect(platform.ok("GET", "/v1/projects/red")["name"] == "red" and own, "red is gone")
+
+        # Nor does a stream of changes tell.
+        blue = platform.ok("POST", "/v1/tokens", {"name": "b", "role": "viewer", "project": "blue"})["token"]
+        with socket.create_connection(("127.0.0.1", platform.port), timeout=LIMIT_S) as peer:
+            peer.sendall(f"GET /v1/watch?since=1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {blue}\r\n\r\n".encode())
+            text = b""
+            while own["snapshots"].encode() not in text:
+                text += peer.recv(65536)
+            platform.ok("PATCH", f"/v1/instances/{theirs['instances']}?project=red", {"tags": {"a": "red-two"}})
+            platform.ok("PATCH", f"/v1/instances/{own['instances']}?project=blue", {"tags": {"a": "blue-two"}})
+            while b"blue-two" not in text:
+                text += peer.recv(65536)
+        expect(not any(word.encode() in text for word in secrets), "changes of another project are told")
+
+
+def serve_the_good_in_a_flood(place):
+    """Thousands of connections that want nothing good; those who do are served, and nothing stays behind."""
+    count = FLOOD
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    expect(hard == resource.RLIM_INFINITY or hard >= count + 200, f"this test needs {count + 200} descriptors, and may have {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    bad = (b"", b"GET /v1/version HT", b"GET /v1/version HTTP/1.1\r\nHost: x\r\n", b"\x16\x03\x01\x00\xff" * 9,
+           b"POST /v1/session HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n{\"na",
+           b"GET /v1/version HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 30000, b"GET /" + b"a" * 30000,
+           b"GET /v1/version HTTP/1.1\r\n" + b"X: y\r\n" * 5000)
+    with Platform(place) as platform:
+        token = platform.ok("POST", "/v1/tokens", {"name": "good", "role": "viewer"})["token"]
+        platform.ok("GET", "/v1/version", token=token)
+        pid = platform.process.pid
+
+        def descriptors():
+            return len(os.listdir(f"/proc/{pid}/fd"))
+
+        def memory_kib():
+            return int(re.search(r"VmRSS:\s+(\d+)", open(f"/proc/{pid}/status").read())[1])
+
+        first, before, peers, most = descriptors(), memory_kib(), [], 0
+        for number in range(count):
+            peer = socket.create_connection(("127.0.0.1", platform.port), timeout=LIMIT_S)
+            peer.setblocking(False)
+            with contextlib.suppress(OSError):  # closed already, or it takes no more
+                peer.send(bad[number % len(bad)])
+            peers.append(peer)
+            for slow in peers[number % 97::997]:  # a byte now and then keeps nobody's place
+                with contextlib.suppress(OSError):
+                    slow.send(b"X")
+            if number % 50 == 49:
+                # By TCP with a token, and by the socket: neither pays for the others.
+                status, answer = platform.call("GET", "/v1/instances", token=token)
+                expect(status == 200, f"after {number} connections: {status} {answer}")
+                platform.ok("GET", "/v1/instances")
+                most = max(most, memory_kib())
+        expect(most - before < 96 << 10, f"{most - before} KiB for {count} connections")
+        for peer in peers:
+            peer.close()
+        while descriptors() > first:  # as soon as the server has seen that they are gone
+            platform.ok("GET", "/v1/version")
+        platform.ok("GET", "/v1/instances", token=token)
 
 
 def sign_in(place):
@@ -277,9 +419,12 @@ def hold_back_the_hasty(place):
 
 
 if __name__ == "__main__":
+    if "--flood" in sys.argv[1:]:
+        sys.argv[1:] = ["flood"]
     run_tests([
         ("drive an instance", drive_an_instance), ("know who calls", know_who_calls),
-        ("sign in", sign_in), ("refuse what is malformed", refuse_what_is_malformed),
+        ("leak nothing across projects", leak_nothing_across),
+        ("serve the good in a flood", serve_the_good_in_a_flood), ("sign in", sign_in), ("refuse what is malformed", refuse_what_is_malformed),
         ("repeat a request", repeat_a_request), ("follow changes", follow_changes),
         ("reach the console", reach_the_console), ("survive the daemon", survive_the_daemon),
         ("describe itself", describe_itself), ("keep a record of calls", keep_a_record_of_calls),
