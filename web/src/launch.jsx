@@ -29,7 +29,7 @@ function complete(schema, live, project) {
     ...schema,
     properties: {
       name,
-      ...(projects.length > 1 && !project ? { project_of: { type: "string", description: "whose it is, and whose quota counts" } } : {}),
+      ...(projects.length > 1 && !project ? { project_of: { type: "string", default: "default", description: "whose it is, and whose quota counts" } } : {}),
       ...rest,
       new_volume_gib: { type: "integer", minimum: 1, maximum: 65536, description: "makes a new, empty volume of that size for it" },
     },

@@ -204,7 +204,7 @@ export function Kind({ kind, heading, path, rows, canCreate, canDelete, note }) 
         empty={`No ${heading.toLowerCase()}.`}
         columns={[
           { name: "name", title: "Name", of: (o) => o.name ?? o.id },
-          ...names.map((name) => ({ name, title: title(name), of: (o) => (/^(size|memory)_mib$/.test(name) ? size(o[name]) : name === "state" ? <Badge state={o.state} /> : cell(o[name])) })),
+          ...names.map((name) => ({ name, title: title(name), of: (o) => (/^(size|memory)_mib$/.test(name) ? size(o[name]) : /_bytes$/.test(name) ? size(Math.ceil(o[name] / 2 ** 20)) : name in KINDS ? live.find(name, o[name])?.name ?? o[name] : name === "state" ? <Badge state={o.state} /> : cell(o[name])) })),
           { name: "created", title: "Age", of: (o) => <Time at={o.created} />, sort: (o) => o.created ?? 0 },
         ]} />
       {isCreating && <Create path={path} heading={heading} onClose={() => setCreating(false)} />}
@@ -228,7 +228,7 @@ export function Create({ path, heading, onClose, onDone }) {
 
 // What is no object of the live copy: asked for when looked at.
 export function useList(path) {
-  const [items, setItems] = useState([]);
+  const [items, setItems] = useState(null); // until it is known
   const load = () => attempt(() => get(`/v1/${path}`)).then((page) => page && setItems(page.items));
   useEffect(() => { load(); }, []);
   return [items, load];
@@ -240,7 +240,7 @@ export function Tokens() {
   const [made, setMade] = useState(null);
   return (
     <Page title="API tokens" actions={<button type="button" class="primary" onClick={() => setCreating(true)}>New</button>}>
-      <Table label="API tokens" rows={tokens} empty="No token."
+      <Table label="API tokens" rows={tokens ?? []} empty={tokens ? "No token." : "Loading ..."}
         columns={[
           { name: "name", title: "Name" }, { name: "user", title: "User" }, { name: "role", title: "Role" },
           { name: "project", title: "Project", of: (token) => token.project || "all" },

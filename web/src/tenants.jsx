@@ -57,7 +57,7 @@ export function Quotas({ canChange }) {
   return (
     <Page title="Quotas" actions={<Filter label="Filter quotas" value={filter} onInput={setFilter} />}>
       {projects.length === 0 && <Empty>No project.</Empty>}
-      <div class="cards">
+      <div class="cards broad">
         {projects.map((project) => (
           <section key={project.id} class="card" aria-label={`Quotas of ${nameOf(project)}`}>
             <h2>{nameOf(project)}</h2>
@@ -124,7 +124,7 @@ export function Users() {
   const [filter, setFilter] = useState("");
   const [selected, setSelected] = useState(new Set());
   const [dialog, setDialog] = useState(null);
-  const rows = users.map((user) => ({ ...user, id: user.name }));
+  const rows = (users ?? []).map((user) => ({ ...user, id: user.name }));
   const chosen = rows.filter((user) => selected.has(user.id));
   const project = (user) => (user.project ? nameOf(live.find("project", user.project) ?? { id: user.project }) : "all");
   return (
@@ -135,7 +135,7 @@ export function Users() {
         <div class="bulk" role="toolbar" aria-label="What to do with the selected users"><span>{chosen.length} selected</span>
           <button type="button" class="danger" onClick={() => setDialog("delete")}>Delete</button></div>)}
       <Table label="Users" rows={matching(rows, filter)} selected={selected} onSelect={setSelected}
-        empty={filter ? "No user matches the filter." : "No user can sign in yet."}
+        empty={!users ? "Loading ..." : filter ? "No user matches the filter." : "No user can sign in yet."}
         columns={[
           { name: "name", title: "Name" },
           { name: "role", title: "Role", sort: (user) => user.role, of: (user) => (

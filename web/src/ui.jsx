@@ -203,7 +203,7 @@ const readForwards = (text) => readWords(text).map((word) => {
 });
 
 export const title = (name) => {
-  const words = name.replace(/_of$/, "").replace(/^cpus$/, "vCPUs").replace(/_mib$/, " (MiB)").replace(/_gib$/, " (GiB)").replace(/_s$/, " (seconds)").replace(/_/g, " ");
+  const words = name.replace(/_of$/, "").replace(/^cpus$/, "vCPUs").replace(/_mib$/, " (MiB)").replace(/_gib$/, " (GiB)").replace(/_bytes$/, "").replace(/_s$/, " (seconds)").replace(/_/g, " ");
   return words.startsWith("vCPU") ? words : words[0].toUpperCase() + words.slice(1);
 };
 
