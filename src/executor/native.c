@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/eventfd.h>
@@ -98,60 +100,98 @@ static const struct native_ops native_ops = {
 /* ---- making them ---- */
 
 /* The mapper has mapped nothing yet: its first command takes away all it has of the executor. */
-static bool space_begins(struct space *space, pid_t pid)
+static void space_empty(struct native_mapper *mapper)
 {
-    struct pollfd fds[2] = {{.fd = space->bell, .events = POLLIN},
-                            {.fd = (int)syscall(SYS_pidfd_open, pid, 0), .events = POLLIN}};
-    struct native_mapper *mapper = space->mapper;
-    uint64_t answer = 0;
-    bool ok;
-
     mapper->items[0] =
         (struct native_item){.va = NATIVE_LOWEST, .bytes = NATIVE_OWN - NATIVE_LOWEST};
     mapper->items[1] =
         (struct native_item){.va = NATIVE_OWN_END, .bytes = NATIVE_END - NATIVE_OWN_END};
     mapper->count = 2;
-    atomic_fetch_add(&mapper->go, 1);
-    (void)native_futex(&mapper->go, FUTEX_WAKE, 1, NULL);
-    ok = fds[1].fd >= 0 && poll(fds, 2, START_MS) > 0 && (fds[0].revents & POLLIN) != 0 &&
-         read(space->bell, &answer, sizeof(answer)) == sizeof(answer) && answer == 1;
-    if (fds[1].fd >= 0) {
-        (void)close(fds[1].fd);
-    }
-    return ok;
+    mapper->done = 1;
+    mapper->failed = 1ull << 32;
+    atomic_store(&mapper->go, 1);
 }
 
-static bool space_create(struct spaces *spaces, unsigned n, struct native_plan *plan)
+/* Begins to make a space; its process, or -1. */
+static pid_t space_begin(struct spaces *spaces, unsigned n, struct native_plan *plan)
 {
     struct space *space = &spaces->space[n];
     pid_t pid;
 
     space->blocks = plan->blocks;
     space->mapper = (struct native_mapper *)(void *)(plan->blocks + NATIVE_PAGE_AT);
-    space->mapper->done = 1;
-    space->mapper->failed = 1ull << 32;
     space->pids = spaces->pids + (size_t)n * spaces->vcpu_count;
     space->pidfds = spaces->pidfds + (size_t)n * spaces->vcpu_count;
     space->bell = eventfd(0, EFD_CLOEXEC);
     if (space->bell < 0) {
-        return false;
+        return -1;
     }
+    space_empty(space->mapper);
     plan->bell = space->bell;
     pid = fork();
     if (pid == 0) {
         native_space_main(plan);
     }
-    if (pid < 0 || !space_begins(space, pid)) {
+    return pid;
+}
+
+/* Waits until it is empty but for our own; false: it could not be made. */
+static bool space_is_empty(const struct space *space, pid_t pid)
+{
+    struct pollfd fds[2] = {{.fd = space->bell, .events = POLLIN},
+                            {.fd = (int)syscall(SYS_pidfd_open, pid, 0), .events = POLLIN}};
+    uint64_t answer = 0;
+    bool ok = fds[1].fd >= 0 && poll(fds, 2, START_MS) > 0 && (fds[0].revents & POLLIN) != 0 &&
+              read(space->bell, &answer, sizeof(answer)) == sizeof(answer) && answer == 1;
+
+    if (fds[1].fd >= 0) {
+        (void)close(fds[1].fd);
+    }
+    return ok;
+}
+
+static bool space_finish(struct spaces *spaces, unsigned n, pid_t pid)
+{
+    struct space *space = &spaces->space[n];
+
+    if (!space_is_empty(space, pid)) {
         return false;
     }
     for (unsigned i = 0; i < spaces->vcpu_count; i++) {
-        space->pids[i] = native_runner_at(plan->blocks, i)->pid;
+        space->pids[i] = native_runner_at(space->blocks, i)->pid;
         space->pidfds[i] = (int)syscall(SYS_pidfd_open, space->pids[i], 0);
         if (space->pidfds[i] < 0) {
             return false;
         }
     }
     return true;
+}
+
+/* They get ready beside each other. Those behind one that fails are not kept. */
+static void make_spaces(struct spaces *spaces, unsigned wanted, uint8_t *pages, int pages_fd)
+{
+    size_t bytes = (size_t)(spaces->vcpu_count + 1) * NATIVE_BLOCK_BYTES;
+    pid_t made[NATIVE_MAX_SPACES];
+    unsigned count = 0;
+    bool ok = true;
+
+    for (; ok && count < wanted; count++) {
+        struct native_plan plan = {.pages_fd = pages_fd,
+                                   .offset = count * bytes,
+                                   .blocks = pages + count * bytes,
+                                   .runners = spaces->vcpu_count,
+                                   .parent = getpid()};
+
+        made[count] = space_begin(spaces, count, &plan);
+        ok = made[count] > 0;
+    }
+    for (unsigned n = 0; n < count && made[n] > 0; n++) {
+        if (spaces->native.space_count == n && space_finish(spaces, n, made[n])) {
+            spaces->native.space_count++;
+        } else {
+            (void)kill(made[n], SIGKILL);
+        }
+    }
 }
 
 /* XGETBV; the builtin wants -mxsave. */
@@ -178,34 +218,29 @@ static bool host_is_able(struct spaces *spaces)
 void executor_native_create(unsigned vcpu_count, const struct native **ret_native)
 {
     unsigned wanted = native_spaces_for(vcpu_count);
-    size_t space_bytes = (size_t)(vcpu_count + 1) * NATIVE_BLOCK_BYTES;
+    size_t bytes = (size_t)(vcpu_count + 1) * NATIVE_BLOCK_BYTES * wanted;
     struct spaces *spaces = calloc(1, sizeof(*spaces));
-    struct native_plan plan = {.runners = vcpu_count, .parent = getpid(), .pages_fd = -1};
     uint8_t *pages = MAP_FAILED;
+    int pages_fd;
 
     *ret_native = NULL;
     if (spaces == NULL || !host_is_able(spaces)) {
+        free(spaces);
         return;
-    }
-    plan.pages_fd = memfd_create("corbel-user", MFD_CLOEXEC);
-    if (plan.pages_fd >= 0 && ftruncate(plan.pages_fd, (off_t)(space_bytes * wanted)) == 0) {
-        pages =
-            mmap(NULL, space_bytes * wanted, PROT_READ | PROT_WRITE, MAP_SHARED, plan.pages_fd, 0);
     }
     spaces->vcpu_count = vcpu_count;
     for (unsigned i = 0; i < vcpu_count; i++) {
         atomic_store(&spaces->turns[i].space, -1);
     }
-    for (unsigned n = 0; pages != MAP_FAILED && n < wanted; n++) {
-        plan.blocks = pages + n * space_bytes;
-        plan.offset = n * space_bytes;
-        if (!space_create(spaces, n, &plan)) {
-            break;
-        }
-        spaces->native.space_count++;
+    pages_fd = memfd_create("corbel-user", MFD_CLOEXEC);
+    if (pages_fd >= 0 && ftruncate(pages_fd, (off_t)bytes) == 0) {
+        pages = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, pages_fd, 0);
     }
-    if (plan.pages_fd >= 0) {
-        (void)close(plan.pages_fd);
+    if (pages != MAP_FAILED) {
+        make_spaces(spaces, wanted, pages, pages_fd);
+    }
+    if (pages_fd >= 0) {
+        (void)close(pages_fd);
     }
     spaces->native.ops = &native_ops;
     spaces->native.opaque = spaces;
