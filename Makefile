@@ -3,7 +3,7 @@ BUILD ?= build
 PREFIX ?= /usr/local
 NINJA = ninja -C $(BUILD)
 
-.PHONY: all setup run test test-storage test-platform test-kvm test-boot20 test-kernel test-lockstep test-diff bench install clean
+.PHONY: all setup run test test-storage test-platform test-limits test-kvm test-boot20 test-kernel test-lockstep test-diff bench install clean
 
 all: $(BUILD)/build.ninja
 	@$(NINJA)
@@ -54,6 +54,11 @@ test-platform: all
 		tests/e2e/test_platform.py --full
 	@CORBEL_BUILD=$(abspath $(BUILD)) CORBEL_E2E_LIMIT=10000 PYTHONDONTWRITEBYTECODE=1 \
 		tests/e2e/test_api.py --flood
+
+# What machines get of a CPU by their weights and caps, by the clock: two minutes of a host that has
+# nothing else to do.
+test-limits: all
+	@CORBEL_BUILD=$(abspath $(BUILD)) PYTHONDONTWRITEBYTECODE=1 tests/e2e/test_limits.py --full
 
 # A Debian kernel on KVM: minutes where KVM emulates each instruction.
 test-kvm: all

@@ -244,7 +244,8 @@ static void count_io(struct machine *machine, struct machine_counters *counters)
         count_add(counters, "net.rx_frames", net.rx_frames);
         count_add(counters, "net.rx_bytes", net.rx_bytes);
         count_add(counters, "net.tx_dropped", net.tx_dropped);
-        count_add(counters, "net.throttled", net.throttled);
+        count_add(counters, "net.tx_throttled", net.tx_throttled);
+        count_add(counters, "net.rx_throttled", net.rx_throttled);
         count_add(counters, "net.rx_dropped", net.rx_dropped);
     }
 }
@@ -260,6 +261,7 @@ void machine_count(struct machine *machine, struct machine_counters *ret_counter
               machine->started_ns != 0 ? clock_monotonic_ns() - machine->started_ns : 0);
     count_add(ret_counters, "resets", status.resets);
     count_cpus(machine, ret_counters);
+    count_add(ret_counters, "vcpu.rests", load(&machine->rests));
     count_exits(ret_counters);
     count_memory(machine, ret_counters);
     if (machine->balloon != NULL) {

@@ -100,6 +100,7 @@ static uint64_t take_used(struct throttle *throttle)
 static void set_throttled(struct machine *machine, bool is_throttled)
 {
     if (atomic_exchange(&machine->is_throttled, is_throttled) != is_throttled) {
+        latency_count(&machine->rests, is_throttled);
         for (unsigned i = 0; i < machine->config.cpus_max; i++) {
             vcpu_kick(&machine->vcpus[i]);
         }

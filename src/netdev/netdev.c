@@ -281,20 +281,20 @@ int netdev_set_limits(struct netdev *netdev, const struct limit_config *limits)
 }
 
 /* Whether a limit lets frames through now; if not, the timer tells when. */
-static bool is_open(struct netdev *netdev, struct limit *limit, struct loop_timer *timer)
+static bool is_open(struct limit *limit, struct loop_timer *timer, _Atomic uint64_t *throttled)
 {
     uint64_t when = limit_is_set(limit) ? limit_when(limit, clock_monotonic_ns()) : 0;
 
     if (when != 0) {
         loop_arm_timer(timer, when);
-        count(&netdev->throttled, 1);
+        count(throttled, 1);
     }
     return when == 0;
 }
 
 bool netdev_may_send(struct netdev *netdev)
 {
-    return is_open(netdev, &netdev->tx_limit, netdev->tx_timer);
+    return is_open(&netdev->tx_limit, netdev->tx_timer, &netdev->tx_throttled);
 }
 
 /* A frame that passes; it may leave the bucket in debt. */
@@ -336,7 +336,7 @@ bool netdev_is_waiting(const struct netdev *netdev)
 
 static bool give(struct netdev *netdev, const void *frame, size_t len)
 {
-    if (!is_open(netdev, &netdev->rx_limit, netdev->rx_timer) ||
+    if (!is_open(&netdev->rx_limit, netdev->rx_timer, &netdev->rx_throttled) ||
         !netdev->card->receive(netdev->card_opaque, frame, len)) {
         return false;
     }
@@ -402,6 +402,7 @@ void netdev_stats(struct netdev *netdev, struct netdev_stats *ret_stats)
         .rx_bytes = atomic_load_explicit(&netdev->rx_bytes, memory_order_relaxed),
         .tx_dropped = atomic_load_explicit(&netdev->tx_dropped, memory_order_relaxed),
         .rx_dropped = atomic_load_explicit(&netdev->rx_dropped, memory_order_relaxed),
-        .throttled = atomic_load_explicit(&netdev->throttled, memory_order_relaxed),
+        .tx_throttled = atomic_load_explicit(&netdev->tx_throttled, memory_order_relaxed),
+        .rx_throttled = atomic_load_explicit(&netdev->rx_throttled, memory_order_relaxed),
     };
 }

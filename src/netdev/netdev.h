@@ -51,11 +51,11 @@ struct netdev_card_ops {
 };
 
 struct netdev_stats {
-    uint64_t tx_frames, tx_bytes; /* from the card */
-    uint64_t rx_frames, rx_bytes; /* to the card */
-    uint64_t tx_dropped;          /* malformed, or the network is overloaded */
-    uint64_t rx_dropped;          /* no room for too long */
-    uint64_t throttled;           /* times that a limit made frames wait */
+    uint64_t tx_frames, tx_bytes;        /* from the card */
+    uint64_t rx_frames, rx_bytes;        /* to the card */
+    uint64_t tx_dropped;                 /* malformed, or the network is overloaded */
+    uint64_t rx_dropped;                 /* no room for too long */
+    uint64_t tx_throttled, rx_throttled; /* times that a limit made frames wait */
 };
 
 struct netdev_forward {

@@ -43,7 +43,8 @@ struct netdev {
     /* Written by the netdev's thread, read by any. */
     uint32_t dhcp_xid; /* of the guest's request that was not answered yet; 0: none */
     _Atomic uint32_t guest_address;
-    _Atomic uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, tx_dropped, rx_dropped, throttled;
+    _Atomic uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, tx_dropped, rx_dropped, tx_throttled,
+        rx_throttled;
 };
 
 int netdev_init(struct netdev *netdev, const struct netdev_ops *ops, unsigned caps, uint16_t mtu)

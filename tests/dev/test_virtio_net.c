@@ -1,4 +1,6 @@
 /* virtio-net on the user-mode network: DHCP, ARP and TCP spoken by hand. */
+#include "base/io.h"
+#include "base/loop.h"
 #include "base/wire.h"
 #include "netdev/netdev.h"
 #include "test.h"
@@ -8,8 +10,10 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 
@@ -697,6 +701,77 @@ static void test_short_receive_buffer_breaks_only_the_card(void **state)
     assert_dhcp_works(f);
 }
 
+static void signal_event(void *opaque)
+{
+    io_eventfd_signal(*(int *)opaque);
+}
+
+/* From now on: when it returns, the network's thread has them. */
+static void set_limits(struct fixture *f, uint64_t bytes_per_second)
+{
+    const struct limit_config limits = {.bytes_per_second = bytes_per_second};
+    int fd = eventfd(0, EFD_CLOEXEC); /* one that waits */
+    uint64_t count;
+
+    assert_true(fd >= 0);
+    assert_int_equal(netdev_set_limits(f->netdev, &limits), 0);
+    assert_int_equal(loop_defer(netdev_loop(f->netdev), signal_event, &fd), 0);
+    assert_int_equal(read(fd, &count, sizeof(count)), sizeof(count));
+    (void)close(fd);
+}
+
+/* A byte per second: the first frame leaves a debt of more than half a minute. */
+static void test_frames_wait_for_limits_and_are_not_lost(void **state)
+{
+    struct fixture *f = *state;
+    struct sockaddr_in name = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    const struct test_seg segs[] = {{TX_AREA, HEADER, false}, {TX_AREA + 0x100, 42, false}};
+    struct netdev_stats before, now;
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    uint16_t head;
+
+    start(f, F_MRG, RX_BUFFERS);
+    learn_host(f);
+    set_limits(f, 1);
+    netdev_stats(f->netdev, &before);
+    /* To the guest: the answer passes, and what comes after it waits. */
+    send_arp_request(f);
+    name.sin_port = htons(netdev_forward_port(f->netdev, 1));
+    assert_int_equal(sendto(fd, "x", 1, 0, (struct sockaddr *)&name, sizeof(name)), 1);
+    do {
+        (void)sched_yield();
+        netdev_stats(f->netdev, &now);
+    } while (now.rx_throttled == 0);
+    assert_int_equal(now.rx_frames, before.rx_frames + 1);
+    assert_int_equal(now.tx_frames, before.tx_frames + 1);
+    /* From the guest; its last frame, the request, is still there. */
+    before = now;
+    test_make_available(&f->driver, TX, test_chain(&f->driver, TX, segs, 2));
+    test_kick(&f->driver, TX);
+    do {
+        (void)sched_yield();
+        netdev_stats(f->netdev, &now);
+    } while (now.tx_throttled == 0);
+    assert_int_equal(now.tx_frames, before.tx_frames);
+    set_limits(f, 0);
+    (void)test_wait_used(&f->driver, TX, &head);
+    do {
+        receive(f);
+    } while (f->frame_len < 43 || f->frame[42] != 'x');
+    learn_host(f);
+    netdev_stats(f->netdev, &now);
+    assert_int_equal(now.rx_dropped + now.tx_dropped, 0);
+    (void)close(fd);
+}
+
+static void test_limits_out_of_bounds_are_refused(void **state)
+{
+    struct fixture *f = *state;
+    const struct limit_config limits = {.ops_per_second = LIMIT_MAX_RATE + 1};
+
+    assert_int_equal(netdev_set_limits(f->netdev, &limits), -EINVAL);
+}
+
 static void test_reset_while_frames_wait_ends_clean(void **state)
 {
     struct fixture *f = *state;
@@ -732,6 +807,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_isolated_guest_reaches_no_host_socket, setup_isolated,
                                         teardown),
         NET_TEST(test_short_receive_buffer_breaks_only_the_card),
+        NET_TEST(test_frames_wait_for_limits_and_are_not_lost),
+        NET_TEST(test_limits_out_of_bounds_are_refused),
         NET_TEST(test_reset_while_frames_wait_ends_clean),
     };
 
