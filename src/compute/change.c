@@ -114,6 +114,11 @@ void change_write(struct change *change, const char *key, json_t *value, bool is
     json_decref(value);
 }
 
+void change_erase(struct change *change, const char *key)
+{
+    add_write(change, keep(change, strdup(key)), NULL);
+}
+
 void change_event(struct change *change, const struct object *object, const char *level,
                   const char *action, const char *actor, const char *fmt, ...)
 {

@@ -38,6 +38,7 @@ enum step {
     STEP_NOTE_STOPPED,
     STEP_NOTE_STARTING,
     STEP_MAKE_RUNTIME,
+    STEP_WRITE_SEED,
     STEP_WRITE_CONFIG,
     STEP_MAKE_CGROUP,
     STEP_LAUNCH,
@@ -218,6 +219,8 @@ void change_take_name(struct change *change, const struct object *object);
 void change_drop_name(struct change *change, enum kind kind, const char *project, const char *name);
 /* Any other record, without a guard or, when is_new, if there is none. */
 void change_write(struct change *change, const char *key, json_t *value, bool is_new);
+/* Away with a record, whatever it is. */
+void change_erase(struct change *change, const char *key);
 /* An event about the object. */
 void change_event(struct change *change, const struct object *object, const char *level,
                   const char *action, const char *actor, const char *fmt, ...) PRINTF_LIKE(6, 7);

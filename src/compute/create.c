@@ -1,9 +1,11 @@
 /* compute_create(). */
+#include "compute/key_pair.h"
 #include "compute/limits.h"
+#include "compute/seed.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* One attempt: everything from the store's state as it is now. */
@@ -16,28 +18,29 @@ struct creation {
     struct object object;
     struct change change;
     json_t *operation;
+    char *private_key; /* of a new pair */
 };
 
-static int check_key(const struct object *key, struct fault *fault)
+/* A pair is made where no public key is given; its private key is told once, and not kept. */
+static int prepare_key(struct creation *creation, struct fault *fault)
 {
-    static const char *const algorithms[] = {"ssh-ed25519 ", "ssh-rsa ", "ecdsa-sha2-nistp",
-                                             "sk-ssh-ed25519@openssh.com ",
-                                             "sk-ecdsa-sha2-nistp256@openssh.com "};
-    const char *text = object_text(key, "public_key");
-    const char *body = strchr(text, ' ');
+    struct object *key = &creation->object;
+    char fingerprint[KEY_PAIR_FINGERPRINT_BYTES], *public_key = NULL;
 
-    for (size_t i = 0; body != NULL && i < ARRAY_LEN(algorithms); i++) {
-        if (strncmp(text, algorithms[i], strlen(algorithms[i])) == 0) {
-            size_t n = strspn(body + 1, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                                        "0123456789+/=");
-
-            if (n >= 40 && (body[1 + n] == '\0' || body[1 + n] == ' ')) {
-                return 0;
-            }
+    if (json_object_get(key->json, "public_key") == NULL) {
+        key_pair_forget(steal_ptr(creation->private_key));
+        if (key_pair_create(object_text(key, "name"), &public_key, &creation->private_key) < 0) {
+            return fault_set(fault, FAULT_INTERNAL, NULL, "a key cannot be made");
         }
+        object_set_text(key, "public_key", public_key);
+        free(public_key);
     }
-    return fault_set(fault, FAULT_INVALID, "public_key",
-                     "this is no public key of OpenSSH; give the line of a .pub file");
+    if (key_pair_check(object_text(key, "public_key"), fingerprint) < 0) {
+        return fault_set(fault, FAULT_INVALID, "public_key",
+                         "this is no public key of OpenSSH; give the line of a .pub file");
+    }
+    object_set_text(key, "fingerprint", fingerprint);
+    return 0;
 }
 
 static int prepare_instance(struct creation *creation, struct fault *fault)
@@ -52,6 +55,7 @@ static int prepare_instance(struct creation *creation, struct fault *fault)
     if (rc == 0) {
         rc = call_attach_volumes(&creation->change, object, fault);
     }
+    rc = rc < 0 ? rc : seed_prepare(&creation->change, object, fault);
     if (object_number(object, "cpu_reserved_percent") != 0) {
         atomic_store(&creation->compute->has_reservations, true);
     }
@@ -78,7 +82,7 @@ static int prepare_kind(struct creation *creation, struct fault *fault)
     case KIND_SNAPSHOT:
         return snapshot_prepare(&creation->change, object, fault);
     case KIND_KEY:
-        return check_key(object, fault);
+        return prepare_key(creation, fault);
     case KIND_ALARM:
         return alarm_prepare(creation->compute, object, fault);
     case KIND_TYPE:
@@ -171,6 +175,10 @@ static int attempt(struct creation *creation, json_t **ret_answer, struct fault 
                              creation->object.id, &creation->object, NULL);
         }
         *ret_answer = call_answer(&creation->object, json_incref(creation->operation));
+        if (creation->private_key != NULL && !creation->call->is_dry_run) {
+            (void)json_object_set_new(json_object_get(*ret_answer, "key"), "private_key",
+                                      json_string(creation->private_key));
+        }
         rc = 0;
     }
     json_decref(creation->operation);
@@ -221,6 +229,7 @@ int compute_create(struct compute *compute, const struct compute_call *call, enu
     mutex_lock(&compute->calls);
     rc = create_locked(&creation, ret_answer, fault);
     mutex_unlock(&compute->calls);
+    key_pair_forget(creation.private_key);
     id = rc == 0 ? json_string_value(
                        json_object_get(json_object_get(*ret_answer, kind_spec(kind)->name), "id"))
                  : NULL;

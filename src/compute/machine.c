@@ -9,6 +9,7 @@
  *   end.json   how the machine ended, written by the monitor when it can
  */
 #include "compute/limits.h"
+#include "compute/seed.h"
 
 #include "base/io.h"
 #include "base/log.h"
@@ -244,6 +245,12 @@ static int set_path(struct config *config, const char *key, const char *prefix, 
     return rc;
 }
 
+/* Somebody may log in: the image's user, or who has the instance's key. */
+static bool has_ssh(const struct object *instance, const struct image *image)
+{
+    return image->user[0] != '\0' || object_text(instance, "public_key")[0] != '\0';
+}
+
 static int set_disks(struct config *config, struct err *err)
 {
     const json_t *volumes = json_object_get(config->instance->json, "volumes");
@@ -274,6 +281,11 @@ static int set_disks(struct config *config, struct err *err)
                        id, id, limits);
         (void)json_array_append_new(disks, json_string(text));
     }
+    rc = rc < 0 ? rc : path_format(path, err, "%s/" SEED_FILE, config->dir);
+    if (rc == 0 && seed_is_wanted(config->instance)) {
+        (void)snprintf(text, DISK_TEXT_BYTES, "%s,ro,format=raw,id=seed,serial=seed", path);
+        (void)json_array_append_new(disks, json_string(text));
+    }
     return rc;
 }
 
@@ -285,7 +297,7 @@ static void set_net(struct config *config)
 
     limits_net_text(config->limits, text + used, sizeof(text) - used);
     used = strlen(text);
-    if (config->image->user[0] != '\0') {
+    if (has_ssh(config->instance, config->image)) {
         used += (size_t)snprintf(text + used, sizeof(text) - used, ",forward=0:%d", SSH_GUEST_PORT);
     }
     /* At most 16 of some 20 bytes each. */
@@ -300,10 +312,21 @@ static void set_net(struct config *config)
     set_text(config, "net", text);
 }
 
+/* The image's with the instance's name, which systemd takes as the host's: data for cloud-init would
+ * cost each boot seconds, for nothing else. */
+static void set_cmdline(struct config *config)
+{
+    const char *own = object_text(config->instance, "cmdline");
+    char text[sizeof(config->image->cmdline) + ID_BYTES + 32], host_name[ID_BYTES];
+
+    seed_host_name(config->instance, host_name);
+    (void)snprintf(text, sizeof(text), "%s systemd.hostname=%s", config->image->cmdline, host_name);
+    set_text(config, "cmdline", own[0] != '\0' ? own : text);
+}
+
 static int make_config(struct config *config, struct err *err)
 {
     const struct object *instance = config->instance;
-    const char *cmdline = object_text(instance, "cmdline");
     char memory[32], initrd[PATH_MAX];
     int rc = set_path(config, "kernel", "", config->dir, "vmlinuz", err);
 
@@ -312,7 +335,7 @@ static int make_config(struct config *config, struct err *err)
     set_text(config, "memory", memory);
     set_text(config, "engine", object_text(instance, "engine"));
     (void)json_object_set_new(config->json, "cpus", json_integer(object_number(instance, "cpus")));
-    set_text(config, "cmdline", cmdline[0] != '\0' ? cmdline : config->image->cmdline);
+    set_cmdline(config);
     rc = rc < 0 ? rc : path_format(initrd, err, "%s/initrd", config->dir);
     if (rc == 0 && path_exists(initrd)) {
         set_text(config, "initrd", initrd);
@@ -435,6 +458,21 @@ static int start_monitor(struct task *task, const struct object *instance,
     return 0;
 }
 
+/* Anew at each start: the name may have changed. */
+static int write_seed(struct task *task, const struct object *instance, struct err *err)
+{
+    char dir[PATH_MAX];
+    int rc;
+
+    if (!seed_is_wanted(instance)) {
+        return 0;
+    }
+    rc = directory_path(task->compute, task->id, dir, err);
+    rc = rc < 0 ? rc : task_step(task, STEP_WRITE_SEED, false);
+    rc = rc < 0 ? rc : seed_make(task->compute, instance, dir, err);
+    return rc < 0 ? rc : task_step(task, STEP_WRITE_SEED, true);
+}
+
 int machine_launch(struct task *task, struct object *instance, struct err *err)
 {
     CLEANUP_CLOSE int lock_fd = -1;
@@ -447,6 +485,7 @@ int machine_launch(struct task *task, struct object *instance, struct err *err)
     rc = rc < 0 ? rc : task_step(task, STEP_MAKE_RUNTIME, false);
     rc = rc < 0 ? rc : make_runtime(dir, &lock_fd, err);
     rc = rc < 0 ? rc : task_step(task, STEP_MAKE_RUNTIME, true);
+    rc = rc < 0 ? rc : write_seed(task, instance, err);
     rc = rc < 0 ? rc : task_step(task, STEP_WRITE_CONFIG, false);
     rc = rc < 0 ? rc : write_config(task, instance, &limits, err);
     rc = rc < 0 ? rc : task_step(task, STEP_WRITE_CONFIG, true);
@@ -487,7 +526,7 @@ int machine_learn(struct task *task, struct object *instance, struct err *err)
         engine = json_string_value(json_object_get(answer, "engine"));
         object_set_text(instance, "engine_used", engine != NULL ? engine : "");
         object_set_number(instance, "pid", task->pid);
-        machine_set_ports(instance, json_object_get(answer, "forwards"), image.user[0] != '\0');
+        machine_set_ports(instance, json_object_get(answer, "forwards"), has_ssh(instance, &image));
         limits_note(task->compute, instance);
     }
     json_decref(answer);

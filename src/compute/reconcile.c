@@ -8,6 +8,7 @@
  */
 #include "compute/agent.h"
 #include "compute/limits.h"
+#include "compute/seed.h"
 
 #include "base/log.h"
 #include "base/path.h"
@@ -34,6 +35,7 @@ static const char *const step_names[STEP_COUNT] = {
     [STEP_NOTE_STOPPED] = "note-stopped",
     [STEP_NOTE_STARTING] = "note-starting",
     [STEP_MAKE_RUNTIME] = "make-runtime",
+    [STEP_WRITE_SEED] = "write-seed",
     [STEP_WRITE_CONFIG] = "write-config",
     [STEP_MAKE_CGROUP] = "make-cgroup",
     [STEP_LAUNCH] = "launch",
@@ -510,6 +512,7 @@ static int forget(struct task *task, struct object *instance)
     change_event(&change, instance, "info", "instance.deleted", NULL, "instance \"%s\" is gone",
                  object_text(instance, "name"));
     change_end_operation(&change, instance, NULL);
+    seed_forget(&change, instance);
     change_drop_name(&change, KIND_INSTANCE, instance->project, object_text(instance, "name"));
     change_remove(&change, instance);
     return commit_step(task, &change, STEP_FORGET);
