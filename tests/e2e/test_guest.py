@@ -8,10 +8,11 @@ import base64
 import json
 import os
 import pathlib
+import subprocess
 import threading
 import urllib.parse
 
-from harness import expect, run_tests
+from harness import LIMIT_S, Failure, expect, run_tests
 from platform_rig import Platform
 
 ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
@@ -22,6 +23,7 @@ class Shared:
 
     platform = None
     instance = None
+    key = None
 
 
 def watch(platform, instance, wanted):
@@ -45,16 +47,96 @@ def execute(*command, **more):
     return answer
 
 
+USER_DATA = """#cloud-config
+write_files:
+ - path: /root/from-user-data
+   permissions: "0600"
+   content: a secret of the project
+runcmd:
+ - [sh, -c, "echo ran >> /root/runs"]
+"""
+
+
 def start(place):
+    """With a pair that the platform makes, and user data. The first boot runs cloud-init."""
     p = Shared.platform = Platform(place)
     p.use_image("debian")
-    answer = p.ok("POST", "/v1/instances", {"name": "first", "image": "debian", "engine": ENGINE,
-                                            "memory_mib": 1024, "cpus": 2})
+    made = p.ok("POST", "/v1/keys", {"name": "mine"})["key"]
+    Shared.key = pathlib.Path(p.home) / "key"
+    Shared.key.write_text(made["private_key"])
+    Shared.key.chmod(0o600)
+    kept = p.ok("GET", "/v1/keys/mine")
+    expect("private_key" not in kept and kept["public_key"] == made["public_key"], kept)
+    told = subprocess.run(["ssh-keygen", "-l", "-f", Shared.key], check=True, text=True,
+                          stdout=subprocess.PIPE).stdout.split()
+    expect(told[1] == kept["fingerprint"], (told, kept))
+    wanted = {"name": "first.machine_1", "image": "debian", "engine": ENGINE, "memory_mib": 1024,
+              "cpus": 2, "key": "mine", "user_data": USER_DATA}
+    p.refused(404, "POST", "/v1/instances", {**wanted, "key": "other"}, field="key")
+    p.refused(400, "POST", "/v1/instances", {**wanted, "user_data_base64": "eA=="}, field="user_data")
+    answer = p.ok("POST", "/v1/instances", wanted)
     p.finish(answer)
+    p.ok("DELETE", "/v1/keys/mine")  # the instance has a copy
     Shared.instance = answer["instance"]["id"]
     now = watch(p, Shared.instance, lambda o: o.get("agent") == "connected" and o.get("address"))
     expect(now["address"] == "10.0.2.15", now)
     expect(now["agent_version"].startswith("7."), now)
+    expect(USER_DATA not in json.dumps(now) and "public_key" not in now, now)
+
+
+def ssh(command):
+    port = Shared.platform.ok("GET", f"/v1/instances/{Shared.instance}")["ssh_port"]
+    done = subprocess.run(["ssh", "-i", str(Shared.key), "-o", "UserKnownHostsFile=/dev/null",
+                           "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR",
+                           "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
+                           "-p", str(port), "root@127.0.0.1", command],
+                          check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S)
+    expect(done.returncode == 0, f"{command!r}: {done.returncode} {done.stdout}")
+    return done.stdout
+
+
+def begin_with_data(_place):
+    done = execute("cloud-init", "status", "--wait")
+    expect("status: done" in done["stdout"], done)
+    expect(ssh("cat /root/from-user-data") == "a secret of the project", "user data")
+    expect(ssh("hostname -f").strip() == "first.machine-1", ssh("hostname -f"))
+    expect(ssh("cat /run/cloud-init/.instance-id").strip() == Shared.instance, "instance-id")
+    expect(ssh("cat /root/runs") == "ran\n", "runcmd")
+    expect("ro" in ssh("lsblk -no RO,LABEL | grep CIDATA && echo ro"), ssh("lsblk -o RO,LABEL"))
+    expect(" 1 " in f" {ssh('lsblk -no RO,LABEL | grep CIDATA').split()[0]} ", "may be written")
+
+
+def keep_data_private(_place):
+    """Neither the API nor other users of the host see user data."""
+    p, root, holders = Shared.platform, pathlib.Path(Shared.platform.home), 0
+    secrets = (USER_DATA.encode(), base64.b64encode(USER_DATA.encode()))
+    for path in root.rglob("*"):
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > 64 << 20:
+            continue
+        data = path.read_bytes()
+        if any(secret in data for secret in secrets):
+            holders += 1
+            ways = [path, *(above for above in path.parents if root in above.parents)]
+            expect(any(way.stat().st_mode & 0o077 == 0 for way in ways), f"others can read {path}")
+            expect(path.name != "seed.img" or path.stat().st_mode & 0o777 == 0o600, path)
+    expect(holders >= 2, "neither the record nor the volume was found")
+    for answer in (p.ok("GET", "/v1/instances"), p.ok("GET", "/v1/events?limit=1000"),
+                   p.ok("GET", "/v1/operations?limit=1000")):
+        expect("from-user-data" not in json.dumps(answer), "told")
+    p.refused(400, "GET", "/v1/instances?has_user_data=true")
+
+
+def boot_again(_place):
+    """As the same instance: what is done once is not done again; a new name is taken."""
+    p = Shared.platform
+    p.finish(p.ok("POST", f"/v1/instances/{Shared.instance}/stop"))
+    p.ok("PATCH", f"/v1/instances/{Shared.instance}", {"name": "renamed"})
+    p.finish(p.ok("POST", f"/v1/instances/{Shared.instance}/start"))
+    watch(p, Shared.instance, lambda o: o.get("agent") == "connected")
+    execute("cloud-init", "status", "--wait")
+    expect(ssh("hostname").strip() == "renamed", ssh("hostname"))
+    expect(ssh("cat /root/runs") == "ran\n", "runcmd ran again")
 
 
 def know_the_guest(_place):
@@ -171,11 +253,14 @@ def end(_place):
 
 TESTS = [
     ("debian's agent answers, and its address is known", start),
+    ("user data, key and name reach it by cloud-init; ssh with the key works", begin_with_data),
+    ("user data is nobody else's to read", keep_data_private),
     ("the agent tells of the guest and its network", know_the_guest),
     ("programs run in the guest; their input and output pass as they are", run_programs),
     ("files pass both ways in pieces", copy_files),
     ("callers take turns", take_turns),
     ("a password is set", set_a_password),
+    ("a second boot is of the same instance, under its new name", boot_again),
     ("an agent that goes is noticed", lose_and_find_the_agent),
     ("without an agent the power button stops it", stop_by_the_power_button),
     ("all is cleared away", end),
