@@ -349,6 +349,8 @@ int machine_ask(struct task *task, json_t *request, json_t **ret_answer, struct 
 json_t *machine_read_json(const char *dir, const char *name);
 int machine_write_json(const char *dir, const char *name, json_t *object, struct err *err)
     MUST_CHECK;
+/* Somebody may log in: the image's user, or who has the instance's key. */
+bool machine_has_ssh(const struct object *instance, const struct image *image);
 /* State and ports, from the monitor. */
 int machine_learn(struct task *task, struct object *instance, struct err *err) MUST_CHECK;
 /* -EBUSY while the last processes of its group end. */

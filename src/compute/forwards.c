@@ -52,7 +52,7 @@ int forwards_apply(struct task *task, struct object *instance, struct err *err)
     int rc = directory_path(task->compute, task->id, dir, err);
 
     rc = rc < 0 ? rc : image_load(dir, &image, err);
-    if (rc == 0 && image.user[0] != '\0') {
+    if (rc == 0 && machine_has_ssh(instance, &image)) {
         (void)json_array_append_new(
             list, json_pack("{s:i, s:i}", "host_port", 0, "guest_port", SSH_GUEST_PORT));
     }
@@ -66,7 +66,8 @@ int forwards_apply(struct task *task, struct object *instance, struct err *err)
                      &answer, err);
     if (rc == 0) {
         forwards_take(instance);
-        machine_set_ports(instance, json_object_get(answer, "forwards"), image.user[0] != '\0');
+        machine_set_ports(instance, json_object_get(answer, "forwards"),
+                          machine_has_ssh(instance, &image));
         rc = task_step(task, STEP_OPEN_FORWARDS, true);
     } else if (rc == -EIO) {
         object_clear(instance, "forwards_next"); /* refused: as they were */

@@ -245,8 +245,7 @@ static int set_path(struct config *config, const char *key, const char *prefix, 
     return rc;
 }
 
-/* Somebody may log in: the image's user, or who has the instance's key. */
-static bool has_ssh(const struct object *instance, const struct image *image)
+bool machine_has_ssh(const struct object *instance, const struct image *image)
 {
     return image->user[0] != '\0' || object_text(instance, "public_key")[0] != '\0';
 }
@@ -297,7 +296,7 @@ static void set_net(struct config *config)
 
     limits_net_text(config->limits, text + used, sizeof(text) - used);
     used = strlen(text);
-    if (has_ssh(config->instance, config->image)) {
+    if (machine_has_ssh(config->instance, config->image)) {
         used += (size_t)snprintf(text + used, sizeof(text) - used, ",forward=0:%d", SSH_GUEST_PORT);
     }
     /* At most 16 of some 20 bytes each. */
@@ -526,7 +525,8 @@ int machine_learn(struct task *task, struct object *instance, struct err *err)
         engine = json_string_value(json_object_get(answer, "engine"));
         object_set_text(instance, "engine_used", engine != NULL ? engine : "");
         object_set_number(instance, "pid", task->pid);
-        machine_set_ports(instance, json_object_get(answer, "forwards"), has_ssh(instance, &image));
+        machine_set_ports(instance, json_object_get(answer, "forwards"),
+                          machine_has_ssh(instance, &image));
         limits_note(task->compute, instance);
     }
     json_decref(answer);

@@ -431,7 +431,7 @@ static void scenario(struct daemon *daemon)
     create(daemon, KIND_VOLUME, "t1", "{\"name\": \"data\", \"size_gib\": 1}");
     create(daemon, KIND_INSTANCE, "t2",
            "{\"name\": \"vm\", \"image\": \"tiny\", \"type\": \"micro\", \"engine\": \"soft\","
-           " \"memory_mib\": 128, \"volumes\": [\"data\"]}");
+           " \"memory_mib\": 128, \"volumes\": [\"data\"], \"user_data\": \"#!/bin/sh\"}");
     create(
         daemon, KIND_INSTANCE, "t3",
         "{\"name\": \"off\", \"image\": \"tiny\", \"type\": \"micro\", \"desired\": \"stopped\"}");
