@@ -55,8 +55,8 @@ test-platform: all
 	@CORBEL_BUILD=$(abspath $(BUILD)) CORBEL_E2E_LIMIT=10000 PYTHONDONTWRITEBYTECODE=1 \
 		tests/e2e/test_api.py --flood
 
-# What machines get of a CPU by their weights and caps, by the clock: two minutes of a host that has
-# nothing else to do.
+# What machines get of a CPU by their weights and caps, by the clock: a minute. What is measured comes
+# before all else that the host does, so others may work meanwhile.
 test-limits: all
 	@CORBEL_BUILD=$(abspath $(BUILD)) PYTHONDONTWRITEBYTECODE=1 tests/e2e/test_limits.py --full
 

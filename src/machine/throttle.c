@@ -17,9 +17,11 @@
 #include <time.h>
 
 #define NS_PER_MS 1000000ull
-/* The account never holds more than this much of filling: how long a machine that rested may run
- * above its cap. About as long it then runs and rests in turn. */
-#define BURST_NS (10 * NS_PER_MS)
+/* The account never holds more than this much of filling: what a machine did not use, or the host
+ * was too busy to give it, it may use later. */
+#define BURST_NS (100 * NS_PER_MS)
+/* Who rests goes on with this much: how long it runs and rests in turn. */
+#define RESUME_NS (10 * NS_PER_MS)
 #define SHORTEST_NS (1 * NS_PER_MS)
 #define LONGEST_NS (20 * NS_PER_MS)
 /* How often new processes are looked for: those of the engine are made at its start. */
@@ -112,16 +114,16 @@ static uint64_t count_cpus(const struct machine *machine)
     return (uint64_t)__builtin_popcount(atomic_load(&machine->cpus_present));
 }
 
-/* When the account will be full, or empty at the soonest. */
+/* When the account will hold enough again, or empty at the soonest. */
 static uint64_t find_wait(const struct machine *machine, const struct throttle *throttle,
-                          int64_t burst_ns)
+                          int64_t resume_ns)
 {
     uint64_t all = 100 * count_cpus(machine);
     uint64_t rate = throttle->percent * count_cpus(machine);
     uint64_t wait_ns;
 
     if (atomic_load(&machine->is_throttled)) {
-        wait_ns = (uint64_t)(burst_ns - throttle->account_ns) * 100 / rate;
+        wait_ns = (uint64_t)(resume_ns - throttle->account_ns) * 100 / rate;
     } else {
         wait_ns = all > rate ? (uint64_t)throttle->account_ns * 100 / (all - rate) : LONGEST_NS;
     }
@@ -135,6 +137,7 @@ static void on_time(void *opaque)
     uint64_t now_ns = clock_monotonic_ns();
     uint64_t rate = throttle->percent * count_cpus(machine);
     int64_t burst_ns = (int64_t)(BURST_NS * rate / 100);
+    int64_t resume_ns = (int64_t)(RESUME_NS * rate / 100);
 
     if (throttle->percent == 0) {
         set_throttled(machine, false);
@@ -147,13 +150,15 @@ static void on_time(void *opaque)
     throttle->account_ns += (int64_t)((now_ns - throttle->last_ns) * rate / 100);
     throttle->account_ns -= (int64_t)take_used(throttle);
     throttle->last_ns = now_ns;
-    if (throttle->account_ns >= burst_ns) {
+    if (throttle->account_ns > burst_ns) {
         throttle->account_ns = burst_ns;
+    }
+    if (throttle->account_ns >= resume_ns) {
         set_throttled(machine, false);
     } else if (throttle->account_ns <= 0) {
         set_throttled(machine, true);
     }
-    loop_arm_timer(throttle->timer, now_ns + find_wait(machine, throttle, burst_ns));
+    loop_arm_timer(throttle->timer, now_ns + find_wait(machine, throttle, resume_ns));
 }
 
 int throttle_set(struct machine *machine, unsigned percent)
