@@ -3,6 +3,7 @@
  * mends it. The checks are a table; required ones decide the exit status.
  */
 #include "base/io.h"
+#include "cgroup/cgroup.h"
 #include "cli/cli.h"
 #include "cli/paths.h"
 
@@ -75,6 +76,24 @@ static bool has_kvm(const struct cli *cli, const char *argument)
     (void)cli;
     (void)argument;
     return access("/dev/kvm", R_OK | W_OK) == 0;
+}
+
+/* Where this user may make control groups for CPU time and memory. */
+static bool has_groups(const struct cli *cli, const char *argument)
+{
+    const struct cgroup_config config = {.name = "corbel-doctor"};
+    struct cgroup *groups = NULL;
+    struct err ignored;
+    bool is_fine;
+
+    (void)cli;
+    (void)argument;
+    if (cgroup_open(&config, &ignored, &groups) < 0) {
+        return false;
+    }
+    is_fine = cgroup_lack(groups, CGROUP_CPU) == NULL && cgroup_lack(groups, CGROUP_MEMORY) == NULL;
+    cgroup_close(groups);
+    return is_fine;
 }
 
 /* Memory that is writable through one mapping and executable through another. */
@@ -180,6 +199,11 @@ static const struct check checks[] = {
     {"ssh", "corbel ssh", APT("openssh-client"), true, has_program, "ssh"},
     {"/dev/kvm", "hardware speed; the software engine needs it not",
      "sudo usermod -aG kvm \"$USER\"", false, has_kvm, NULL},
+    {"control groups", "CPU weights and memory limits; caps and pinning do without",
+     "sudo mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset "
+     "memory\\n' | sudo tee /etc/systemd/system/user@.service.d/delegate.conf && sudo systemctl "
+     "daemon-reload; then log in anew and start corbeld with systemd-run --user",
+     false, has_groups, NULL},
     {"image builders", "corbel image build", "make install", false, has_builders, NULL},
     {"apt-get", "corbel image build", "use a Debian or Ubuntu host to build images", false,
      has_program, "apt-get"},
