@@ -1,4 +1,3 @@
-#include "base/clock.h"
 #include "metrics/metrics_int.h"
 #include "rpc/control_many.h"
 
@@ -49,7 +48,6 @@ int machines_ask(struct compute *compute, const char *project, struct machine_sa
     }
     for (unsigned i = 0; i < samples.count; i++) {
         questions[i].dir = samples.items[i].dir;
-        samples.items[i].at_ns = clock_monotonic_ns();
     }
     control_ask_many(questions, samples.count, "{\"command\":\"statistics\"}\n", ANSWER_TIMEOUT_MS);
     for (unsigned i = 0; i < samples.count; i++) {

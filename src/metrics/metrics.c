@@ -1,5 +1,4 @@
 /* The sampler: one line of history per period for the host and each machine. */
-#include "base/clock.h"
 #include "base/log.h"
 #include "base/path.h"
 #include "metrics/metrics_int.h"
@@ -57,7 +56,6 @@ static void note_machine(struct metrics *metrics, uint32_t period, struct machin
     }
     json_decref(track->sample.answer);
     track->sample.answer = json_incref(sample->answer);
-    track->sample.at_ns = sample->at_ns;
     track->is_seen = true;
 }
 

@@ -16,7 +16,6 @@ struct machine_sample {
     char dir[128];    /* of its monitor's sockets */
     json_t *instance; /* as compute answers it */
     json_t *answer;   /* "statistics", "vcpus", "latencies"; NULL: it did not answer */
-    uint64_t at_ns;   /* CLOCK_MONOTONIC, when it was asked */
 };
 
 struct machine_samples {
@@ -33,7 +32,7 @@ uint64_t machine_counter(const struct machine_sample *sample, const char *name);
 /* ---- host.c ---- */
 
 struct host_counters {
-    uint64_t at_ns;
+    uint64_t at_ns; /* CLOCK_MONOTONIC */
     unsigned cpus;
     uint64_t busy_ticks, steal_ticks, idle_ticks, ticks_per_s;
     double load;

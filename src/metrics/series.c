@@ -167,7 +167,10 @@ void series_of_instance(const struct machine_sample *earlier, const struct machi
         const struct interval interval = {
             .earlier = earlier,
             .now = now,
-            .seconds = (double)(now->at_ns - earlier->at_ns) / NS_PER_S,
+            /* By the monitor's clock, at which it counted. */
+            .seconds = (double)(machine_counter(now, "uptime_ns") -
+                                machine_counter(earlier, "uptime_ns")) /
+                       NS_PER_S,
         };
 
         add_rates(&interval, values);
@@ -177,7 +180,7 @@ void series_of_instance(const struct machine_sample *earlier, const struct machi
 void series_of_host(const struct host_counters *earlier, const struct host_counters *now,
                     unsigned machines, float values[RING_VALUES])
 {
-    double seconds, per_percent;
+    double seconds, ticks;
 
     fill(values);
     values[HOST_LOAD] = (float)now->load;
@@ -189,11 +192,12 @@ void series_of_host(const struct host_counters *earlier, const struct host_count
         return;
     }
     seconds = (double)(now->at_ns - earlier->at_ns) / NS_PER_S;
-    per_percent = (double)now->cpus * (double)now->ticks_per_s / 100;
-    values[HOST_CPU_PERCENT] =
-        rate(earlier->busy_ticks, now->busy_ticks, seconds) / (float)per_percent;
-    values[HOST_STEAL_PERCENT] =
-        rate(earlier->steal_ticks, now->steal_ticks, seconds) / (float)per_percent;
+    /* Of the ticks themselves: a late reading must not make more than all of them. */
+    ticks = (double)(now->busy_ticks - earlier->busy_ticks) +
+            (double)(now->steal_ticks - earlier->steal_ticks) +
+            (double)(now->idle_ticks - earlier->idle_ticks);
+    values[HOST_CPU_PERCENT] = rate(earlier->busy_ticks, now->busy_ticks, ticks / 100);
+    values[HOST_STEAL_PERCENT] = rate(earlier->steal_ticks, now->steal_ticks, ticks / 100);
     values[HOST_DISK_READ_BYTES] = rate(earlier->disk_read_bytes, now->disk_read_bytes, seconds);
     values[HOST_DISK_WRITTEN_BYTES] =
         rate(earlier->disk_written_bytes, now->disk_written_bytes, seconds);

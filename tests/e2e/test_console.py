@@ -140,7 +140,7 @@ class Browser:
 
 
 PAGES = (("", "Dashboard"), ("instances", "Instances"), ("launch", "Launch instance"), ("images", "Images"),
-         ("volumes", "Volumes"), ("snapshots", "Snapshots"), ("keys", "Key pairs"), ("types", "Instance types"),
+         ("volumes", "Volumes"), ("snapshots", "Snapshots"), ("keys", "Key pairs"), ("alarms", "Alarms"), ("types", "Instance types"),
          ("projects", "Projects"), ("quotas", "Quotas"), ("events", "Events"), ("operations", "Operations"),
          ("tokens", "API tokens"), ("users", "Users"))
 
@@ -247,8 +247,46 @@ def work_with_tenants(browser, platform):
     expect([user["name"] for user in platform.ok("GET", "/v1/users")["items"]] == ["ann"], "others are gone")
 
 
+def look_at_charts(browser):
+    """The last hour comes from history, with values as soon as there is a line of it."""
+    browser.button("Hour", ".ranges").click()
+    browser.wait(lambda: len(browser.all(".chart canvas")) == 6, "the hour's charts")
+    browser.wait(lambda: "no value" not in browser.one(".chart").get_attribute("aria-label"), "a line of history")
+    browser.picture("instance-hour")
+    for theme in ("Dark", "Light"):
+        Select(browser.one("header select")).select_by_visible_text(theme)
+        browser.driver.set_window_size(*NARROW)
+        browser.driver.execute_script("document.querySelector('.ranges').scrollIntoView()")
+        browser.picture(f"instance-hour-{theme.lower()}-narrow")
+        wide = browser.driver.execute_script("return document.documentElement.scrollWidth - innerWidth")
+        expect(wide <= 0, f"the charts are {wide} pixels wider than {NARROW}")
+        browser.check_access(f"charts {theme}")
+    browser.driver.set_window_size(*WIDE)
+    browser.button("Day", ".ranges").click()
+    browser.wait(lambda: "no value" not in browser.one(".chart").get_attribute("aria-label"), "the day")
+
+
+def work_with_alarms(browser):
+    browser.go("alarms", "Alarms")
+    browser.button("New").click()
+    browser.fill("name", "full")
+    browser.pick("metric", "memory_resident_bytes")
+    browser.fill("threshold", "1")
+    browser.fill("for_s", "0")
+    browser.pick("instance", "web")
+    browser.picture("alarm-new")
+    browser.check_access("new alarm")
+    browser.button("Create", "dialog").click()
+    browser.wait(lambda: [b.text for b in browser.all("tbody .badge")] == ["alarm"], "the alarm's state")
+    browser.picture("alarms")
+    browser.one("thead input[type=checkbox]").click()
+    browser.button("Delete", ".bulk").click()
+    browser.button("Delete", "dialog").click()
+    browser.wait(lambda: "No alarms" in browser.text(), "no alarm")
+
+
 def work_in_the_console(place):
-    with Platform(place) as platform:
+    with Platform(place, "--history-step", "1") as platform:
         give_disk(platform)
         platform.ok("POST", "/v1/users", {"name": "ann", "password": "correct horse", "role": "admin"})
         with Browser(platform.port) as browser:
@@ -270,11 +308,12 @@ def work_in_the_console(place):
             browser.button("Launch").click()
             browser.wait(lambda: browser.one("h1").text == "web", "the instance's page")
             browser.wait(lambda: any(b.text == "running" for b in browser.all(".badge")), "running")
-            browser.wait(lambda: len(browser.all(".chart canvas")) == 4, "the charts")
+            browser.wait(lambda: len(browser.all(".chart canvas")) == 6, "the charts")
             browser.wait(lambda: all("no value" not in chart.get_attribute("aria-label")
                                      for chart in browser.all(".chart")), "values in the charts")
             browser.picture("instance")
             browser.check_access("instance")
+            look_at_charts(browser)
 
             browser.button("Console").click()
             browser.wait(lambda: "connected" in browser.text(), "the console's connection")
@@ -307,6 +346,7 @@ def work_in_the_console(place):
             browser.wait(lambda: [b.text for b in browser.all("tbody .badge")] == ["paused"], "paused")
             browser.button("Resume", ".bulk").click()
 
+            work_with_alarms(browser)
             work_with_snapshots(browser, platform)
             work_with_tenants(browser, platform)
             look_at_pages(browser, PAGES)

@@ -4,7 +4,7 @@ import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 
-export function Chart({ title, unit, times, series }) {
+export function Chart({ title, unit, top = 1, times, series }) {
   const place = useRef();
   const plot = useRef();
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -15,11 +15,11 @@ export function Chart({ title, unit, times, series }) {
       title: `${title} (${unit.trim()})`, width: Math.max(240, place.current.clientWidth), height: 180, legend: { show: series.length > 1 },
       cursor: { drag: { x: false, y: false } },
       axes: [
-        { stroke: color("--muted"), grid: { stroke: color("--line") } },
-        { stroke: color("--muted"), grid: { stroke: color("--line") }, size: 55 },
+        { stroke: () => color("--muted"), grid: { stroke: () => color("--line") } },
+        { stroke: () => color("--muted"), grid: { stroke: () => color("--line") }, size: 55 },
       ],
-      scales: { y: { range: (_, low, high) => [Math.min(0, low), Math.max(high * 1.1, 1)] } },
-      series: [{}, ...series.map((line, i) => ({ label: line.label, stroke: color(lines[i]), width: 2, points: { show: false } }))],
+      scales: { y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max((high ?? 0) * 1.1, top)] } },
+      series: [{}, ...series.map((line, i) => ({ label: line.label, stroke: () => color(lines[i]), width: 2, points: { show: false } }))],
     };
     plot.current = new uPlot(options, [times, ...series.map((line) => line.values)], place.current);
     const resized = new ResizeObserver(() =>
@@ -28,9 +28,9 @@ export function Chart({ title, unit, times, series }) {
     return () => { resized.disconnect(); plot.current.destroy(); };
   }, []);
   useEffect(() => { plot.current?.setData([times, ...series.map((line) => line.values)]); });
-  const last = series[0]?.values.at(-1);
+  const last = series[0]?.values.findLast((value) => value !== null && value !== undefined);
   return (
-    <figure class="chart" aria-label={`${title}: ${last === undefined || last === null ? "no value yet" : `${last.toFixed(1)}${unit}`}`}>
+    <figure class="chart" aria-label={`${title}: ${last === undefined ? "no value yet" : `${last.toFixed(1)}${unit}`}`}>
       <div ref={place} />
     </figure>
   );

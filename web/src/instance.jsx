@@ -1,70 +1,15 @@
 // One instance: facts, actions, charts, console, events.
 
-import { useEffect, useRef, useState } from "preact/hooks";
-import { get, patch } from "./api.js";
+import { useEffect, useState } from "preact/hooks";
+import { patch } from "./api.js";
 import { useLive } from "./hooks.js";
 import { ACTIONS, actOn, canDo, deleteAll } from "./actions.js";
 import { address, bodySchema, EventTable, sizes } from "./pages.jsx";
 import { size, tags } from "./format.js";
 import { attempt, Badge, Confirm, Dialog, Empty, Form, Page, Time } from "./ui.jsx";
-import { Chart } from "./chart.jsx";
+import { InstanceCharts } from "./charts.jsx";
 import { SnapshotsOf } from "./snapshots.jsx";
 import { Console } from "./terminal.jsx";
-
-const KEPT = 150; // samples: five minutes at one in two seconds
-
-const sum = (answer, names) => names.reduce((total, name) => total + (answer[name] ?? 0), 0);
-
-// What the charts show, of the monitor's counters.
-function counters(answer) {
-  const disks = Object.keys(answer).filter((name) => /^(disk|blk)\S*\.(read|written)_bytes$/.test(name));
-  return {
-    disk: sum(answer, disks),
-    net: sum(answer, ["net.tx_bytes", "net.rx_bytes"]),
-    exits: sum(answer, ["exits"]),
-    interrupts: sum(answer, ["interrupts"]),
-  };
-}
-
-function useSamples(instance) {
-  const samples = useRef([]);
-  const [, setCount] = useState(0);
-  useEffect(() => {
-    samples.current = [];
-    if (instance.state !== "running") return undefined;
-    const poll = async () => {
-      if (document.visibilityState === "hidden") return;
-      const answer = await get(`/v1/instances/${instance.id}/statistics`).catch(() => null);
-      if (answer) {
-        samples.current = [...samples.current, { at: Date.now() / 1000, ...counters(answer) }].slice(-KEPT);
-        setCount((count) => count + 1);
-      }
-    };
-    poll();
-    const timer = setInterval(poll, 2000);
-    return () => clearInterval(timer);
-  }, [instance.id, instance.state]);
-  return samples.current;
-}
-
-const rate = (samples, name, factor) => samples.slice(1).map((sample, i) =>
-  Math.max(0, ((sample[name] - samples[i][name]) / (sample.at - samples[i].at)) * factor));
-
-function Charts({ instance }) {
-  const samples = useSamples(instance);
-  if (instance.state !== "running") return <Empty>The charts begin when the instance runs.</Empty>;
-  const times = samples.slice(1).map((sample) => sample.at);
-  const chart = (title, unit, name, factor) =>
-    <Chart key={title} title={title} unit={unit} times={times} series={[{ label: title, values: rate(samples, name, factor) }]} />;
-  return (
-    <div class="charts">
-      {chart("Disk", " MB/s", "disk", 1e-6)}
-      {chart("Network", " MB/s", "net", 1e-6)}
-      {chart("Exits", " k/s", "exits", 1e-3)}
-      {chart("Interrupts", " k/s", "interrupts", 1e-3)}
-    </div>
-  );
-}
 
 function Facts({ instance }) {
   const live = useLive();
@@ -110,7 +55,7 @@ export function Instance({ id, tab = "overview", canChange }) {
         {TABS.map((name) => <a key={name} href={`#/instances/${instance.id}/${name}`} aria-current={tab === name ? "page" : undefined}>
           {name[0].toUpperCase() + name.slice(1)}</a>)}
       </nav>
-      {tab === "overview" && <><Facts instance={instance} /><Charts instance={instance} /></>}
+      {tab === "overview" && <><Facts instance={instance} /><InstanceCharts instance={instance} /></>}
       {tab === "console" && (instance.state === "running" ? <Console instance={instance} />
         : <Empty>The console is there while the instance runs.</Empty>)}
       {tab === "snapshots" && <SnapshotsOf instance={instance} canChange={canChange} />}

@@ -15,7 +15,7 @@ const MENU = [
   ["", "Dashboard"], ["instances", "Instances"], ["images", "Images"], ["volumes", "Volumes"],
   ["snapshots", "Snapshots"],
   ["keys", "Key pairs"], ["types", "Instance types"], ["projects", "Projects"],
-  ["quotas", "Quotas"], ["events", "Events"],
+  ["quotas", "Quotas"], ["alarms", "Alarms"], ["events", "Events"],
   ["operations", "Operations"], ["tokens", "API tokens"], ["users", "Users", "admin"],
 ];
 
@@ -32,6 +32,8 @@ function Body({ route, me }) {
       note={<p class="note">Images come by <code>corbel image build</code>, <code>fetch</code> and <code>import</code>.</p>} />;
     case "volumes": return <Kind key={page} kind="volume" heading="Volumes" path="volumes" canCreate={isMember} canDelete={isMember} />;
     case "keys": return <Kind key={page} kind="key" heading="Key pairs" path="keys" canCreate={isMember} canDelete={isMember} />;
+    case "alarms": return <Kind key={page} kind="alarm" heading="Alarms" path="alarms" canCreate={isMember} canDelete={isMember}
+      note={<p class="note">An alarm watches one instance, or all with a tag (NAME=VALUE), and can stop or reboot it, or call an address.</p>} />;
     case "types": return <Kind key={page} kind="type" heading="Instance types" path="types" canCreate={isAdmin} canDelete={isAdmin} />;
     case "projects": return <Projects canChange={isAdmin} />;
     case "quotas": return <Quotas canChange={isAdmin} />;

@@ -6,6 +6,7 @@ import { useLive, usePolled } from "./hooks.js";
 import { KINDS, live } from "./live.js";
 import { size, tags, when } from "./format.js";
 import { ACTIONS, actOn, canDo, deleteAll } from "./actions.js";
+import { HostCharts } from "./charts.jsx";
 import { attempt, Badge, Confirm, Dialog, Empty, Filter, Form, Link, matching, Page, Table, Time, title } from "./ui.jsx";
 
 let description;
@@ -54,6 +55,8 @@ export function Dashboard() {
           <p class="big">{live.all("volume").length}</p>
           <p>{live.all("volume").length === 1 ? "volume" : "volumes"}, images: {live.all("image").length}</p></div>
       </div>
+      <h2>The host</h2>
+      <HostCharts />
       <h2>What happened</h2>
       <EventTable events={events} />
     </Page>
@@ -174,7 +177,7 @@ export function choicesFor(live, schema) {
 }
 
 // A list of one kind with all its fields, a form to create and a button to delete.
-const hidden = new Set(["id", "operation", "revision", "tags", "project", "created", "name"]);
+const hidden = new Set(["id", "operation", "revision", "tags", "project", "created", "name", "since"]);
 
 function cell(value) {
   if (value === null || value === undefined) return "";
