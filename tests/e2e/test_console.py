@@ -257,6 +257,8 @@ def look_at_charts(browser):
         Select(browser.one("header select")).select_by_visible_text(theme)
         browser.driver.set_window_size(*NARROW)
         browser.driver.execute_script("document.querySelector('.ranges').scrollIntoView()")
+        browser.wait(lambda: browser.driver.execute_script(
+            "const page = document.documentElement; return page.scrollWidth <= page.clientWidth"), "all in view")
         browser.picture(f"instance-hour-{theme.lower()}-narrow")
         wide = browser.driver.execute_script("return document.documentElement.scrollWidth - innerWidth")
         expect(wide <= 0, f"the charts are {wide} pixels wider than {NARROW}")
