@@ -67,9 +67,10 @@ int block_image_create(const struct block_create_options *options, struct err *e
     struct block_file *file = NULL;
     int r = check_create(options, err);
 
-    if (r == 0) {
-        r = block_file_create(options->path, options->replace, err, &file);
+    if (r < 0) {
+        return r;
     }
+    r = block_file_create(options->path, options->replace, err, &file);
     if (r < 0) {
         return r;
     }

@@ -1,7 +1,5 @@
 #include "cli/disk_state.h"
 
-#include "base/compiler.h"
-
 #include <stdlib.h>
 #include <string.h>
 
@@ -60,7 +58,8 @@ static size_t character(const unsigned char *p)
 json_t *disk_json_text(const char *text)
 {
     static const char replacement[] = "\xef\xbf\xbd";
-    CLEANUP_FREE char *out = malloc(3 * strlen(text) + 1);
+    char *out = malloc(3 * strlen(text) + 1);
+    json_t *result;
     size_t len = 0;
 
     if (out == NULL) {
@@ -73,5 +72,7 @@ json_t *disk_json_text(const char *text)
         len += n > 0 ? n : 3;
         text += n > 0 ? n : 1;
     }
-    return json_stringn(out, len);
+    result = json_stringn(out, len);
+    free(out);
+    return result;
 }

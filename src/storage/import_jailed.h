@@ -3,7 +3,7 @@
  * what each shares with the importer, which judges all of it again. Apart from
  * their jails so that tests/fuzz can call them without one.
  *
- * Each takes its structure as void *, as jail_run() wants it, and says through
+ * Each takes its structure as an opaque one, as jail_run() wants it, and says through
  * err what is wrong.
  */
 #ifndef CORBEL_STORAGE_IMPORT_JAILED_H
@@ -36,9 +36,9 @@ struct import_vmdk {
 };
 
 /* Reads the text into the list of extents, whose files it does not open. */
-int import_vmdk_read_text(void *vmdk, struct err *err) MUST_CHECK;
+int import_vmdk_read_text(void *opaque, struct err *err) MUST_CHECK;
 /* Copies what the extents' files hold to `out`. */
-int import_vmdk_copy_extents(void *vmdk, struct err *err) MUST_CHECK;
+int import_vmdk_copy_extents(void *opaque, struct err *err) MUST_CHECK;
 
 /* ---- import_kernel.c ---- */
 
@@ -52,7 +52,7 @@ struct import_places {
     unsigned count;
 };
 
-int import_look_for_places(void *places, struct err *err) MUST_CHECK;
+int import_look_for_places(void *opaque, struct err *err) MUST_CHECK;
 
 /* What a GRUB configuration starts first. */
 struct import_choice {
@@ -62,7 +62,7 @@ struct import_choice {
     char cmdline[IMPORT_CMDLINE_BYTES];
 };
 
-int import_read_grub(void *choice, struct err *err) MUST_CHECK;
+int import_read_grub(void *opaque, struct err *err) MUST_CHECK;
 
 /* ---- import_ova.c ---- */
 
@@ -82,6 +82,6 @@ struct import_ova {
     uint64_t disk_offset, disk_len; /* the result */
 };
 
-int import_search_ova(void *ova, struct err *err) MUST_CHECK;
+int import_search_ova(void *opaque, struct err *err) MUST_CHECK;
 
 #endif

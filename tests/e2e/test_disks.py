@@ -530,7 +530,22 @@ def reported(place):
         ready(m)
         limit_files(place, m, 16 * MIB)
         m.run("! dd if=/dev/zero of=/dev/vda bs=1M count=32 oflag=direct")
-        expect(Control(place.home / "control").disk("report")["errors"] > 0, "no error was counted")
+        control = Control(place.home / "control")
+        expect(control.disk("report")["errors"] > 0, "no error was counted")
+        # A mirror for which there is no room fails, and only that.
+        m.run("dd if=/dev/urandom of=/dev/vda bs=1M count=8 oflag=direct")
+        before = guest_digest(m)
+        limit_files(place, m, 4 * MIB)
+        control.must("watch")
+        target = place.home / "no-room.qcow2"
+        control.must("disk-mirror", disk="report", file=str(target), format="qcow2")
+        event = control.wait_event(job_is("failed", "report"))
+        job = event["disks"][0]["job"]
+        expect("space" in job["error"] or "large" in job["error"], f"no reason: {job}")
+        expect(event["disks"][0]["file"] == str(disk) and not target.exists(), f"{event}")
+        limit_files(place, m, "unlimited")
+        m.run("dd if=/dev/urandom of=/dev/vda bs=1M seek=8 count=2 oflag=direct")
+        expect(guest_digest(m) != before, "the guest's writes are lost")
         m.type("poweroff -f\n")
         expect(m.wait_exit() == 0, m.story())
 
