@@ -322,10 +322,18 @@ static void remember(struct engine_vcpu *v, const struct engine_fault *fault)
     v->st.events.exception_error = fault->error;
 }
 
+static void note_origin(struct engine_vcpu *v)
+{
+    if (vcpu_state_cpl(&v->st) == 3) {
+        native_user_note_kernel(v);
+    }
+}
+
 int exception_deliver(struct engine_vcpu *v, const struct engine_fault *fault)
 {
     struct engine_fault current = *fault;
 
+    note_origin(v);
     for (;;) {
         if (current.vector == X86_VEC_PF) {
             v->st.cr2 = current.cr2;
@@ -373,8 +381,10 @@ int interrupt_deliver(struct engine_vcpu *v, uint8_t vector, bool is_soft)
         .return_rip = is_soft ? v->next_rip : v->st.rip,
         .flags = v->st.rflags,
     };
-    int r = deliver_once(v, &event);
+    int r;
 
+    note_origin(v);
+    r = deliver_once(v, &event);
     if (r == 0) {
         v->st.rip = v->next_rip;
     } else if (r == ENGINE_FAULT) {

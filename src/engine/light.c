@@ -386,11 +386,11 @@ static uint64_t go_on(struct engine_vcpu *v, int r)
         return 0;
     }
     if (v->vm->native_user != NULL && vcpu_state_cpl(&v->st) == 3) {
-        v->native.entries++;
         if (v->native.wanted && !v->native.is_paused) {
             v->hot.leave = LEAVE_KICK;
             return 0;
         }
+        native_user_note_user(v);
     }
     v->hot.odd = true; /* often: the end of an interrupt */
     return dispatch(v);

@@ -48,6 +48,7 @@ struct native_left {
     enum native_reason reason;
     uint32_t error;   /* of a #PF: X86_PF_* */
     uint64_t address; /* of a #PF */
+    uint64_t cycles;  /* that user code took, as the space says; for policy only */
 };
 
 /* One mapping to be made, in place of what is there; or, with prot 0, to go. Whole pages. */

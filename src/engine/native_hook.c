@@ -4,6 +4,9 @@
  */
 #include "engine/native_int.h"
 
+#define SAMPLE_EACH 16u
+#define SAMPLE_MAX_MS 2u
+
 static struct native_space *space_of(struct native_user *user, uint64_t cr3)
 {
     for (unsigned i = 0; i < user->native->space_count; i++) {
@@ -14,13 +17,49 @@ static struct native_space *space_of(struct native_user *user, uint64_t cr3)
     return NULL;
 }
 
-static void begin_window(struct engine_vcpu *v)
+void native_user_begin_window(struct engine_vcpu *v)
 {
     v->native.entries = 0;
     v->native.ways_out = 0;
     v->native.detours = 0;
-    v->native.took = 0;
+    v->native.shorts = 0;
+    v->native.user_cycles = 0;
+    v->native.is_sampled = false;
     v->native.since = __builtin_ia32_rdtsc();
+}
+
+/* The first stays of a window are measured all, then one of sixteen. */
+void native_user_note_user(struct engine_vcpu *v)
+{
+    struct native_vcpu *native = &v->native;
+
+    if (!native->is_sampled &&
+        (native->entries < SAMPLE_EACH || native->entries % SAMPLE_EACH == 0)) {
+        native->weight = native->entries < SAMPLE_EACH ? 1 : SAMPLE_EACH;
+        native->is_sampled = true;
+        native->user_since = __builtin_ia32_rdtsc();
+    }
+}
+
+/* A host that took its CPU away meanwhile makes no stay longer than this. */
+void native_user_note_sample(struct engine_vcpu *v, uint64_t now)
+{
+    const uint64_t most = v->vm->native_user->cycles_per_ms * SAMPLE_MAX_MS;
+    uint64_t took = now - v->native.user_since;
+
+    v->native.user_cycles += (took < most ? took : most) * v->native.weight;
+    v->native.is_sampled = false;
+}
+
+void native_user_note_kernel(struct engine_vcpu *v)
+{
+    if (v->vm->native_user == NULL) {
+        return;
+    }
+    v->native.entries++;
+    if (v->native.is_sampled) {
+        native_user_note_sample(v, __builtin_ia32_rdtsc());
+    }
 }
 
 void native_user_on_flush(struct engine_vcpu *v, enum mmu_flush what, uint64_t va)
@@ -49,6 +88,6 @@ void native_user_on_flush(struct engine_vcpu *v, enum mmu_flush what, uint64_t v
     v->native.is_paused = false;
     if (v->native.cr3 != v->st.cr3) {
         v->native.cr3 = v->st.cr3;
-        begin_window(v);
+        native_user_begin_window(v);
     }
 }

@@ -184,4 +184,8 @@ bool native_map_check(struct engine_vcpu *v, struct native_space *space);
  * page behind it, NULL: unknown. */
 bool native_scan_page(const uint8_t *page, const uint8_t *next, bool flag_cpuid, bool flag_xsave);
 
+/* native_hook.c: the window in which a vCPU's ways between user code and kernel are counted. */
+void native_user_begin_window(struct engine_vcpu *v);
+void native_user_note_sample(struct engine_vcpu *v, uint64_t now);
+
 #endif

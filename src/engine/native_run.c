@@ -12,11 +12,13 @@
 
 /* User code is looked at so often, in fractions of a millisecond. */
 #define LOOKS_PER_MS 2u
-/* Promoted when a way into the kernel is taken less often than once in so many ns of all time... */
-#define PROMOTE_NS 8000u
-/* ... demoted when native code runs for less than that between two, the hand-over included. */
-#define DEMOTE_NS 6000u
+/* Promoted when it has run for so long and entered the kernel less than once in so many ns of that... */
+#define PROMOTE_AFTER_NS 200000u
+#define PROMOTE_NS 16000u
+/* ... demoted when most stays in native code are shorter than that. */
+#define DEMOTE_NS 3000u
 #define DEMOTE_SAMPLE 64u
+#define DEMOTE_SHORTS 48u
 #define DEMOTE_MS 4u /* for so long the first time, then twice that, ... */
 #define DEMOTE_DOUBLINGS 6u
 
@@ -28,15 +30,6 @@
 static uint64_t cycles_of_ns(const struct native_user *user, uint64_t ns)
 {
     return user->cycles_per_ms * ns / 1000000u;
-}
-
-static void begin_window(struct engine_vcpu *v, uint64_t now)
-{
-    v->native.entries = 0;
-    v->native.ways_out = 0;
-    v->native.detours = 0;
-    v->native.took = 0;
-    v->native.since = now;
 }
 
 /* ---- when ---- */
@@ -107,12 +100,19 @@ static void promote(struct engine_vcpu *v, uint64_t now)
     mutex_unlock(&user->lock);
 }
 
+static bool is_worth_it(const struct engine_vcpu *v)
+{
+    const struct native_user *user = v->vm->native_user;
+
+    return v->native.user_cycles >= cycles_of_ns(user, PROMOTE_AFTER_NS) &&
+           v->native.user_cycles >= v->native.entries * cycles_of_ns(user, PROMOTE_NS);
+}
+
 bool native_user_is_due(struct engine_vcpu *v)
 {
     struct native_user *user = v->vm->native_user;
     const struct native_space *space;
     uint64_t now;
-    uint64_t took;
 
     if (vcpu_state_cpl(&v->st) != 3) {
         return false;
@@ -123,31 +123,36 @@ bool native_user_is_due(struct engine_vcpu *v)
     }
     if (!v->native.wanted || v->native.is_paused) {
         now = __builtin_ia32_rdtsc();
-        took = now - v->native.since;
-        if (!user->is_always && took < user->cycles_per_ms / LOOKS_PER_MS) {
+        if (!user->is_always && now - v->native.since < user->cycles_per_ms / LOOKS_PER_MS) {
             return false;
         }
-        if (v->native.is_paused || user->is_always ||
-            v->native.entries * cycles_of_ns(user, PROMOTE_NS) <= took) {
-            promote(v, now);
+        if (v->native.is_sampled) {
+            native_user_note_sample(v, now);
         }
-        begin_window(v, now);
+        if (v->native.is_paused || user->is_always || is_worth_it(v)) {
+            promote(v, now);
+        } else if (v->native.user_cycles < cycles_of_ns(user, PROMOTE_AFTER_NS)) {
+            native_user_note_user(v);
+            return false; /* too little is known yet */
+        }
+        native_user_begin_window(v);
+        native_user_note_user(v);
     }
     return v->native.wanted && !v->native.is_paused && may_run(v);
 }
 
 /* So many ways out, and so little between them? */
-static void note_way_out(struct engine_vcpu *v, struct native_space *space)
+static void note_way_out(struct engine_vcpu *v, struct native_space *space, uint64_t cycles)
 {
     struct native_user *user = v->vm->native_user;
     uint64_t now;
 
+    v->native.shorts += cycles < cycles_of_ns(user, DEMOTE_NS) ? 1 : 0;
     if (++v->native.ways_out < DEMOTE_SAMPLE || user->is_always) {
         return;
     }
     now = __builtin_ia32_rdtsc();
-    if (v->native.took < DEMOTE_SAMPLE * cycles_of_ns(user, DEMOTE_NS) ||
-        v->native.detours > DEMOTE_SAMPLE / 2) {
+    if (v->native.shorts > DEMOTE_SHORTS || v->native.detours > DEMOTE_SAMPLE / 2) {
         native_count(&user->counts.demotions, 1);
         mutex_lock(&user->lock);
         atomic_store(&space->promoted, false);
@@ -158,7 +163,7 @@ static void note_way_out(struct engine_vcpu *v, struct native_space *space)
     } else if (space->demotions > 0) {
         space->demotions--;
     }
-    begin_window(v, now);
+    native_user_begin_window(v);
 }
 
 /* ---- ways out ---- */
@@ -218,7 +223,7 @@ static int interpret(struct engine_vcpu *v)
  * Through a page that may not run natively, by the interpreter, since most do
  * little there; whoever stays is translated for a while.
  */
-static int detour(struct engine_vcpu *v, struct native_space *space)
+static int detour(struct engine_vcpu *v)
 {
     struct native_user *user = v->vm->native_user;
     const uint64_t page = v->st.rip & ~PAGE_MASK;
@@ -226,7 +231,6 @@ static int detour(struct engine_vcpu *v, struct native_space *space)
 
     native_count(&user->counts.detours, 1);
     v->native.detours++;
-    note_way_out(v, space);
     for (unsigned n = 0; r == 0 && n < DETOUR_MAX; n++) {
         r = interp_step(v);
         if ((v->st.rip & ~PAGE_MASK) != page || atomic_load(&v->kick) != 0 || !may_run(v)) {
@@ -234,7 +238,7 @@ static int detour(struct engine_vcpu *v, struct native_space *space)
         }
     }
     v->native.is_paused = true;
-    begin_window(v, __builtin_ia32_rdtsc());
+    native_user_begin_window(v);
     native_count(&user->counts.pauses, 1);
     return r;
 }
@@ -278,7 +282,7 @@ static int on_fault(struct engine_vcpu *v, struct native_space *space,
         native_count(&user->counts.raised, 1);
         return raise(v);
     case NATIVE_FLAGGED:
-        return detour(v, space);
+        return detour(v);
     case NATIVE_CODE:
         /* What was translated from it may be needed no more; it is when it runs again. */
         if (mmu_translate(v, left->address, MMU_WRITE, MMU_USER, &page) == 0) {
@@ -299,9 +303,10 @@ static int act(struct engine_vcpu *v, struct native_space *space, const struct n
 
     switch (left->reason) {
     case NATIVE_SYSCALL:
-        note_way_out(v, space);
+        note_way_out(v, space, left->cycles);
         return on_syscall(v);
     case NATIVE_FAULT:
+        note_way_out(v, space, left->cycles);
         return on_fault(v, space, left, ret_again);
     case NATIVE_TRAP:
         return on_trap(v);
@@ -380,7 +385,6 @@ static void run_once(struct engine_vcpu *v, struct native_space *space, struct n
                      v->native.batch.changes, v->native.batch.count, left);
     v->native.batch.count = 0;
     took = __builtin_ia32_rdtsc() - begin;
-    v->native.took += took;
     native_count(&user->counts.cycles, took);
 }
 

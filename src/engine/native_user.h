@@ -39,16 +39,20 @@ struct native_batch {
 
 /* Of a vCPU: struct engine_vcpu.native. Its thread's, but in. */
 struct native_vcpu {
-    bool wanted;       /* user code of the current address space is to run natively */
-    bool is_paused;    /* until the next look: it is where it cannot */
-    _Atomic bool in;   /* run() of the seam is, or is about to be, under way */
-    uint32_t entries;  /* into user mode since the window began */
-    uint64_t cr3;      /* that the window is of */
-    uint64_t since;    /* host TSC at which the window began */
-    uint64_t took;     /* cycles that native code took in it, hand-over and all */
-    uint32_t detours;  /* through flagged pages in it, which count as ways out, too */
-    uint32_t ways_out; /* into the guest's kernel from native code in it */
-    uint64_t fault_va; /* of the last fault that was answered by mapping */
+    bool wanted;      /* user code of the current address space is to run natively */
+    bool is_paused;   /* until the next look: it is where it cannot */
+    _Atomic bool in;  /* run() of the seam is, or is about to be, under way */
+    uint32_t entries; /* into the kernel from user code since the window began */
+    bool is_sampled;  /* user_since is when user mode was entered the last time */
+    uint32_t weight;  /* so many stays in user mode are taken to be as long */
+    uint64_t user_since;
+    uint64_t user_cycles; /* in user mode since the window began, by samples */
+    uint64_t cr3;         /* that the window is of */
+    uint64_t since;       /* host TSC at which the window began */
+    uint32_t shorts;      /* of ways_out: native code had run for less than a hand-over takes */
+    uint32_t detours;     /* through flagged pages in it, which count as ways out, too */
+    uint32_t ways_out;    /* into the guest's kernel from native code in it */
+    uint64_t fault_va;    /* of the last fault that was answered by mapping */
     uint64_t fault_rip;
     uint32_t fault_count; /* so often in a row */
     struct native_batch batch;
@@ -71,6 +75,13 @@ void native_user_kick(struct engine_vcpu *v);
 
 /* After a flush of v's TLB; general registers only. */
 void native_user_on_flush(struct engine_vcpu *v, enum mmu_flush what, uint64_t va);
+
+/*
+ * User mode begins, and the kernel is entered from it: what the window counts.
+ * General registers only.
+ */
+void native_user_note_user(struct engine_vcpu *v);
+void native_user_note_kernel(struct engine_vcpu *v);
 
 /* v's state was set from outside: nothing that was known of its tables holds. */
 void native_user_forget(struct engine_vcpu *v);

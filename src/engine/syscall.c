@@ -30,6 +30,7 @@ int fast_syscall(struct engine_vcpu *v, const struct insn *in)
     if ((v->st.efer & X86_EFER_SCE) == 0 || !interp_is_long(v) || (!from_64 && !v->vendor_amd)) {
         return engine_raise(v, X86_VEC_UD);
     }
+    native_user_note_kernel(v);
     v->st.gpr[X86_RCX] = v->next_rip;
     v->st.gpr[X86_R11] = v->st.rflags & ~(uint64_t)X86_FLAG_RF;
     v->next_rip = from_64 ? v->st.lstar : v->st.cstar;

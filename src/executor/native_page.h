@@ -35,6 +35,8 @@
 #define NATIVE_R_RIP 80
 #define NATIVE_R_FLAGS 88 /* a stack of one word */
 #define NATIVE_R_GPR 96
+#define NATIVE_R_BEGIN 224 /* host TSC when the guest's code went on, and when it left */
+#define NATIVE_R_END 232
 #define NATIVE_R_XSAVE 256
 
 /* Offsets into struct native_mapper. */
@@ -71,6 +73,8 @@ struct native_runner {
     uint64_t rip;
     uint64_t flags;
     uint64_t gpr[X86_GPR_COUNT];
+    uint64_t begin;
+    uint64_t end;
     uint8_t xsave[NATIVE_XSAVE_BYTES] ALIGNED(64);
     int32_t pid; /* read before any guest code runs */
 };
@@ -110,6 +114,8 @@ _Static_assert(offsetof(struct native_runner, word) == NATIVE_R_WORD &&
                    offsetof(struct native_runner, rip) == NATIVE_R_RIP &&
                    offsetof(struct native_runner, flags) == NATIVE_R_FLAGS &&
                    offsetof(struct native_runner, gpr) == NATIVE_R_GPR &&
+                   offsetof(struct native_runner, begin) == NATIVE_R_BEGIN &&
+                   offsetof(struct native_runner, end) == NATIVE_R_END &&
                    offsetof(struct native_runner, xsave) == NATIVE_R_XSAVE,
                "as native_stub.S has it");
 _Static_assert(sizeof(struct native_runner) <= 4096 && sizeof(struct native_mapper) <= 4096 &&

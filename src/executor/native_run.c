@@ -377,5 +377,6 @@ void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
         return;
     }
     take_registers(r, frame.gregs, st);
+    ret_left->cycles = *(const volatile uint64_t *)&r->end - *(const volatile uint64_t *)&r->begin;
     ret_left->reason = reason(&frame, st, ret_left);
 }

@@ -73,6 +73,10 @@ native_stub_kick:
     mov %rax, PAGE(NATIVE_R_SELECTORS + 24)
 native_stub_begin:
 .Lanswer:
+    rdtsc
+    shl $32, %rdx
+    or %rdx, %rax
+    mov %rax, PAGE(NATIVE_R_END)
     movl $NATIVE_WORD_STOPPED, PAGE(NATIVE_R_WORD)
 .Lwake:
     lea PAGE(NATIVE_R_WORD), %rdi
@@ -107,6 +111,10 @@ native_stub_begin:
     mov PAGE(NATIVE_R_XMASK), %eax
     xor %edx, %edx
     xrstor64 PAGE(NATIVE_R_XSAVE)
+    rdtsc
+    shl $32, %rdx
+    or %rdx, %rax
+    mov %rax, PAGE(NATIVE_R_BEGIN)
     lea PAGE(NATIVE_R_FLAGS), %rsp
     popfq
     mov PAGE(NATIVE_R_GPR + 0), %rax
