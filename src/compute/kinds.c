@@ -336,6 +336,9 @@ static const struct field snapshot_fields[] = {
     {.name = "live",
      .type = FIELD_FLAG,
      .help = "taken while a machine ran with the disk: as after a power cut"},
+    {.name = "frozen",
+     .type = FIELD_FLAG,
+     .help = "... after the guest had written its file systems out, by its agent"},
     FIELD_OF_OPERATION,
     FIELD_OF_CREATED,
     /* The file in the snapshot's directory that is the disk. */

@@ -34,6 +34,7 @@ struct work {
     struct object *volume;   /* NULL: the instance's own disk */
     struct object snapshot;
     bool is_running;
+    bool was_frozen;     /* the guest had written its file systems out */
     bool was_switched;   /* the machine's disk, or the instance's, has the new head */
     char head[ID_BYTES]; /* the new one of the instance's disk, with ".qcow2" */
     uint64_t size_bytes;
@@ -114,6 +115,36 @@ static int switch_disk(struct task *task, const char *id, const char *file, stru
     return rc < 0 ? rc : 1;
 }
 
+/* Has the guest write its file systems out and hold them, or go on, where its agent can. Whoever
+ * repeats the work after a kill in between lets go as well. */
+static bool freeze(const struct work *work, bool is_frozen)
+{
+    const struct compute_call call = {.project = work->task->project};
+    struct fault fault = {.code = FAULT_NONE};
+    int64_t count = 0;
+
+    if (!object_is(work->instance, "state", "running") ||
+        !guest_has_agent(work->task->compute, work->task->id)) {
+        return false;
+    }
+    if (compute_freeze(work->task->compute, &call, work->task->id, is_frozen, &count, &fault) < 0) {
+        log_warn("%s: its file systems are not %s: %s, ignoring", work->task->id,
+                 is_frozen ? "frozen" : "thawed", fault.text);
+        return false;
+    }
+    return count > 0;
+}
+
+static int switch_frozen(struct work *work, const char *id, const char *file, struct err *err)
+{
+    int rc;
+
+    work->was_frozen = freeze(work, true);
+    rc = switch_disk(work->task, id, file, err);
+    (void)freeze(work, false); /* what is not thawed is told by it */
+    return rc;
+}
+
 /* ---- an instance's own disk ---- */
 
 /* The new head of a machine that is off. One that a running one began is as good, if it is whole:
@@ -142,7 +173,7 @@ static int go_over(struct work *work, const char *dir, struct err *err)
     rc = rc < 0 ? rc : path_format(file, err, "%s/%s", dir, work->head);
     rc = rc < 0 ? rc : path_format(before, err, "%s/%s", dir, below);
     if (rc == 0) {
-        rc = work->is_running ? switch_disk(work->task, ROOT_DISK, file, err)
+        rc = work->is_running ? switch_frozen(work, ROOT_DISK, file, err)
                               : make_head(dir, work->head, below, err);
     }
     if (rc == 0 && work->is_running) {
@@ -234,7 +265,7 @@ static int take_live(struct work *work, struct pool *pool, struct err *err)
     if (rc < 0) {
         return rc;
     }
-    rc = switch_disk(task, id, file, err);
+    rc = switch_frozen(work, id, file, err);
     if (rc == 0) {
         return pool_settle_snapshot(pool, id, work->snapshot.id, err); /* it runs without it */
     }
@@ -329,6 +360,7 @@ static void collect_success(struct work *work, struct change *change, bool is_re
         }
         object_set_number(snapshot, "size_gib", gib);
         object_set_flag(snapshot, "live", work->is_running);
+        object_set_flag(snapshot, "frozen", work->was_frozen);
     }
     object_set_text(source, "snapshot", snapshot->id);
     object_set_text(snapshot, "state", "available");

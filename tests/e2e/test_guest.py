@@ -229,6 +229,16 @@ def set_a_password(_place):
     expect(done["stdout"] == shadow, (done, shadow))
 
 
+def freeze_for_a_snapshot(_place):
+    """Its file systems are written out for a snapshot, and go on."""
+    p = Shared.platform
+    p.finish(p.ok("POST", "/v1/snapshots", {"name": "still", "instance": Shared.instance}))
+    now = p.ok("GET", "/v1/snapshots/still")
+    expect(now["live"] and now["frozen"], now)
+    expect(execute("sh", "-c", "echo on > /root/goes && sync")["exit_code"] == 0, "its file systems are still frozen")
+    p.finish(p.ok("DELETE", "/v1/snapshots/still"))
+
+
 def lose_and_find_the_agent(_place):
     p, path = Shared.platform, f"/v1/instances/{Shared.instance}"
     p.call("POST", f"{path}/exec", {"command": ["systemctl", "--no-block", "stop", "qemu-guest-agent"]})
@@ -261,6 +271,7 @@ TESTS = [
     ("callers take turns", take_turns),
     ("a password is set", set_a_password),
     ("a second boot is of the same instance, under its new name", boot_again),
+    ("a snapshot is of file systems that are written out", freeze_for_a_snapshot),
     ("an agent that goes is noticed", lose_and_find_the_agent),
     ("without an agent the power button stops it", stop_by_the_power_button),
     ("all is cleared away", end),
