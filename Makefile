@@ -3,7 +3,7 @@ BUILD ?= build
 PREFIX ?= /usr/local
 NINJA = ninja -C $(BUILD)
 
-.PHONY: all setup run test test-storage test-platform test-limits test-kvm test-boot20 test-kernel test-lockstep test-diff bench install clean
+.PHONY: all setup run test test-storage test-platform test-limits test-kvm test-boot20 test-kernel test-lockstep test-diff bench install deb test-deb clean
 
 all: $(BUILD)/build.ninja
 	@$(NINJA)
@@ -87,6 +87,16 @@ bench: all
 
 install: all
 	@meson install -C $(BUILD) --no-rebuild
+
+# build/corbel_VERSION_amd64.deb.
+deb: | setup
+	@scripts/deb $(BUILD)
+
+# The package in roots of its own, with systemd and without: as root, with Debian's archive.
+test-deb: all
+	@first=$$(scripts/deb $(BUILD)) && second=$$(VERSION_SUFFIX=+1 scripts/deb $(BUILD)) && \
+	CORBEL_DEBS="$$first $$second" CORBEL_BUILD=$(abspath $(BUILD)) CORBEL_E2E_LIMIT=10000 \
+		PYTHONDONTWRITEBYTECODE=1 tests/e2e/test_deb.py
 
 clean:
 	@rm -rf $(BUILD) build-asan build-clang
