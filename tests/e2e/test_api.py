@@ -80,6 +80,9 @@ def know_who_calls(place):
         row = next(row for row in platform.ok("GET", "/v1/tokens")["items"] if row["name"] == "blue-member")
         platform.ok("DELETE", f"/v1/tokens/{row['id']}")
         platform.refused(401, "GET", "/v1/instances", token=blue)
+        brief = platform.ok("POST", "/v1/tokens", {"name": "brief", "role": "viewer", "expires_s": 1})["token"]
+        while (status := platform.call("GET", "/v1/session", token=brief)[0]) != 401:
+            expect(status in (200, 429), f"a token that expires: {status}")
         for wrong in ("x", red[:-1], red + "a", "cbl_" + "a" * 500, "cbl_../../x_y", "cbl__"):
             platform.refused(401, "GET", "/v1/instances", token=wrong)
         platform.refused(401, "GET", "/v1/instances", token="", headers={"Authorization": "Basic eDp5"})
