@@ -28,6 +28,11 @@ static const char *actor_of(const struct act *act)
     return act->call->actor != NULL ? act->call->actor : "local";
 }
 
+static bool state_is(const struct act *act, const char *state)
+{
+    return object_is(&act->object, "state", state);
+}
+
 static int refuse_state(const struct act *act, const char *mend, struct fault *fault)
 {
     return fault_set(fault, FAULT_CONFLICT, "state", "the %s \"%s\" is %s%s%s",
@@ -187,7 +192,7 @@ static int change_limits(struct act *act, struct fault *fault)
     if (rc == 0 && object_number(instance, "cpu_reserved_percent") != 0) {
         atomic_store(&act->compute->has_reservations, true);
     }
-    if (rc == 0 &&
+    if (rc == 0 && !act->has_work &&
         (object_is(instance, "state", "running") || object_is(instance, "state", "paused"))) {
         begin_work(act, "is to have other limits");
     }
@@ -207,26 +212,49 @@ static int change_forwards(struct act *act, json_t *before, struct fault *fault)
     return 0;
 }
 
-/* forwards: what they were before the change; NULL: none. */
-static int change_instance(struct act *act, bool needs_stop, json_t *forwards, struct fault *fault)
+/* One that runs gets them as far as it can, the rest at its next start. */
+static int change_sizes(struct act *act, const json_t *before, bool is_off, struct fault *fault)
 {
+    bool has_work = false;
+    int rc;
+
+    forget_sizes(act);
+    rc = call_resolve_instance(act->compute, &act->object, fault);
+    if (is_off) {
+        rc = rc < 0 ? rc : admit_instance(act->compute, &act->object, true, fault);
+        return rc < 0 ? rc : call_attach_volumes(&act->change, &act->object, false, fault);
+    }
+    if (!state_is(act, "running")) {
+        return refuse_state(act, state_is(act, "paused") ? "resume it first" : "", fault);
+    }
+    rc = rc < 0 ? rc : resize_begin(&act->change, &act->object, before, &has_work, fault);
+    if (rc == 0 && has_work) {
+        begin_work(act, object_flag(&act->object, "restart_needed")
+                            ? "gets what it can of its new sizes, the rest by a restart"
+                            : "gets new sizes or volumes");
+    }
+    return rc;
+}
+
+/* before: what it was; forwards: of it, NULL: none. */
+static int change_instance(struct act *act, const json_t *before, bool needs_stop, json_t *forwards,
+                           struct fault *fault)
+{
+    bool is_off = state_is(act, "stopped") || state_is(act, "failed");
+    bool has_sizes = needs_stop || resize_is_in(act->parameters);
     int rc = 0;
 
     if (object_is(&act->object, "state", "deleting")) {
         return refuse_state(act, "", fault);
     }
-    if (needs_stop && !object_is(&act->object, "state", "stopped") &&
-        !object_is(&act->object, "state", "failed")) {
+    if (needs_stop && !is_off) {
         return refuse_state(act, "this is changed only while it is stopped", fault);
     }
-    if (needs_stop && snapshot_is_under_way(&act->object)) {
+    if (has_sizes && snapshot_is_under_way(&act->object)) {
         return refuse_state(act, "a snapshot of its disks is being taken or put back", fault);
     }
-    if (needs_stop) {
-        forget_sizes(act);
-        rc = call_resolve_instance(act->compute, &act->object, fault);
-        rc = rc < 0 ? rc : admit_instance(act->compute, &act->object, true, fault);
-        rc = rc < 0 ? rc : call_attach_volumes(&act->change, &act->object, fault);
+    if (has_sizes) {
+        rc = change_sizes(act, before, is_off, fault);
     }
     if (rc == 0 && limits_are_in(act->parameters)) {
         rc = change_limits(act, fault);
@@ -264,7 +292,7 @@ static int change_volume(struct act *act, int64_t old_gib, struct fault *fault)
     return rc;
 }
 
-static int do_change(struct act *act, struct fault *fault)
+static int change_from(struct act *act, const json_t *before, struct fault *fault)
 {
     int64_t old_gib = object_number(&act->object, "size_gib");
     bool needs_stop = false;
@@ -277,7 +305,7 @@ static int do_change(struct act *act, struct fault *fault)
                            fault);
     rc = rc < 0 ? rc : change_name(act, old_name, fault);
     if (rc == 0 && act->kind == KIND_INSTANCE) {
-        rc = change_instance(act, needs_stop, forwards, fault);
+        rc = change_instance(act, before, needs_stop, forwards, fault);
     } else if (rc == 0 && act->kind == KIND_VOLUME) {
         rc = change_volume(act, old_gib, fault);
     } else if (rc == 0) {
@@ -287,6 +315,15 @@ static int do_change(struct act *act, struct fault *fault)
         }
     }
     json_decref(forwards);
+    return rc;
+}
+
+static int do_change(struct act *act, struct fault *fault)
+{
+    json_t *before = json_deep_copy(act->object.json);
+    int rc = change_from(act, before, fault);
+
+    json_decref(before);
     return rc;
 }
 
@@ -428,11 +465,6 @@ int compute_restore(struct compute *compute, const struct compute_call *call, co
 
 /* ---- actions ---- */
 
-static bool state_is(const struct act *act, const char *state)
-{
-    return object_is(&act->object, "state", state);
-}
-
 static void take_stop_parameters(struct act *act, const json_t *parameters)
 {
     (void)json_object_set(act->object.json, "force", json_object_get(parameters, "force"));
@@ -506,10 +538,25 @@ static int do_resume(struct act *act, const json_t *parameters, struct fault *fa
     return 0;
 }
 
+/* As a change of these fields, while it runs or not. */
+static int do_resize(struct act *act, const json_t *parameters, struct fault *fault)
+{
+    const json_t *given = act->parameters;
+    int rc;
+
+    if (json_object_size(parameters) == 0) {
+        return fault_set(fault, FAULT_INVALID, NULL, "give \"type\", \"cpus\" or \"memory_mib\"");
+    }
+    act->parameters = parameters;
+    rc = do_change(act, fault);
+    act->parameters = given;
+    return rc;
+}
+
 static int (*const action_fns[ACTION_COUNT])(struct act *act, const json_t *parameters,
                                              struct fault *fault) = {
     [ACTION_START] = do_start, [ACTION_STOP] = do_stop,     [ACTION_RESTART] = do_restart,
-    [ACTION_PAUSE] = do_pause, [ACTION_RESUME] = do_resume,
+    [ACTION_PAUSE] = do_pause, [ACTION_RESUME] = do_resume, [ACTION_RESIZE] = do_resize,
 };
 
 /* The action's row, by the name after "instance.". */

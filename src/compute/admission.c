@@ -23,6 +23,14 @@ bool admit_is_running(const struct object *instance)
             object_is(instance, "state", "running") || object_is(instance, "state", "paused"));
 }
 
+/* What it shall have or, while its guest has not let it go, what it has. */
+static int64_t most(const struct object *instance, const char *wanted, const char *now)
+{
+    int64_t a = object_number(instance, wanted), b = object_number(instance, now);
+
+    return a > b ? a : b;
+}
+
 static int add_instance(void *opaque, struct object *instance)
 {
     struct sums *sums = opaque;
@@ -35,9 +43,9 @@ static int add_instance(void *opaque, struct object *instance)
     sums->memory_mib += object_number(instance, "memory_mib");
     if (admit_is_running(instance)) {
         sums->running++;
-        sums->running_cpus += object_number(instance, "cpus");
+        sums->running_cpus += most(instance, "cpus", "cpus_now");
         sums->reserved += object_number(instance, "cpu_reserved_percent");
-        sums->running_memory_mib += object_number(instance, "memory_mib");
+        sums->running_memory_mib += most(instance, "memory_mib", "memory_now_mib");
     }
     return 0;
 }

@@ -180,6 +180,22 @@ static int find_image(struct compute *compute, const struct object *instance,
     return rc < 0 ? fault_set(fault, FAULT_INTERNAL, "snapshot", "%s", err.text) : 0;
 }
 
+static int check_maxima(const struct object *instance, struct fault *fault)
+{
+    static const char *const pairs[][2] = {{"cpus", "max_cpus"}, {"memory_mib", "max_memory_mib"}};
+
+    for (size_t i = 0; i < ARRAY_LEN(pairs); i++) {
+        int64_t max = object_number(instance, pairs[i][1]);
+
+        if (max != 0 && max < object_number(instance, pairs[i][0])) {
+            return fault_set(fault, FAULT_INVALID, pairs[i][1],
+                             "\"%s\" is less than \"%s\"; give at least %lld", pairs[i][1],
+                             pairs[i][0], (long long)object_number(instance, pairs[i][0]));
+        }
+    }
+    return 0;
+}
+
 int call_resolve_instance(struct compute *compute, struct object *instance, struct fault *fault)
 {
     struct object type = {0};
@@ -210,7 +226,7 @@ int call_resolve_instance(struct compute *compute, struct object *instance, stru
                        "the image \"%s\" boots with %u MiB of memory at least",
                        object_text(instance, "image"), image.memory_mib);
     }
-    return rc;
+    return rc < 0 ? rc : check_maxima(instance, fault);
 }
 
 /* Lets go of the volumes that the instance has and does not name. */
@@ -273,17 +289,23 @@ static int attach_one(struct change *change, struct object *instance, size_t ind
     return rc;
 }
 
-int call_attach_volumes(struct change *change, struct object *instance, struct fault *fault)
+int call_detach_volumes(struct change *change, const struct object *instance, struct fault *fault)
 {
     struct detach detach = {.change = change, .instance = instance};
+
+    return object_each(change->compute, KIND_VOLUME, instance->project, detach_one, &detach, fault);
+}
+
+int call_attach_volumes(struct change *change, struct object *instance, bool keeps_others,
+                        struct fault *fault)
+{
     const json_t *volumes = json_object_get(instance->json, "volumes");
     int rc = 0;
 
     for (size_t i = 0; rc == 0 && i < json_array_size(volumes); i++) {
         rc = attach_one(change, instance, i, fault);
     }
-    return rc < 0 || instance->revision == 0
+    return rc < 0 || instance->revision == 0 || keeps_others
                ? rc
-               : object_each(change->compute, KIND_VOLUME, instance->project, detach_one, &detach,
-                             fault);
+               : call_detach_volumes(change, instance, fault);
 }

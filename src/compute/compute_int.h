@@ -81,11 +81,17 @@ enum step {
     STEP_NOTE_RESTORED,
     STEP_TIDY_DISK,
     STEP_NOTE_TIDY,
+    STEP_RESIZE,
+    STEP_PLUG_VOLUME,
+    STEP_UNPLUG_VOLUME,
+    STEP_NOTE_RESIZED,
     STEP_DELETE_SNAPSHOT,
     STEP_RELINK_SNAPSHOTS,
     STEP_FORGET_SNAPSHOT,
     STEP_COUNT
 };
+
+struct limits; /* compute/limits.h */
 
 /* What a worker may have to look after; kept as long as there is something in memory to keep. */
 struct task {
@@ -113,6 +119,7 @@ struct task {
     bool was_asked_end, was_plug_pulled;
     bool was_agent_asked, is_agent_at_it; /* the guest's agent shall end it */
     uint64_t end_deadline_ns;             /* of what was asked last */
+    uint64_t resize_deadline_ns;          /* the guest has until then to follow; 0: nothing to */
     uint64_t end_by_ns;                   /* then the plug is pulled */
     struct loop_fd *end_handler;          /* the loop's thread */
     bool has_ended;                       /* its pid_fd became readable; under lock */
@@ -283,7 +290,10 @@ void call_note_token(struct change *change, const struct compute_call *call, con
 int call_resolve_instance(struct compute *compute, struct object *instance, struct fault *fault)
     MUST_CHECK;
 /* Gives and takes volumes so that the instance has those that it names; in the change. */
-int call_attach_volumes(struct change *change, struct object *instance, struct fault *fault)
+int call_attach_volumes(struct change *change, struct object *instance, bool keeps_others,
+                        struct fault *fault) MUST_CHECK;
+/* Takes those that it has and does not name. */
+int call_detach_volumes(struct change *change, const struct object *instance, struct fault *fault)
     MUST_CHECK;
 #define CALL_TRIES 20 /* against workers that change the same object meanwhile */
 
@@ -351,6 +361,10 @@ int machine_write_json(const char *dir, const char *name, json_t *object, struct
     MUST_CHECK;
 /* Somebody may log in: the image's user, or who has the instance's key. */
 bool machine_has_ssh(const struct object *instance, const struct image *image);
+/* A volume as --disk takes it, the caller's to free; its id there has so many bytes of its own. */
+#define MACHINE_DISK_NAME_BYTES 31
+int machine_volume_text(struct compute *compute, const struct limits *limits, const char *id,
+                        char **ret_text, struct err *err) MUST_CHECK;
 /* State and ports, from the monitor. */
 int machine_learn(struct task *task, struct object *instance, struct err *err) MUST_CHECK;
 /* -EBUSY while the last processes of its group end. */
@@ -398,6 +412,20 @@ bool forwards_wait(const struct object *instance);
 void forwards_take(struct object *instance);
 /* Has the monitor open them. -EIO: it refused, and all is as it was. */
 int forwards_apply(struct task *task, struct object *instance, struct err *err) MUST_CHECK;
+
+/* ---- resize.c: other sizes and volumes for a machine that runs ---- */
+
+/* Whether they change what the machine has. */
+bool resize_is_in(const json_t *changes);
+/* Of a call: the instance, changed already from before; whether there is work for its worker. */
+int resize_begin(struct change *change, struct object *instance, const json_t *before,
+                 bool *ret_has_work, struct fault *fault) MUST_CHECK;
+/* Of a worker, while the instance is "adjusting": one look. */
+int resize_machine(struct task *task, struct object *instance) MUST_CHECK;
+/* ... when its machine has ended: nothing is left to do. */
+int resize_forget(struct task *task, struct object *instance) MUST_CHECK;
+/* What the machine has and can have, from its monitor's status. */
+void resize_learn(struct object *instance, const json_t *status);
 
 /* ---- reconcile.c, volume.c, snapshot_delete.c ---- */
 

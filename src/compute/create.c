@@ -53,7 +53,7 @@ static int prepare_instance(struct creation *creation, struct fault *fault)
         rc = admit_instance(creation->compute, object, true, fault);
     }
     if (rc == 0) {
-        rc = call_attach_volumes(&creation->change, object, fault);
+        rc = call_attach_volumes(&creation->change, object, true, fault);
     }
     rc = rc < 0 ? rc : seed_prepare(&creation->change, object, fault);
     if (object_number(object, "cpu_reserved_percent") != 0) {

@@ -4,7 +4,6 @@
 #include "cgroup/cgroup.h"
 
 #define MAX_TAGS 50
-#define MAX_MEMORY_MIB (256 << 10)
 #define MAX_CPUS 16
 #define MAX_DISK_GIB (64 << 10)
 #define MAX_RATE (1ll << 50)
@@ -36,7 +35,7 @@
                     "of its CPUs' time, never more; 0: no cap"),                                  \
         LIMIT_FIELD("cpu_reserved_percent", access, 0, MAX_CPUS * 100,                            \
                     "percent of one CPU that it gets whoever else is busy"),                      \
-        LIMIT_FIELD("memory_limit_mib", access, 0, 2 * MAX_MEMORY_MIB,                            \
+        LIMIT_FIELD("memory_limit_mib", access, 0, 2 * KIND_MAX_MEMORY_MIB,                       \
                     "for all of its process, the guest's memory included; 0: no limit"),          \
         LIMIT_FIELD("disk_bps", access, 0, MAX_RATE, "bytes per second of its own disk; 0: any"), \
         LIMIT_FIELD("disk_iops", access, 0, MAX_RATE,                                             \
@@ -72,21 +71,33 @@ static const struct field instance_fields[] = {
              "stands on: taken of it or put back last"},
     {.name = "type",
      .type = FIELD_ID,
-     .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_STOPPED,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
      .preset = "\"small\"",
      .help = "how much of everything it has"},
     {.name = "cpus",
      .type = FIELD_NUMBER,
-     .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_STOPPED,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
      .min = 1,
      .max = MAX_CPUS,
      .help = "virtual CPUs, in place of the type's"},
     {.name = "memory_mib",
      .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
+     .min = 16,
+     .max = KIND_MAX_MEMORY_MIB,
+     .help = "memory, in place of the type's"},
+    {.name = "max_cpus",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_STOPPED,
+     .min = 1,
+     .max = MAX_CPUS,
+     .help = "virtual CPUs that it may get while it runs; absent: no more than at its start"},
+    {.name = "max_memory_mib",
+     .type = FIELD_NUMBER,
      .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_STOPPED,
      .min = 16,
-     .max = MAX_MEMORY_MIB,
-     .help = "memory, in place of the type's"},
+     .max = KIND_MAX_MEMORY_MIB,
+     .help = "memory that it may get while it runs; absent: four times that of its start"},
     {.name = "disk_gib",
      .type = FIELD_NUMBER,
      .access = FIELD_AT_CREATE,
@@ -102,7 +113,7 @@ static const struct field instance_fields[] = {
     {.name = "balloon_mib",
      .type = FIELD_NUMBER,
      .access = FIELD_AT_CREATE | FIELD_CHANGES,
-     .max = MAX_MEMORY_MIB,
+     .max = KIND_MAX_MEMORY_MIB,
      .help = "what its guest is asked to give back of its memory"},
     {.name = "unenforced",
      .type = FIELD_TEXT,
@@ -135,7 +146,7 @@ static const struct field instance_fields[] = {
      .help = "the same in Base64, for what is no plain text"},
     {.name = "volumes",
      .type = FIELD_IDS,
-     .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_STOPPED,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
      .max = 8,
      .help = "disks beside its own, in this order"},
     {.name = "forwards",
@@ -171,6 +182,25 @@ static const struct field instance_fields[] = {
      .help = "why it is so, where that is not plain"},
     FIELD_OF_OPERATION,
     FIELD_OF_CREATED,
+    {.name = "cpus_now",
+     .type = FIELD_NUMBER,
+     .max = MAX_CPUS,
+     .help = "virtual CPUs that its machine has"},
+    {.name = "memory_now_mib",
+     .type = FIELD_NUMBER,
+     .max = INT32_MAX,
+     .help = "memory that its machine has"},
+    {.name = "live_cpus",
+     .type = FIELD_NUMBER,
+     .max = MAX_CPUS,
+     .help = "virtual CPUs that its machine can have without a restart"},
+    {.name = "live_memory_mib",
+     .type = FIELD_NUMBER,
+     .max = INT32_MAX,
+     .help = "memory that its machine can have without a restart"},
+    {.name = "restart_needed",
+     .type = FIELD_FLAG,
+     .help = "whether it gets what was changed only by a restart"},
     {.name = "started", .type = FIELD_TIME, .help = "when it was started last"},
     {.name = "restarts",
      .type = FIELD_NUMBER,
@@ -199,6 +229,7 @@ static const struct field instance_fields[] = {
     {.name = "public_key", .type = FIELD_TEXT, .access = FIELD_SECRET, .max = 8192},
     {.name = "has_user_data", .type = FIELD_FLAG, .access = FIELD_SECRET},
     {.name = "generation", .type = FIELD_NUMBER, .access = FIELD_SECRET, .max = INT64_MAX},
+    {.name = "adjusting", .type = FIELD_FLAG, .access = FIELD_SECRET},
     {.name = "paused", .type = FIELD_FLAG, .access = FIELD_SECRET},
     {.name = "restarting", .type = FIELD_FLAG, .access = FIELD_SECRET},
     {.name = "force", .type = FIELD_FLAG, .access = FIELD_SECRET},
@@ -227,7 +258,7 @@ static const struct field type_fields[] = {
      .type = FIELD_NUMBER,
      .access = FIELD_AT_CREATE | FIELD_NEEDED,
      .min = 16,
-     .max = MAX_MEMORY_MIB,
+     .max = KIND_MAX_MEMORY_MIB,
      .help = "memory"},
     {.name = "disk_gib",
      .type = FIELD_NUMBER,
@@ -249,7 +280,7 @@ static const struct field image_fields[] = {
     {.name = "user", .type = FIELD_TEXT, .max = 32, .help = "who logs in by ssh"},
     {.name = "memory_mib",
      .type = FIELD_NUMBER,
-     .max = MAX_MEMORY_MIB,
+     .max = KIND_MAX_MEMORY_MIB,
      .help = "what it boots with at least"},
     {.name = "disk_bytes",
      .type = FIELD_NUMBER,
@@ -551,6 +582,25 @@ static const struct field stop_fields[] = {
      .help = "how long the guest may take before the plug is pulled"},
 };
 
+static const struct field resize_fields[] = {
+    {.name = "type",
+     .type = FIELD_ID,
+     .access = FIELD_AT_CREATE,
+     .help = "brings its numbers of CPUs and of memory"},
+    {.name = "cpus",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE,
+     .min = 1,
+     .max = MAX_CPUS,
+     .help = "virtual CPUs, in place of the type's"},
+    {.name = "memory_mib",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE,
+     .min = 16,
+     .max = KIND_MAX_MEMORY_MIB,
+     .help = "memory, in place of the type's"},
+};
+
 static const struct compute_action actions[ACTION_COUNT] = {
     [ACTION_START] = {"start", NULL, 0, "starts it with the disk as it is"},
     [ACTION_STOP] = {"stop", stop_fields, ARRAY_LEN(stop_fields), "switches it off"},
@@ -558,6 +608,8 @@ static const struct compute_action actions[ACTION_COUNT] = {
                         "switches it off, and on again"},
     [ACTION_PAUSE] = {"pause", NULL, 0, "stops its CPUs and clocks where they are"},
     [ACTION_RESUME] = {"resume", NULL, 0, "lets a paused one go on"},
+    [ACTION_RESIZE] = {"resize", resize_fields, ARRAY_LEN(resize_fields),
+                       "gives it other numbers of CPUs and memory, also while it runs"},
 };
 
 const struct kind_spec *kind_spec(enum kind kind)

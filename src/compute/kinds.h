@@ -4,6 +4,8 @@
 
 #include "compute/compute.h"
 
+#define KIND_MAX_MEMORY_MIB (256 << 10)
+
 /* In the order of compute_actions(). */
 enum action {
     ACTION_START,
@@ -11,6 +13,7 @@ enum action {
     ACTION_RESTART,
     ACTION_PAUSE,
     ACTION_RESUME,
+    ACTION_RESIZE,
     ACTION_COUNT
 };
 

@@ -30,6 +30,7 @@
 #include <sys/wait.h>
 
 #define SSH_GUEST_PORT 22
+#define MEMORY_MAX_TIMES 4
 #define MAX_JSON_BYTES (64u << 10)
 #define MAX_DISKS 10
 #define DISK_TEXT_BYTES (2 * PATH_MAX + 256)
@@ -250,20 +251,35 @@ bool machine_has_ssh(const struct object *instance, const struct image *image)
     return image->user[0] != '\0' || object_text(instance, "public_key")[0] != '\0';
 }
 
+int machine_volume_text(struct compute *compute, const struct limits *limits, const char *id,
+                        char **ret_text, struct err *err)
+{
+    char path[PATH_MAX], more[80];
+    int rc = volume_path(compute, id, path, err);
+
+    limits_disk_text(limits, id, more, sizeof(more));
+    if (rc == 0 &&
+        asprintf(ret_text, "%s,format=qcow2,backing-dir=%s/volumes,id=%.*s,serial=%.20s%s", path,
+                 compute->state_dir, MACHINE_DISK_NAME_BYTES, id, id, more) < 0) {
+        *ret_text = NULL;
+        rc = err_set(err, -ENOMEM, "out of memory");
+    }
+    return rc;
+}
+
 static int set_disks(struct config *config, struct err *err)
 {
     const json_t *volumes = json_object_get(config->instance->json, "volumes");
-    char volumes_dir[PATH_MAX], path[PATH_MAX], limits[80];
     CLEANUP_FREE char *text = malloc(DISK_TEXT_BYTES);
+    char path[PATH_MAX], limits[80];
     json_t *disks = json_array();
-    int rc = path_format(volumes_dir, err, "%s/volumes", config->task->compute->state_dir);
+    int rc = 0;
 
     (void)json_object_set_new(config->json, "disk", disks);
     if (text == NULL) {
         return err_set(err, -ENOMEM, "out of memory");
     }
-    rc = rc < 0 ? rc
-                : path_format(path, err, "%s/%s", config->dir, directory_head(config->instance));
+    rc = path_format(path, err, "%s/%s", config->dir, directory_head(config->instance));
     if (rc == 0 && path_exists(path)) {
         limits_disk_text(config->limits, "root", limits, sizeof(limits));
         (void)snprintf(text, DISK_TEXT_BYTES, "%s,format=qcow2,backing-dir=%s,id=root%s", path,
@@ -273,12 +289,10 @@ static int set_disks(struct config *config, struct err *err)
     for (size_t i = 0; rc == 0 && i < json_array_size(volumes) && i < MAX_DISKS; i++) {
         const char *id = json_string_value(json_array_get(volumes, i));
 
-        rc = volume_path(config->task->compute, id, path, err);
-        limits_disk_text(config->limits, id, limits, sizeof(limits));
-        (void)snprintf(text, DISK_TEXT_BYTES,
-                       "%s,format=qcow2,backing-dir=%s,id=%.31s,serial=%.20s%s", path, volumes_dir,
-                       id, id, limits);
-        (void)json_array_append_new(disks, json_string(text));
+        CLEANUP_FREE char *volume = NULL;
+
+        rc = machine_volume_text(config->task->compute, config->limits, id, &volume, err);
+        (void)json_array_append_new(disks, json_string(volume != NULL ? volume : ""));
     }
     rc = rc < 0 ? rc : path_format(path, err, "%s/" SEED_FILE, config->dir);
     if (rc == 0 && seed_is_wanted(config->instance)) {
@@ -323,17 +337,34 @@ static void set_cmdline(struct config *config)
     set_text(config, "cmdline", own[0] != '\0' ? own : text);
 }
 
+/* What it has at first, and may have while it runs: of memory, which costs nothing until it is used,
+ * more than was said. */
+static void set_sizes(struct config *config)
+{
+    const struct object *instance = config->instance;
+    int64_t cpus = object_number(instance, "cpus"), cpus_max = object_number(instance, "max_cpus");
+    int64_t memory = object_number(instance, "memory_mib");
+    int64_t memory_max = object_number(instance, "max_memory_mib");
+    char text[64];
+
+    memory_max = memory_max != 0 ? memory_max : MEMORY_MAX_TIMES * memory;
+    memory_max = memory_max < KIND_MAX_MEMORY_MIB ? memory_max : KIND_MAX_MEMORY_MIB;
+    (void)snprintf(text, sizeof(text), "%lld,max=%lld", (long long)cpus,
+                   (long long)(cpus_max > cpus ? cpus_max : cpus));
+    set_text(config, "cpus", text);
+    (void)snprintf(text, sizeof(text), "%lldM,max=%lldM", (long long)memory,
+                   (long long)(memory_max > memory ? memory_max : memory));
+    set_text(config, "memory", text);
+}
+
 static int make_config(struct config *config, struct err *err)
 {
     const struct object *instance = config->instance;
-    char memory[32], initrd[PATH_MAX];
+    char initrd[PATH_MAX];
     int rc = set_path(config, "kernel", "", config->dir, "vmlinuz", err);
 
-    (void)snprintf(memory, sizeof(memory), "%lldM",
-                   (long long)object_number(instance, "memory_mib"));
-    set_text(config, "memory", memory);
+    set_sizes(config);
     set_text(config, "engine", object_text(instance, "engine"));
-    (void)json_object_set_new(config->json, "cpus", json_integer(object_number(instance, "cpus")));
     set_cmdline(config);
     rc = rc < 0 ? rc : path_format(initrd, err, "%s/initrd", config->dir);
     if (rc == 0 && path_exists(initrd)) {
@@ -525,6 +556,7 @@ int machine_learn(struct task *task, struct object *instance, struct err *err)
         engine = json_string_value(json_object_get(answer, "engine"));
         object_set_text(instance, "engine_used", engine != NULL ? engine : "");
         object_set_number(instance, "pid", task->pid);
+        resize_learn(instance, answer);
         machine_set_ports(instance, json_object_get(answer, "forwards"),
                           machine_has_ssh(instance, &image));
         limits_note(task->compute, instance);

@@ -78,6 +78,10 @@ static const char *const step_names[STEP_COUNT] = {
     [STEP_NOTE_RESTORED] = "note-restored",
     [STEP_TIDY_DISK] = "tidy-disk",
     [STEP_NOTE_TIDY] = "note-tidy",
+    [STEP_RESIZE] = "resize",
+    [STEP_PLUG_VOLUME] = "plug-volume",
+    [STEP_UNPLUG_VOLUME] = "unplug-volume",
+    [STEP_NOTE_RESIZED] = "note-resized",
     [STEP_DELETE_SNAPSHOT] = "delete-snapshot",
     [STEP_RELINK_SNAPSHOTS] = "relink-snapshots",
     [STEP_FORGET_SNAPSHOT] = "forget-snapshot",
@@ -245,6 +249,7 @@ static int note_running(struct task *task, struct object *instance)
     }
     object_set_time(instance, "started");
     object_clear(instance, "reason");
+    object_clear(instance, "restart_needed");
     rc = note_state(task, instance, "running", STEP_NOTE_RUNNING, "instance.started", "runs");
     if (rc == LOOK_AGAIN) {
         limits_rebalance(task->compute);
@@ -386,9 +391,10 @@ static int end_machine(struct task *task, struct object *instance)
 /* What does not hold any more once it does not run. */
 static void clear_running(struct object *instance)
 {
-    static const char *const fields[] = {"pid",     "engine_used", "ssh_port", "ports",
-                                         "force",   "timeout_s",   "agent",    "agent_version",
-                                         "address", "unenforced"};
+    static const char *const fields[] = {
+        "pid",       "engine_used",    "ssh_port",      "ports",           "force",
+        "timeout_s", "agent",          "agent_version", "address",         "unenforced",
+        "cpus_now",  "memory_now_mib", "live_cpus",     "live_memory_mib", "restart_needed"};
 
     for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
         object_clear(instance, fields[i]);
@@ -601,6 +607,9 @@ static int look_at_running(struct task *task, struct object *instance)
     if (!object_is(instance, "state", "running") && !is_paused) {
         return note_running(task, instance);
     }
+    if (object_flag(instance, "adjusting") && !is_paused) {
+        return resize_machine(task, instance);
+    }
     if (!limits_hold(task, instance)) {
         return apply_limits(task, instance);
     }
@@ -636,6 +645,9 @@ static int look_at_absent(struct task *task, struct object *instance)
     }
     if (object_is(instance, "state", "pending")) {
         return create(task, instance);
+    }
+    if (object_flag(instance, "adjusting")) {
+        return resize_forget(task, instance);
     }
     if (object_flag(instance, "merging")) {
         return snapshot_tidy(task, instance);

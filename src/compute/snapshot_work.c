@@ -60,27 +60,11 @@ static bool is_passing(int rc)
 
 /* ---- the monitor ---- */
 
-static int ask(struct task *task, json_t *request, json_t **ret_answer, struct err *err)
-{
-    char dir[PATH_MAX];
-    CLEANUP_FREE char *text = json_dumps(request, JSON_COMPACT);
-    CLEANUP_FREE char *line = NULL;
-    int rc = machine_path(task->compute, task->id, dir, err);
-
-    json_decref(request);
-    if (rc == 0 && (text == NULL || asprintf(&line, "%s\n", text) < 0)) {
-        line = NULL;
-        rc = err_set(err, -ENOMEM, "out of memory");
-    }
-    rc = rc < 0 ? rc : control_ask(dir, task->id, line, CONTROL_TIMEOUT_MS, ret_answer, err);
-    return rc == 0 && *ret_answer == NULL ? err_set(err, -EPIPE, "the monitor has ended") : rc;
-}
-
 /* 1 and the file that a disk of the machine is in; 0 when it has no such disk. */
 static int find_disk(struct task *task, const char *id, char ret_file[PATH_MAX], struct err *err)
 {
     json_t *answer = NULL;
-    int rc = ask(task, json_pack("{s:s}", "command", "disks"), &answer, err);
+    int rc = machine_ask(task, json_pack("{s:s}", "command", "disks"), &answer, err);
     const json_t *disks = json_object_get(answer, "disks");
 
     for (size_t i = 0; rc == 0 && i < json_array_size(disks); i++) {
@@ -108,9 +92,9 @@ static int switch_disk(struct task *task, const char *id, const char *file, stru
     if (rc <= 0 || strcmp(now, file) == 0) {
         return rc;
     }
-    rc = ask(task,
-             json_pack("{s:s, s:s, s:s}", "command", "disk-snapshot", "disk", id, "file", file),
-             &answer, err);
+    rc = machine_ask(
+        task, json_pack("{s:s, s:s, s:s}", "command", "disk-snapshot", "disk", id, "file", file),
+        &answer, err);
     json_decref(answer);
     return rc < 0 ? rc : 1;
 }

@@ -573,7 +573,10 @@ int machine_set_balloon(struct machine *machine, uint64_t bytes)
     if (machine->balloon == NULL) {
         return -ENODEV;
     }
-    virtio_balloon_set_target(machine->balloon, bytes);
+    atomic_store(&machine->balloon_asked, bytes);
+    virtio_balloon_set_target(machine->balloon, bytes < MACHINE_MAX_MEMORY_BYTES
+                                                    ? bytes + atomic_load(&machine->memory_given_up)
+                                                    : bytes);
     return 0;
 }
 

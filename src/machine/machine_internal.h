@@ -129,6 +129,7 @@ struct machine {
     _Atomic unsigned size_changes;
     _Atomic uint64_t memory_plugged;  /* beyond config.memory_bytes */
     _Atomic uint64_t memory_given_up; /* asked of the balloon, to have less than at the start */
+    _Atomic uint64_t balloon_asked;   /* beyond that */
     int event_fd;
     unsigned changes;               /* of state, since creation */
     _Atomic uint64_t balloon_bytes; /* as the guest said last */

@@ -74,7 +74,8 @@ int machine_set_memory(struct machine *machine, uint64_t bytes, struct err *err)
             virtio_mem_set_requested(machine->plugged, bytes > fixed ? bytes - fixed : 0);
         }
         if (atomic_exchange(&machine->memory_given_up, given_up) != given_up) {
-            virtio_balloon_set_target(machine->balloon, given_up);
+            virtio_balloon_set_target(machine->balloon,
+                                      given_up + atomic_load(&machine->balloon_asked));
         }
         (void)atomic_fetch_add(&machine->size_changes, 1);
         io_eventfd_signal(machine->event_fd);

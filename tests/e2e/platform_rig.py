@@ -158,6 +158,12 @@ class Platform(User):
         expect(operation["state"] == "done", f"{operation}\n" + "".join(self.said))
         return operation
 
+    def settle(self):
+        """Waits for all work that is under way."""
+        for state in ("pending", "running"):
+            for operation in self.ok("GET", f"/v1/operations?state={state}&limit=1000")["items"]:
+                self.finish({"operation": operation})
+
     def launch(self, name, **more):
         """A running busybox guest."""
         answer = self.ok("POST", "/v1/instances", {"name": name, "image": "busybox",

@@ -6,7 +6,12 @@ usage: test_resize.py [WORD...]     only the tests whose names hold a word
 
 import os
 
-from harness import Control, Machine, expect, guest, run_tests
+import pathlib
+import signal
+import threading
+
+from harness import Control, Machine, Ssh, expect, guest, run_tests, wait_greeting
+from platform_rig import Platform
 
 MIB = 1 << 20
 ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
@@ -125,8 +130,95 @@ def memory(place):
         expect(m.wait_exit() == 0, m.story())
 
 
+class Running:
+    """An instance of the platform's, as Ssh and wait_greeting() know a machine."""
+
+    def __init__(self, platform, instance):
+        self.platform, self.instance = platform, instance
+        self.ended, self.changed = False, threading.Condition()
+
+    def story(self):
+        log = pathlib.Path(self.platform.home) / "corbeld/vm" / self.instance / "vmm.log"
+        return log.read_text() if log.exists() else "".join(self.platform.said)
+
+
+def debian(place):
+    """Through the interface, with an ordinary Debian: nothing but udev brings things into use."""
+    with Platform(place) as platform:
+        platform.use_image("debian")
+        answer = platform.ok("POST", "/v1/instances", {
+            "name": "big", "image": "debian", "engine": ENGINE, "cpus": 1, "max_cpus": 3,
+            "memory_mib": 512, "max_memory_mib": 2048})
+        platform.finish(answer)
+        path = f"/v1/instances/{answer['instance']['id']}"
+        shown = platform.ok("GET", path)
+        expect((shown["live_cpus"], shown["live_memory_mib"]) == (3, 2048), f"{shown}")
+        running = Running(platform, shown["id"])
+        ssh = Ssh(guest("debian"), shown["ssh_port"], running)
+        wait_greeting(shown["ssh_port"], running)
+
+        def change(**wanted):
+            platform.finish(platform.ok("PATCH", path, wanted))
+            return platform.ok("GET", path)
+
+        def until(condition):
+            ssh.run(f"while ! {{ {condition}; }}; do sleep 0.1; done")
+
+        def total():
+            return int(ssh.run("awk '/MemTotal/ {print $2}' /proc/meminfo"))
+
+        before = total()
+        shown = change(cpus=3, memory_mib=1536)
+        expect((shown["cpus_now"], shown["memory_now_mib"]) == (3, 1536), f"{shown}")
+        until("test $(nproc) = 3")
+        until(f"test $(awk '/MemTotal/ {{print $2}}' /proc/meminfo) -gt {before + 1000 * 1024}")
+        expect(platform.ok("GET", "/v1/host")["cpus"]["used"] == 3, "admission does not know")
+        platform.refused(409, "PATCH", path, {"max_cpus": 4}, code="conflict")
+        platform.refused(400, "PATCH", path, {"cpus": 4}, field="max_cpus")
+        expect(platform.ok("GET", path)["cpus"] == 3, "a refused change changed something")
+        shown = change(cpus=2, memory_mib=512)
+        expect((shown["cpus_now"], shown["memory_now_mib"]) == (2, 512), f"{shown}")
+        expect(int(ssh.run("nproc")) == 2 and total() == before, "the guest did not let go")
+        # A type's sizes by one call; it is killed amid, and goes on with it.
+        platform.ok("POST", f"{path}/resize", {"type": "medium"})
+        platform.stop_daemon(signal.SIGKILL)
+        platform.start_daemon()
+        kind = platform.ok("GET", "/v1/types/medium")
+        platform.settle()
+        shown = platform.ok("GET", path)
+        expect(shown["type"] == "medium" and shown["cpus_now"] == min(kind["cpus"], 3) and
+               shown["memory_now_mib"] == min(kind["memory_mib"], 2048), f"{shown}")
+        expect(shown.get("restart_needed", False) == (kind["memory_mib"] > 2048), f"{shown}")
+        volumes(platform, path, ssh)
+
+
+def volumes(platform, path, ssh):
+    """A volume comes, goes and comes with what was written on it."""
+    answer = platform.ok("POST", "/v1/volumes", {"name": "data", "size_gib": 1})
+    platform.finish(answer)
+    volume = answer["volume"]["id"]
+    disk = f"/dev/disk/by-id/virtio-{volume[:20]}"
+
+    def state():
+        return platform.ok("GET", f"/v1/volumes/{volume}")["state"]
+
+    for round in range(2):
+        platform.finish(platform.ok("PATCH", path, {"volumes": ["data"]}))
+        expect(state() == "in-use", state())
+        ssh.run(f"udevadm settle; while ! [ -e {disk} ]; do sleep 0.1; done")
+        if round == 0:
+            platform.refused(409, "DELETE", f"/v1/volumes/{volume}", code="conflict")
+            ssh.run(f"mkfs.ext4 -q {disk} && mount {disk} /mnt && echo kept > /mnt/file && umount /mnt")
+        else:
+            expect("kept" in ssh.run(f"mount {disk} /mnt && cat /mnt/file && umount /mnt"), "lost")
+        platform.finish(platform.ok("PATCH", path, {"volumes": []}))
+        expect(state() == "available", state())
+        ssh.run(f"while [ -e {disk} ]; do sleep 0.1; done")
+
+
 if __name__ == "__main__":
     run_tests([
         ("CPUs come and go, also paused, and over a reset", cpus),
         ("memory comes and goes, and goes back to the host", memory),
+        ("a Debian gets CPUs, memory and volumes by the interface, and gives them back", debian),
     ])

@@ -429,9 +429,10 @@ static void scenario(struct daemon *daemon)
     json_t *instances;
 
     create(daemon, KIND_VOLUME, "t1", "{\"name\": \"data\", \"size_gib\": 1}");
-    create(daemon, KIND_INSTANCE, "t2",
-           "{\"name\": \"vm\", \"image\": \"tiny\", \"type\": \"micro\", \"engine\": \"soft\","
-           " \"memory_mib\": 128, \"volumes\": [\"data\"], \"user_data\": \"#!/bin/sh\"}");
+    create(
+        daemon, KIND_INSTANCE, "t2",
+        "{\"name\": \"vm\", \"image\": \"tiny\", \"type\": \"micro\", \"engine\": \"soft\","
+        " \"memory_mib\": 128, \"max_cpus\": 2, \"volumes\": [\"data\"], \"user_data\": \"#!/bin/sh\"}");
     create(
         daemon, KIND_INSTANCE, "t3",
         "{\"name\": \"off\", \"image\": \"tiny\", \"type\": \"micro\", \"desired\": \"stopped\"}");
@@ -443,6 +444,8 @@ static void scenario(struct daemon *daemon)
     create(daemon, KIND_SNAPSHOT, "s1", "{\"name\": \"live\", \"instance\": \"vm\"}");
     create(daemon, KIND_SNAPSHOT, "s2", "{\"name\": \"live-data\", \"volume\": \"data\"}");
     act(daemon, "resume", "t5", "vm", NULL);
+    change(daemon, KIND_INSTANCE, "r1", "vm", "{\"cpus\": 2, \"volumes\": []}");
+    change(daemon, KIND_INSTANCE, "r2", "vm", "{\"memory_mib\": 160, \"volumes\": [\"data\"]}");
     act(daemon, "restart", "t6", "vm", stop);
     act(daemon, "stop", "t7", "vm", stop);
     create(daemon, KIND_SNAPSHOT, "s3", "{\"name\": \"off\", \"instance\": \"vm\"}");
