@@ -281,8 +281,9 @@ static int change_volume(struct act *act, int64_t old_gib, struct fault *fault)
     if (more < 0) {
         return fault_set(fault, FAULT_INVALID, "size_gib", "a volume only grows");
     }
-    if (!object_is(&act->object, "state", "available")) {
-        return refuse_state(act, "it grows while no instance has it", fault);
+    if (!object_is(&act->object, "state", "available") &&
+        !object_is(&act->object, "state", "in-use")) {
+        return refuse_state(act, "", fault);
     }
     rc = admit_disk(act->compute, &act->object, more, fault);
     if (rc == 0) {

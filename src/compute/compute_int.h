@@ -120,6 +120,7 @@ struct task {
     bool was_agent_asked, is_agent_at_it; /* the guest's agent shall end it */
     uint64_t end_deadline_ns;             /* of what was asked last */
     uint64_t resize_deadline_ns;          /* the guest has until then to follow; 0: nothing to */
+    uint64_t resize_ask_ns;               /* then it is asked again */
     uint64_t end_by_ns;                   /* then the plug is pulled */
     struct loop_fd *end_handler;          /* the loop's thread */
     bool has_ended;                       /* its pid_fd became readable; under lock */

@@ -18,6 +18,7 @@
 #define MIB (1ll << 20)
 #define BLOCK_BYTES (4 * MIB) /* memory comes and goes in such pieces */
 #define LOOK_NS 100000000ull
+#define ASK_NS 2000000000ull /* a guest that is just booting hears nothing */
 #define GUEST_TIME_NS 60000000000ull
 
 /* ---- the call ---- */
@@ -82,7 +83,8 @@ int resize_begin(struct change *change, struct object *instance, const json_t *b
 struct look {
     struct task *task;
     struct object *instance;
-    json_t *status, *disks;     /* the monitor's answers */
+    json_t *status, *disks; /* the monitor's answers */
+    bool is_asking_again;
     int64_t cpus, memory_bytes; /* wanted, as far as this machine can */
 };
 
@@ -161,9 +163,10 @@ static bool is_wanted(const struct look *look, const char *name)
 
 static int set_sizes(struct look *look, int64_t cpus, int64_t memory_bytes, struct err *err)
 {
+    bool is_kept = look->is_asking_again && number_of(look->status, "cpus") != cpus;
     int rc = 0;
 
-    if (number_of(look->status, "cpus_wanted") != cpus && cpus > 0) {
+    if ((number_of(look->status, "cpus_wanted") != cpus || is_kept) && cpus > 0) {
         rc = ask(look, json_pack("{s:s, s:I}", "command", "cpus", "count", (json_int_t)cpus), err);
     }
     if (rc == 0 && number_of(look->status, "memory_wanted_bytes") != memory_bytes &&
@@ -179,7 +182,7 @@ static int resize(struct look *look, struct err *err)
 {
     int rc;
 
-    if (number_of(look->status, "cpus_wanted") == look->cpus &&
+    if (number_of(look->status, "cpus_wanted") == look->cpus && !look->is_asking_again &&
         number_of(look->status, "memory_wanted_bytes") == look->memory_bytes) {
         return 0;
     }
@@ -220,7 +223,7 @@ static int unplug(struct look *look, struct err *err)
         const char *name = volume_of(disk);
 
         if (name == NULL || is_wanted(look, name) ||
-            json_is_true(json_object_get(disk, "leaving"))) {
+            (json_is_true(json_object_get(disk, "leaving")) && !look->is_asking_again)) {
             continue;
         }
         rc = task_step(look->task, STEP_UNPLUG_VOLUME, false);
@@ -364,6 +367,8 @@ static int adjust(struct look *look)
     if (is_done(look)) {
         return note_resized(look, NULL);
     }
+    look->is_asking_again = now >= task->resize_ask_ns;
+    task->resize_ask_ns = look->is_asking_again ? now + ASK_NS : task->resize_ask_ns;
     rc = resize(look, &err);
     rc = rc < 0 ? rc : plug(look, &err);
     rc = rc < 0 ? rc : unplug(look, &err);

@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/path.h"
 #include "block/block_int.h"
+#include "rpc/control_client.h"
 #include "storage/disk.h"
 #include "storage/pool.h"
 
@@ -97,10 +98,33 @@ static int create(struct task *task, struct pool *pool, const struct object *vol
     return rc == -EEXIST ? 0 : rc;
 }
 
+/* By the monitor of the machine that has it. -ENOTCONN: none runs. */
+static int grow_in_use(struct task *task, const struct object *volume, struct err *err)
+{
+    char dir[PATH_MAX], line[128];
+    json_t *answer = NULL;
+    int rc = machine_path(task->compute, object_text(volume, "instance"), dir, err);
+
+    (void)snprintf(line, sizeof(line),
+                   "{\"command\":\"disk-resize\",\"disk\":\"%.*s\",\"bytes\":%llu}\n",
+                   MACHINE_DISK_NAME_BYTES, volume->id, (unsigned long long)wanted_bytes(volume));
+    rc = rc < 0 ? rc : control_ask(dir, task->id, line, CONTROL_TIMEOUT_MS, &answer, err);
+    if (rc == -ENOENT || rc == -ECONNREFUSED || (rc == 0 && answer == NULL)) {
+        rc = -ENOTCONN;
+    }
+    json_decref(answer);
+    return rc;
+}
+
 static int resize(struct task *task, struct pool *pool, const struct object *volume,
                   struct err *err)
 {
-    (void)task;
+    int rc =
+        object_text(volume, "instance")[0] != '\0' ? grow_in_use(task, volume, err) : -ENOTCONN;
+
+    if (rc != -ENOTCONN) {
+        return rc < 0 ? rc : pool_note_size(pool, volume->id, wanted_bytes(volume), err);
+    }
     return pool_resize_volume(pool, volume->id, wanted_bytes(volume), false, err);
 }
 
@@ -201,6 +225,11 @@ static void correct_size(struct task *task, struct object *volume)
     pool_close(pool);
 }
 
+static const char *rest_state(const struct object *volume)
+{
+    return object_text(volume, "instance")[0] != '\0' ? "in-use" : "available";
+}
+
 static void collect(struct change *change, struct task *task, const struct work *work,
                     struct object *volume, const struct err *err)
 {
@@ -212,7 +241,8 @@ static void collect(struct change *change, struct task *task, const struct work 
         object_set_text(volume, "reason", err->text);
         change_event(change, volume, "error", "volume.failed", NULL, "%s", err->text);
         change_end_operation(change, volume, &fault);
-        object_set_text(volume, "state", work->step == STEP_RESIZE_VOLUME ? "available" : "failed");
+        object_set_text(volume, "state",
+                        work->step == STEP_RESIZE_VOLUME ? rest_state(volume) : "failed");
         if (work->step == STEP_RESIZE_VOLUME) {
             correct_size(task, volume);
         }
@@ -227,7 +257,7 @@ static void collect(struct change *change, struct task *task, const struct work 
         change_drop_name(change, KIND_VOLUME, volume->project, object_text(volume, "name"));
         change_remove(change, volume);
     } else {
-        object_set_text(volume, "state", "available");
+        object_set_text(volume, "state", rest_state(volume));
         change_put(change, volume);
     }
 }

@@ -630,6 +630,14 @@ int pool_resize_volume(struct pool *pool, const char *name, uint64_t size_bytes,
     return rc < 0 ? rc : commit(pool, err);
 }
 
+int pool_note_size(struct pool *pool, const char *name, uint64_t size_bytes, struct err *err)
+{
+    json_t *volume = find_volume(pool, name, err);
+    int rc = volume == NULL ? -ENOENT : set_number(volume, "size", size_bytes, err);
+
+    return rc < 0 ? rc : commit(pool, err);
+}
+
 /* A new head on the volume's own, which nobody writes from then on. */
 static int put_head_on_head(struct pool *pool, json_t *volume, struct err *err)
 {

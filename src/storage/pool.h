@@ -111,6 +111,9 @@ int pool_fill_volume(struct pool *pool, const char *name, struct block_image *fr
  * -ESTALE when these are unfinished or stale; it can be deleted, or reverted to a snapshot. */
 int pool_resize_volume(struct pool *pool, const char *name, uint64_t size_bytes, bool may_shrink,
                        struct err *err) MUST_CHECK;
+/* The machine that has the volume open has made it that long. */
+int pool_note_size(struct pool *pool, const char *name, uint64_t size_bytes, struct err *err)
+    MUST_CHECK;
 /* snapshot NULL: as the volume is now. */
 int pool_clone_volume(struct pool *pool, const char *name, const char *snapshot,
                       const char *new_name, struct err *err) MUST_CHECK;

@@ -26,11 +26,17 @@ def drive_an_instance(place):
         expect(shown["engine_used"] == "soft", f"{shown}")
         statistics = platform.ok("GET", f"/v1/instances/{machine}/statistics")
         expect(isinstance(statistics, dict) and statistics, f"{statistics}")
+        # More than its machine can have waits for a restart, and says so.
+        platform.finish(platform.ok("PATCH", f"/v1/instances/{machine}", {"cpus": 2}))
+        shown = platform.ok("GET", f"/v1/instances/{machine}")
+        expect(shown["restart_needed"] and (shown["cpus"], shown["cpus_now"]) == (2, 1), f"{shown}")
         for action, state in (("pause", "paused"), ("resume", "running"), ("restart", "running"),
                               ("stop", "stopped"), ("start", "running")):
             body = {"force": True} if action in ("stop", "restart") else None
             platform.finish(platform.ok("POST", f"/v1/instances/{machine}/{action}", body))
             expect(platform.state(machine) == state, f"{action}: {platform.state(machine)}")
+        shown = platform.ok("GET", f"/v1/instances/{machine}")
+        expect("restart_needed" not in shown and shown["cpus_now"] == 2, f"{shown}")
         platform.refused(409, "POST", f"/v1/instances/{machine}/start", code="conflict")
         platform.refused(400, "POST", f"/v1/instances/{machine}/explode")
         platform.ok("PATCH", f"/v1/instances/{machine}", {"tags": {"env": "prod"}})

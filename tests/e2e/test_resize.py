@@ -208,6 +208,9 @@ def volumes(platform, path, ssh):
         ssh.run(f"udevadm settle; while ! [ -e {disk} ]; do sleep 0.1; done")
         if round == 0:
             platform.refused(409, "DELETE", f"/v1/volumes/{volume}", code="conflict")
+            platform.finish(platform.ok("PATCH", f"/v1/volumes/{volume}", {"size_gib": 2}))
+            expect(state() == "in-use", state())
+            ssh.run(f"while [ $(blockdev --getsize64 {disk}) != {2 << 30} ]; do sleep 0.1; done")
             ssh.run(f"mkfs.ext4 -q {disk} && mount {disk} /mnt && echo kept > /mnt/file && umount /mnt")
         else:
             expect("kept" in ssh.run(f"mount {disk} /mnt && cat /mnt/file && umount /mnt"), "lost")

@@ -413,7 +413,8 @@ static void check_nothing_is_left(struct daemon *daemon)
           "records are left");
     check_truth(daemon);
     check_snapshots(daemon);
-    CHECK(count_entries(state_dir, "volumes") <= 2, "%u files in the pool", /* record and lock */
+    CHECK(count_entries(state_dir, "volumes") <= 3,
+          "%u files in the pool", /* record, lock, reserve */
           count_entries(state_dir, "volumes"));
     json_decref(instances);
     json_decref(volumes);
