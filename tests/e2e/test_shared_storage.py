@@ -112,12 +112,12 @@ def outlive_a_lost_host(hosts):
     hosts.run(f"corbel image create /mnt/here/{disk} 16M && head -c 16M /dev/urandom >noise.raw")
     hosts.hold("there", "corbel nbd serve", disk)
     hosts.run("corbel pool create there 'nbd+unix:///?socket=/run/holder.sock' && "
-              "corbel volume copy-from disk noise.raw --pool there --replace")
+              "corbel pool-volume copy-from disk noise.raw --pool there --replace")
     hosts.run("ip -n there link set inner down")
     hosts.run(f"until corbel image resize /mnt/here/{disk} +1M 2>/dev/null; do sleep 0.5; done; "
               f"corbel image check /mnt/here/{disk} && sha256sum /srv/share/{disk} >sum")
     hosts.run("ip -n there link set inner up")
-    result = hosts.start("corbel volume copy-from disk noise.raw --pool there --replace")
+    result = hosts.start("corbel pool-volume copy-from disk noise.raw --pool there --replace")
     expect(result.returncode != 0, f"a host that lost its lock wrote: {result.stdout}")
     hosts.kill()
     hosts.run("sha256sum -c sum")

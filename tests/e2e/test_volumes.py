@@ -409,18 +409,18 @@ def account_for_room(place):
 FILL_POOL = """set -e
 mount -t tmpfs -o size=8m none "$HOME/full"
 corbel pool create small "$HOME/full/pool"
-corbel volume create v 1G --pool small
-corbel volume copy-from w "$HOME/half.raw" --pool small
-if corbel volume copy-from x "$HOME/half.raw" --pool small; then exit 9; fi
+corbel pool-volume create v 1G --pool small
+corbel pool-volume copy-from w "$HOME/half.raw" --pool small
+if corbel pool-volume copy-from x "$HOME/half.raw" --pool small; then exit 9; fi
 test $(ls "$HOME"/full/pool/layer-* | wc -l) = 2
 dd if=/dev/zero of="$HOME/full/other" bs=64k 2>/dev/null || :
 dd if=/dev/zero of="$HOME/full/other2" bs=512 2>/dev/null || :
-if corbel volume create y 1G --pool small; then exit 9; fi
-corbel volume delete w --pool small
-corbel volume create y 1G --pool small
+if corbel pool-volume create y 1G --pool small; then exit 9; fi
+corbel pool-volume delete w --pool small
+corbel pool-volume create y 1G --pool small
 dd if=/dev/zero of="$HOME/full/other3" bs=512 2>/dev/null || :
-corbel volume delete y --pool small
-corbel volume list --pool small --json
+corbel pool-volume delete y --pool small
+corbel pool-volume list --pool small --json
 """
 
 
