@@ -5,7 +5,6 @@
 #include "base/log.h"
 #include "metrics/metrics_int.h"
 
-#include <arpa/inet.h>
 #include <curl/curl.h>
 #include <errno.h>
 #include <netinet/in.h>
@@ -78,24 +77,26 @@ void hooks_add(struct hooks *hooks, const json_t *alarm, const char *owed,
 
 /* ---- sending ---- */
 
+static bool is_local_ip4(const uint8_t ip[4])
+{
+    return ip[0] == 127 || ip[0] == 0 || (ip[0] == 169 && ip[1] == 254) || ip[0] >= 224;
+}
+
 static bool is_local(const struct sockaddr *address)
 {
     if (address->sa_family == AF_INET) {
-        uint32_t ip = ntohl(((const struct sockaddr_in *)(const void *)address)->sin_addr.s_addr);
+        const struct sockaddr_in *in = (const struct sockaddr_in *)(const void *)address;
 
-        return ip >> 24 == 127 || ip >> 24 == 0 || ip >> 16 == 0xa9fe || ip >> 28 >= 14;
+        return is_local_ip4((const uint8_t *)&in->sin_addr);
     }
     if (address->sa_family == AF_INET6) {
         const struct in6_addr *ip =
             &((const struct sockaddr_in6 *)(const void *)address)->sin6_addr;
-        struct sockaddr_in inner = {.sin_family = AF_INET};
 
-        if (IN6_IS_ADDR_V4MAPPED(ip)) {
-            memcpy(&inner.sin_addr, ip->s6_addr + 12, sizeof(inner.sin_addr));
-            return is_local((const struct sockaddr *)&inner);
-        }
-        return IN6_IS_ADDR_LOOPBACK(ip) || IN6_IS_ADDR_UNSPECIFIED(ip) ||
-               IN6_IS_ADDR_LINKLOCAL(ip) || IN6_IS_ADDR_MULTICAST(ip);
+        return IN6_IS_ADDR_V4MAPPED(ip)
+                   ? is_local_ip4(ip->s6_addr + 12)
+                   : IN6_IS_ADDR_LOOPBACK(ip) || IN6_IS_ADDR_UNSPECIFIED(ip) ||
+                         IN6_IS_ADDR_LINKLOCAL(ip) || IN6_IS_ADDR_MULTICAST(ip);
     }
     return true;
 }

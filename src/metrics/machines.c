@@ -38,11 +38,11 @@ int machines_ask(struct compute *compute, const char *project, struct machine_sa
     struct control_question *questions = NULL;
     int rc = compute_each_machine(compute, project, add_machine, &samples, fault);
 
-    if (rc == 0 && samples.count > 0) {
-        questions = calloc(samples.count, sizeof(*questions));
-        rc = questions == NULL ? -ENOMEM : 0;
+    if (rc == 0) {
+        questions = calloc(samples.count + 1, sizeof(*questions));
     }
-    if (rc < 0) {
+    if (rc < 0 || questions == NULL) {
+        rc = rc < 0 ? rc : -ENOMEM;
         machines_done(&samples);
         return rc == -ENOMEM ? fault_set(fault, FAULT_INTERNAL, NULL, "out of memory") : rc;
     }

@@ -90,7 +90,8 @@ int ring_read(const char *path, unsigned period_s, uint32_t first, uint32_t last
               void (*fn)(void *opaque, const struct ring_line *line), void *opaque)
 {
     CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    CLEANUP_FREE struct raw_line *lines = NULL;
+    struct raw_line *lines;
+    int rc = 0;
 
     if (fd < 0) {
         return errno == ENOENT ? 0 : -errno;
@@ -102,7 +103,7 @@ int ring_read(const char *path, unsigned period_s, uint32_t first, uint32_t last
     if (lines == NULL) {
         return -ENOMEM;
     }
-    for (uint64_t period = first; period <= last;) {
+    for (uint64_t period = first; rc == 0 && period <= last;) {
         uint64_t to_end = METRICS_KEPT_PERIODS - period % METRICS_KEPT_PERIODS;
         uint64_t count = last - period + 1;
         ssize_t n;
@@ -110,14 +111,13 @@ int ring_read(const char *path, unsigned period_s, uint32_t first, uint32_t last
         count = count < to_end ? count : to_end;
         count = count < CHUNK_LINES ? count : CHUNK_LINES;
         n = io_pread_full(fd, lines, count * sizeof(*lines), line_offset((uint32_t)period));
-        if (n < 0) {
-            return (int)n;
-        }
+        rc = n < 0 ? (int)n : 0;
         /* A file ends behind the last line that was written. */
-        for (uint64_t i = 0; i < (uint64_t)n / sizeof(*lines); i++) {
+        for (uint64_t i = 0; rc == 0 && i < (uint64_t)n / sizeof(*lines); i++) {
             tell_line(&lines[i], (uint32_t)(period + i), fn, opaque);
         }
         period += count;
     }
-    return 0;
+    free(lines);
+    return rc;
 }

@@ -109,7 +109,7 @@ static void ask_batch(struct control_question *questions, unsigned count, const 
         }
         open = 0;
         for (unsigned i = 0; i < count; i++) {
-            if (rc > 0 && pfds[i].fd >= 0 && pfds[i].revents != 0) {
+            if (rc > 0 && talks[i].text != NULL && pfds[i].revents != 0) {
                 talk_read(&talks[i], &pfds[i]);
             }
             open += pfds[i].fd >= 0;

@@ -25,7 +25,9 @@ export function Chart({ title, unit, top = 1, times, series }) {
     const resized = new ResizeObserver(() =>
       plot.current.setSize({ width: Math.max(240, place.current.clientWidth), height: 180 }));
     resized.observe(place.current);
-    return () => { resized.disconnect(); plot.current.destroy(); };
+    const themed = new MutationObserver(() => plot.current.redraw(false));
+    themed.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
+    return () => { resized.disconnect(); themed.disconnect(); plot.current.destroy(); };
   }, []);
   useEffect(() => { plot.current?.setData([times, ...series.map((line) => line.values)]); });
   const last = series[0]?.values.findLast((value) => value !== null && value !== undefined);
