@@ -74,6 +74,10 @@ def start(place):
               "cpus": 2, "key": "mine", "user_data": USER_DATA}
     p.refused(404, "POST", "/v1/instances", {**wanted, "key": "other"}, field="key")
     p.refused(400, "POST", "/v1/instances", {**wanted, "user_data_base64": "eA=="}, field="user_data")
+    p.refused(400, "POST", "/v1/instances", {**wanted, "user_data": "x" * 65537}, field="user_data")
+    for line in ("ssh-ed25519 AAAA", "ssh-rsa " + made["public_key"].split()[1], "text",
+                 "from=\"*\" " + made["public_key"], made["public_key"].replace(" ", "\n", 1)):
+        p.refused(400, "POST", "/v1/keys", {"name": "bad", "public_key": line.ljust(20)})
     answer = p.ok("POST", "/v1/instances", wanted)
     p.finish(answer)
     p.ok("DELETE", "/v1/keys/mine")  # the instance has a copy
