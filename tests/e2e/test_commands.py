@@ -1,0 +1,351 @@
+#!/usr/bin/python3
+"""The verbs of `corbel` that the daemon answers, as a user and a script use them: real machines, a
+daemon that is started by the first verb, killed, and found again, and mistakes of every kind."""
+
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import urllib.parse
+
+from harness import LIMIT_S, expect, free_port, run_tests
+from test_cli import ENGINE, User
+
+
+class Shared:
+    """One user with one running busybox guest, which the tests find and leave running."""
+
+    user = None
+
+    @classmethod
+    def json(cls, *words):
+        return json.loads(cls.user.run(*words, "--json")[0])
+
+    @classmethod
+    def state(cls, name="vm"):
+        return cls.json("show", name)["state"]
+
+
+def daemon_pid(user):
+    """Who listens on the user's socket, as the kernel knows."""
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(os.path.join(user.home, "corbeld/api.sock"))
+        return int.from_bytes(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")
+
+
+def kill_daemon(user):
+    pid = daemon_pid(user)
+    process = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    select.select([process], [], [], LIMIT_S)
+    os.close(process)
+    return pid
+
+
+def run_and_list(place):
+    Shared.user = user = User(place)
+    user.use_image("busybox")
+    out, err = user.run("run", "busybox", "--name", "vm", "--engine", ENGINE, "--type", "micro",
+                        "--tag", "env=test", "--detach", "--wait")
+    expect("corbel-busybox: ready" in out, out)
+    expect(err.count("started corbeld") == 1 and "corbel console vm" in err, err)
+    out, err = user.run("list")
+    expect(err == "", f"said more than once that it started the daemon: {err}")
+    head, row = out.splitlines()
+    expect(head.split()[:3] == ["NAME", "STATE", "IMAGE"] and row.split()[:3] == ["vm", "running", "busybox"], out)
+    (row,) = Shared.json("list", "--filter", "tag.env=test")
+    expect(row["cpus"] == 1 and row["memory_mib"] == 256, row)
+    expect(Shared.json("list", "--filter", "tag.env=prod") == [], "a filter that fits nothing")
+    user.run("list", "--filter", "colour=red", status=2)
+    shown = dict(line.split(None, 1) for line in user.run("show", "vm")[0].splitlines() if " " in line)
+    expect(shown["state"].strip() == "running" and shown["memory_mib"].strip() == "256.0 MiB", shown)
+
+
+def live_through_all_states(_place):
+    user = Shared.user
+    for verb, state in ((("pause", "vm"), "paused"), (("resume", "vm"), "running"),
+                        (("restart", "--force", "vm"), "running"), (("stop", "--force", "vm"), "stopped")):
+        user.run(*verb)
+        expect(Shared.state() == state, f"{verb}: {Shared.state()}")
+    _, err = user.run("pause", "vm", status=4)
+    expect("corbel start vm" in err, err)
+    user.run("resize", "vm", "--cpus", "2", "--memory", "300M")
+    now = Shared.json("show", "vm")
+    expect(now["cpus"] == 2 and now["memory_mib"] == 300, now)
+    user.run("resize", "vm", status=2)
+    user.run("resize", "vm", "--memory", "300000K", status=2)  # no whole MiB
+    user.run("start", "vm")
+    _, err = user.run("start", "vm", status=4)
+    expect("already" in err and "corbel console vm" in err, err)
+    out, _ = user.run("top", "--interval", "1", "--json")
+    (row,) = json.loads(out)
+    expect(row["name"] == "vm" and row["resident"] > 1 << 20 and row["cpu"] >= 0, row)
+    expect("NAME" in user.run("top", "--interval", "1")[0], "no table")
+
+
+def forward_ports(_place):
+    """Opened and closed while the machine runs, kept when it and the daemon start again."""
+    user = Shared.user
+
+    def ports():
+        return {row["guest_port"]: row["host_port"] for row in Shared.json("forward", "list", "vm")}
+
+    def is_open(port):
+        with socket.socket() as peer:
+            return peer.connect_ex(("127.0.0.1", port)) == 0
+
+    user.run("forward", "add", "vm", "80")
+    free = ports()[80]
+    mine = free_port()
+    user.run("forward", "add", "vm", f"{mine}:8080")
+    expect(ports() == {80: free, 8080: mine}, f"{ports()}")
+    expect(is_open(free) and is_open(mine), "a forward is not open")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        _, err = user.run("forward", "add", "vm", f"{taken}:81", status=1)
+        expect(str(taken) in err and "another" in err, err)
+    expect(ports() == {80: free, 8080: mine}, f"a refused forward changed others: {ports()}")
+    user.run("forward", "add", "vm", f"{mine}:82", status=4)
+    user.run("forward", "add", "vm", "80:x", status=2)
+    user.run("forward", "add", "vm", "70000:80", status=2)
+    user.run("forward", "remove", "vm", str(taken), status=3)
+    user.run("forward", "remove", "vm", str(free))
+    expect(ports() == {8080: mine} and not is_open(free), f"{ports()}")
+    kill_daemon(user)
+    user.run("restart", "--force", "vm")
+    expect(ports() == {8080: mine} and is_open(mine), f"{ports()}")
+    user.run("forward", "remove", "vm", str(mine))
+    expect(ports() == {} and not is_open(mine), f"{ports()}")
+
+
+def keep_volumes_and_snapshots(_place):
+    user = Shared.user
+    user.run("volume", "create", "data", "1G", "--tag", "k=v")
+    user.run("volume", "create", "data", "1G", status=4)
+    user.run("volume", "create", "other", "100M", status=2)  # no whole GiB
+    user.run("snapshot", "create", "first", "--volume", "data")
+    user.run("snapshot", "create", "none", status=2)
+    user.run("snapshot", "create", "none", "--volume", "nothing", status=3)
+    user.run("volume", "resize", "data", "2G")
+    expect(Shared.json("volume", "show", "data")["size_gib"] == 2, "it did not grow")
+    user.run("volume", "resize", "data", "1G", status=2)
+    expect("first" in user.run("snapshot", "list")[0], "no snapshot is listed")
+    user.run("snapshot", "restore", "first")
+    user.run("snapshot", "delete", "first")
+    user.run("volume", "delete", "data")
+    user.run("volume", "show", "data", status=3)
+
+
+def keep_accounts(_place):
+    """Projects, quotas, users, tokens; what a token may, over TCP, and what not."""
+    user = Shared.user
+    (url,) = Shared.json("daemon", "status")["urls"]
+    user.run("project", "create", "red", "--instances", "1")
+    user.run("project", "create", "red", status=4)
+    token = {}
+    for role in ("viewer", "member"):
+        out, _ = user.run("token", "create", role, "--role", role, "--project", "red", "--expires", "1h")
+        token[role] = out.strip()
+        expect(re.fullmatch(r"cbl_\w+", token[role]), out)
+
+    def remote(*words, role="member", status=0, **more):
+        return user.run(*words, status=status, CORBEL_HOST=url, CORBEL_TOKEN=token[role], **more)
+
+    remote("--project", "red", "list")
+    expect(json.loads(remote("list", "--json")[0]) == [], "another project's instance is seen")
+    remote("show", "vm", status=3)
+    remote("delete", "vm", "--force", status=3)
+    remote("--project", "default", "list", status=3)
+    _, err = remote("run", "busybox", "--detach", role="viewer", status=4)
+    expect("role" in err, err)
+    remote("run", "busybox", "--engine", ENGINE, "--type", "micro", "--detach", "--wait")
+    _, err = remote("run", "busybox", "--name", "second", "--type", "micro", "--detach", status=4)
+    expect("instances" in err, f"the quota is not named: {err}")
+    user.run("--project", "red", "stop", "busybox")
+    remote("delete", "busybox")
+    _, err = user.run("list", status=4, CORBEL_HOST=url)
+    expect("CORBEL_TOKEN" in err, err)
+    user.run("list", status=4, CORBEL_HOST=url, CORBEL_TOKEN=token["member"][:-1])
+    user.run("list", status=2, CORBEL_HOST=url, CORBEL_TOKEN="cbl_a\r\nX-Evil: 1")
+    user.run("quota", "set", "red", "--instances", "none", "--memory", "4G")
+    row = next(row for row in Shared.json("quota", "list") if row["name"] == "red")
+    expect(row["max_instances"] == 0 and row["max_memory_mib"] == 4096, row)
+    user.run("quota", "set", "red", status=2)
+    for row in Shared.json("token", "list"):
+        user.run("token", "delete", row["id"])
+    remote("list", status=4)
+    user.run("project", "delete", "red")
+    secret = os.path.join(user.home, "password")
+    with open(secret, "w", encoding="utf-8") as file:
+        file.write("long enough\n")
+    user.place.own(secret)
+    user.run("user", "create", "ann", "--role", "viewer", "--password-file", secret)
+    user.run("user", "create", "bob", status=2)  # standard input is empty
+    expect([row["name"] for row in Shared.json("user", "list")] == ["ann"], "users")
+    user.run("user", "delete", "ann")
+    user.run("type", "create", "tiny", "--cpus", "1", "--memory", "128M")
+    user.run("type", "create", "huge", "--cpus", "1000", "--memory", "128M", status=2)
+    expect(Shared.json("type", "show", "tiny")["memory_mib"] == 128, "the type")
+    user.run("type", "delete", "tiny")
+    user.run("key", "create", "mine", secret, status=2)
+    user.run("key", "create", "mine", "/nonexistent", status=2)
+
+
+def sign_in_by_link(_place):
+    user = Shared.user
+    link = urllib.parse.urlsplit(user.run("web")[0].strip())
+    expect(link.hostname == "127.0.0.1", link)
+
+    def get(path, **headers):
+        client = http.client.HTTPConnection(link.hostname, link.port, timeout=LIMIT_S)
+        with contextlib.closing(client):
+            client.request("GET", path, headers=headers)
+            answer = client.getresponse()
+            return answer, answer.read()
+
+    answer, _ = get(link.path[:-1] + ("a" if link.path[-1] != "a" else "b"))
+    expect(answer.status == 404, "a wrong link signs in")
+    answer, _ = get(link.path)
+    cookie = answer.getheader("set-cookie") or ""
+    expect(answer.status == 303 and answer.getheader("location") == "/" and "HttpOnly" in cookie, cookie)
+    answer, data = get("/v1/session", Cookie=cookie.split(";")[0])
+    expect(answer.status == 200 and json.loads(data)["role"] == "admin", data)
+    answer, _ = get(link.path)
+    expect(answer.status == 404, "a link signs in twice")
+
+
+def refuse_what_is_wrong(_place):
+    user = Shared.user
+    for words, status in (
+            (("show", "a/b"), 2), (("show", ".."), 2), (("show", ""), 2), (("show", "a" * 200), 2),
+            (("show", "nothing"), 3), (("show", "-x"), 2), (("logs", "nothing"), 3), (("start",), 2),
+            (("start", "nothing"), 3), (("stop", "vm", "--all"), 2), (("delete",), 2),
+            (("run", "busybox", "--cpus", "0x2"), 2), (("run", "busybox", "--name", "a b"), 2),
+            (("run", "busybox", "--name", "x", "--type", "galactic"), 3),
+            (("run", "busybox", "--name", "x", "--engine", "magic"), 2),
+            (("run", "busybox", "--name", "x", "--forward", "1:2:3"), 2),
+            (("run", "busybox", "--name", "x", "--volume", "nothing"), 3),
+            (("run", "busybox", "--name", "x", "--memory", "250G"), 4),
+            (("run", "busybox", "--name", "x", "--restart", "sometimes"), 2),
+            (("operation", "wait", "op-nothing"), 3), (("operation", "cancel", "op-nothing"), 3),
+            (("cp", "a", "b"), 2), (("cp", "vm:/etc/passwd", "x"), 4), (("exec", "vm"), 2),
+            (("exec", "vm", "--", "true"), 4), (("completion", "tcsh"), 2),
+            (("--host", "ftp://x", "list"), 2), (("--host", "unix:/nowhere", "list"), 5),
+            (("--host", "http://127.0.0.1:1", "list"), 5), (("--host",), 2), (("--project", "nope", "list"), 3)):
+        _, err = user.run(*words, status=status)
+        lines = [line for line in err.splitlines() if line.startswith("corbel: ")]
+        expect(len(lines) == 1 and len(lines[0]) > 20, f"{words}: {err}")
+    expect([row["name"] for row in Shared.json("list")] == ["vm"], "something was made")
+
+
+def outlive_the_daemon(_place):
+    """kill -9: the machine goes on, the next verb starts a daemon that knows it, an attached console
+    finds its way back."""
+    user = Shared.user
+    machine = Shared.json("show", "vm")["pid"]
+    console = subprocess.Popen(user.place.wrap([user.corbel, "run", "busybox", "--name", "attached", "--engine",
+                                                ENGINE, "--type", "micro"]), cwd=user.home, env=user.env,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    seen = b""
+    while b"corbel-busybox: ready" not in seen:
+        piece = os.read(console.stdout.fileno(), 65536)
+        expect(piece, seen[-500:] + console.stderr.read())
+        seen += piece
+    old = kill_daemon(user)
+    out, err = user.run("list", "--json")
+    expect("started corbeld" in err and daemon_pid(user) != old, err)
+    rows = {row["name"]: row for row in json.loads(out)}
+    expect(rows["vm"]["pid"] == machine and rows["vm"]["state"] == "running", rows)
+    os.kill(machine, 0)
+    # The console that was attached: what is typed arrives, what the guest does is seen, and the end.
+    console.stdin.write(b"echo back-$((40 + 2)); poweroff -f\n")
+    console.stdin.close()
+    rest = console.stdout.read()
+    expect(console.wait(LIMIT_S) == 0 and b"back-42" in rest, rest[-500:] + console.stderr.read())
+    console.stdout.close()
+    console.stderr.close()
+    expect(Shared.state("attached") == "stopped", "it is not seen to have ended")
+    user.run("delete", "attached")
+
+
+def run_at_once(_place):
+    """Two daemons or two machines of one name never come of it."""
+    user = Shared.user
+    user.run("daemon", "stop")
+    user.run("daemon", "status", status=5)
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(lambda _: user.run("list", "--json"), range(6)))
+    expect(sum("started corbeld" in err for _, err in results) == 1, f"{[err for _, err in results]}")
+
+    def run_one(_):
+        process = user.start("run", "busybox", "--name", "race", "--engine", ENGINE, "--type", "micro", "--detach")
+        process.communicate(timeout=LIMIT_S)
+        return process.returncode
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        statuses = sorted(pool.map(run_one, range(4)))
+    expect(statuses == [0, 4, 4, 4], f"{statuses}")
+    user.run("delete", "race", "--force")
+
+
+def follow_and_complete(_place):
+    user = Shared.user
+    stream = user.start("events", "--follow", "--json", "--filter", "action=instance.paused")
+    lines = []
+    while not lines:  # the stream tells of what happens once it is there
+        user.run("pause", "vm")
+        if select.select([stream.stdout], [], [], 1)[0]:
+            lines.append(json.loads(stream.stdout.readline()))
+        user.run("resume", "vm")
+    stream.kill()
+    stream.communicate()
+    expect(lines[0]["action"] == "instance.paused", lines)
+    expect(any(row["action"] == "instance.paused" for row in Shared.json("events")), "events")
+
+    def complete(*words):
+        return user.run("complete", *words)[0].split()
+
+    expect("restart" in complete("re") and "run" not in complete("re"), "verbs")
+    expect(set(complete("quota", "")) == {"list", "set"}, "a group's verbs")
+    expect(complete("stop", "v") == ["vm"] and complete("run", "") == ["busybox"], "names")
+    expect(complete("run", "--eng") == ["--engine"] and "soft" in complete("run", "--engine", ""), "options")
+    expect(complete("exec", "vm", "--", "r") == [], "a command's own words")
+    script, _ = user.run("completion", "bash")
+    shell = f"corbel() {{ '{user.corbel}' \"$@\"; }}\n{script}\nCOMP_WORDS=(corbel console v)\nCOMP_CWORD=2\n" \
+            "_corbel\nprintf '%s' \"${COMPREPLY[*]}\""
+    result = subprocess.run(user.place.wrap(["bash", "-c", shell]), env=user.env, cwd=user.home,
+                            stdout=subprocess.PIPE, text=True, check=True)
+    expect(result.stdout == "vm", result.stdout)
+
+
+def end(_place):
+    user = Shared.user
+    user.run("delete", "--all", "--force")
+    expect(Shared.json("list") == [], "an instance is left")
+    user.__exit__()
+
+
+TESTS = [
+    ("a machine runs, is listed and shown", run_and_list),
+    ("a machine goes through all states", live_through_all_states),
+    ("ports of a running machine are forwarded", forward_ports),
+    ("volumes and snapshots are kept", keep_volumes_and_snapshots),
+    ("projects, quotas, users and tokens are kept, and hold", keep_accounts),
+    ("a link signs in once", sign_in_by_link),
+    ("what is wrong is refused in one sentence", refuse_what_is_wrong),
+    ("machines and consoles outlive the daemon", outlive_the_daemon),
+    ("verbs at once make one daemon and one machine", run_at_once),
+    ("events are followed, words completed", follow_and_complete),
+    ("nothing is left", end),
+]
+
+if __name__ == "__main__":
+    run_tests(TESTS)
