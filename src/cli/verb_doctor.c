@@ -6,10 +6,13 @@
 #include "cgroup/cgroup.h"
 #include "cli/cli.h"
 #include "cli/paths.h"
+#include "client/client.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <netinet/in.h>
 #include <pwd.h>
 #include <sched.h>
 #include <stdint.h>
@@ -17,7 +20,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -78,6 +83,91 @@ static bool has_kvm(const struct cli *cli, const char *argument)
     return access("/dev/kvm", R_OK | W_OK) == 0;
 }
 
+static bool has_user_namespaces(void)
+{
+    pid_t child = fork();
+    int status = 1;
+
+    if (child == 0) {
+        _exit(unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0 ? 0 : 1);
+    }
+    return child > 0 && waitpid(child, &status, 0) == child && status == 0;
+}
+
+/* Present, whoever may use it: without the hardware there is nothing to mend. */
+static bool has_kvm_device(const struct cli *cli, const char *argument)
+{
+    (void)cli;
+    (void)argument;
+    return access("/dev/kvm", F_OK) == 0;
+}
+
+static bool can_use_kvm(const struct cli *cli, const char *argument)
+{
+    return !has_kvm_device(cli, argument) || has_kvm(cli, argument);
+}
+
+/* The daemon that verbs would talk to answers; where none runs, one can be started. */
+static bool can_reach_daemon(const struct cli *cli, const char *argument)
+{
+    const struct client_config config = {.host = cli->host, .token = cli->token};
+    struct client *client = NULL;
+    char program[PATH_MAX];
+    struct err err;
+    int rc = client_open(&config, &client, &err);
+
+    (void)argument;
+    rc = rc < 0 ? rc : client_call(client, "GET", "/v1/session", NULL, NULL, &err);
+    client_close(client);
+    return rc == 0 ||
+           (cli->host[0] == '\0' && rc == -ENOTCONN &&
+            path_find_beside(program, "corbeld", &err) == 0 && access(program, X_OK) == 0);
+}
+
+/* The loop's asynchronous reads and writes; a filter of a container's may forbid them. */
+static bool has_io_uring(const struct cli *cli, const char *argument)
+{
+    char parameters[120] = {0};
+    long fd = syscall(SYS_io_uring_setup, 1, parameters);
+
+    (void)cli;
+    (void)argument;
+    if (fd >= 0) {
+        (void)close((int)fd);
+    }
+    return fd >= 0;
+}
+
+static bool has_userns(const struct cli *cli, const char *argument)
+{
+    (void)cli;
+    (void)argument;
+    return has_user_namespaces();
+}
+
+/* A port of 127.0.0.1 that nobody else has, or that of the daemon that runs. */
+static bool has_console_port(const struct cli *cli, const char *argument)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_port = htons((uint16_t)strtoul(argument, NULL, 10)),
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    CLEANUP_CLOSE int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const struct client_config config = {.host = cli->host};
+    struct client *client = NULL;
+    struct err ignored;
+    int on = 1;
+
+    (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    if (fd >= 0 && bind(fd, (const struct sockaddr *)&address, sizeof(address)) == 0) {
+        return true;
+    }
+    if (client_open(&config, &client, &ignored) < 0) {
+        return false;
+    }
+    client_close(client);
+    return true;
+}
+
 /* Where this user may make control groups for CPU time and memory. */
 static bool has_groups(const struct cli *cli, const char *argument)
 {
@@ -113,17 +203,6 @@ static bool has_exec_memfd(const struct cli *cli, const char *argument)
     }
     (void)munmap(p, 4096);
     return true;
-}
-
-static bool has_user_namespaces(void)
-{
-    pid_t child = fork();
-    int status = 1;
-
-    if (child == 0) {
-        _exit(unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0 ? 0 : 1);
-    }
-    return child > 0 && waitpid(child, &status, 0) == child && status == 0;
 }
 
 /* Whether /etc/subuid gives this user ids for a namespace of its own. */
@@ -197,8 +276,23 @@ static const struct check checks[] = {
     {"executable memory", "the software engine's code cache", "sudo sysctl vm.memfd_noexec=0", true,
      has_exec_memfd, NULL},
     {"ssh", "corbel ssh", APT("openssh-client"), true, has_program, "ssh"},
+    {"daemon", "keeps machines; verbs start it where it is missing",
+     "make; or, with CORBEL_HOST set: corbel --host \"$CORBEL_HOST\" list tells why", true,
+     can_reach_daemon, NULL},
     {"/dev/kvm", "hardware speed; the software engine needs it not",
-     "sudo usermod -aG kvm \"$USER\"", false, has_kvm, NULL},
+     "sudo modprobe kvm_intel || sudo modprobe kvm_amd", false, has_kvm_device, NULL},
+    {"permission for KVM", "hardware speed", "sudo usermod -aG kvm \"$USER\"; then log in anew",
+     false, can_use_kvm, NULL},
+    {"io_uring", "faster disks; threads do it otherwise", "sudo sysctl kernel.io_uring_disabled=0",
+     false, has_io_uring, NULL},
+    {"user namespaces", "a second lock around guest code and image readers",
+     "sudo sysctl kernel.unprivileged_userns_clone=1", false, has_userns, NULL},
+    {"port 8480", "the web console's usual port; another is taken otherwise",
+     "ss -ltnp 'sport = :8480' shows who has it", false, has_console_port, "8480"},
+    {"qemu-img", "corbel image import and export of other products' disks", APT("qemu-utils"),
+     false, has_program, "qemu-img"},
+    {"debugfs", "corbel image import of disks without a kernel beside them", APT("e2fsprogs"),
+     false, has_program, "debugfs"},
     {"control groups", "CPU weights and memory limits; caps and pinning do without",
      "sudo mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset "
      "memory\\n' | sudo tee /etc/systemd/system/user@.service.d/delegate.conf && sudo systemctl "

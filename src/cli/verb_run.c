@@ -1,8 +1,10 @@
 /* corbel run: makes the instance when it is new, starts it, and attaches its console. */
 #include "cli/api.h"
+#include "cli/base64.h"
 #include "cli/console.h"
 #include "cli/verb_object.h"
 
+#include "base/io.h"
 #include "base/path.h"
 
 #include <errno.h>
@@ -10,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#define USER_DATA_MAX (64u << 10)
 #define READY_MAX_SECONDS 600
 #define AGAIN_MS 100
 #define AGAIN_TRIES 100u /* of a machine that is just ending, or a daemon that comes back */
@@ -128,6 +131,27 @@ static bool was_started(const struct run *run)
     return rc == 0 && client_call(run->client, "GET", path, NULL, NULL, &ignored) == 0;
 }
 
+/* What only a new one takes. */
+static int add_first_start(const struct run *run, json_t *body, struct err *err)
+{
+    const char *path = run->options->user_data;
+    CLEANUP_FREE void *data = NULL;
+    size_t len = 0;
+    int rc = path != NULL ? io_read_file(path, USER_DATA_MAX, &data, &len) : 0;
+
+    object_set_text(body, "key", run->options->key);
+    if (rc < 0) {
+        return err_set(err, -EINVAL, "%s cannot be read, or is longer than %u KiB", path,
+                       USER_DATA_MAX >> 10);
+    }
+    if (path != NULL) {
+        CLEANUP_FREE char *text = base64_encode(data, len);
+
+        object_set_text(body, "user_data_base64", text);
+    }
+    return 0;
+}
+
 static int create(struct run *run, struct err *err)
 {
     json_t *body = json_object(), *answer = NULL, *operation;
@@ -142,6 +166,7 @@ static int create(struct run *run, struct err *err)
         (void)json_object_set_new(body, "restart", json_string("never"));
     }
     rc = rc < 0 ? rc : make_body(run, body, err);
+    rc = rc < 0 ? rc : add_first_start(run, body, err);
     rc = rc < 0 ? rc : api_path(run->cli, path, "instances", NULL, NULL, err);
     rc = rc < 0 ? rc : client_create(run->client, path, body, &answer, err);
     json_decref(body);

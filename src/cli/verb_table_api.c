@@ -63,6 +63,8 @@ static const struct option_spec run_specs[] = {
     {"--cmdline", "TEXT", "kernel command line instead of the image's", OPTION_TEXT, API(cmdline)},
     {"--restart", "WHEN", "never, on-failure or always, when it ended (on-failure)", OPTION_TEXT,
      API(restart)},
+    {"--key", "NAME", "a kept key that opens it by ssh (cloud-init)", OPTION_TEXT, API(key)},
+    {"--user-data", "FILE", "for cloud-init in the guest", OPTION_TEXT, API(user_data)},
     TAG_SPEC,
     {"--detach", NULL, "return when the machine has started", OPTION_FLAG, API(detach)},
     {"--wait", NULL, "show the console until the guest is ready", OPTION_FLAG, API(wait_ready)},
