@@ -2,9 +2,11 @@
 """What the daemon does by itself now and then: copies of its records, one of which is put back, and
 old records that go."""
 
+import base64
 import pathlib
 import shutil
 import signal
+import struct
 import subprocess
 
 from harness import LIMIT_S, expect, run_tests
@@ -81,7 +83,8 @@ def forget_old_events(place):
     """So many are kept, the newest; other projects keep theirs."""
     with Platform(place, "--backup-interval", "1", "--keep-events", "5") as platform:
         platform.ok("POST", "/v1/projects", {"name": "quiet"})
-        key = "ssh-ed25519 " + "A" * 60
+        blob = struct.pack("!I11sI32s", 11, b"ssh-ed25519", 32, bytes(32))
+        key = "ssh-ed25519 " + base64.b64encode(blob).decode()
         platform.ok("POST", "/v1/keys?project=quiet", {"name": "q", "public_key": key})
         for i in range(12):
             platform.ok("POST", "/v1/keys", {"name": f"k{i}", "public_key": key})
