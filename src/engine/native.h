@@ -31,7 +31,7 @@
 #define NATIVE_OWN_END 0x700010000000ull
 #define NATIVE_END 0x7ffffffff000ull
 
-#define NATIVE_MAX_SPACES 16u
+#define NATIVE_MAX_SPACES 10u
 #define NATIVE_MAX_CHANGES 64u /* in one call */
 
 enum native_reason {

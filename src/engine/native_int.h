@@ -13,8 +13,8 @@
 #define REGION_PAGES 512u
 #define REGION_WORDS (REGION_PAGES / 64u)
 
-/* A space holds so much: 2 GiB of addresses that were touched. */
-#define REGIONS_MAX 1024u
+/* A space holds so much: 1 GiB of addresses that were touched; 2 KiB here for each 2 MiB. */
+#define REGIONS_MAX 512u
 #define REGION_BUCKETS 512u
 /* Linux allows a process 65530 mappings; a space has a few of its own, and changes split some. */
 #define PIECES_MAX 60000u
