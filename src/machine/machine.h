@@ -143,7 +143,7 @@ struct machine_chardev {
  */
 struct machine_config {
     enum machine_engine engine;
-    bool engine_reference;     /* software engine, one instruction at a time */
+    bool engine_reference; /* software engine, one instruction at a time */
     enum accel_native engine_native;
     bool engine_check;         /* both software engines in lock step */
     uint64_t code_cache_bytes; /* 0: the engine's default */
@@ -294,9 +294,11 @@ struct machine_counters {
 /*
  * Costs some reads of /proc. Asks the guest for its own numbers of memory, for
  * a later call, only if it has been busy since: an idle guest sleeps on. One
- * thread at a time.
+ * thread at a time. with_engine: the engine's counters too, for which its
+ * process may have to be asked.
  */
-void machine_count(struct machine *machine, struct machine_counters *ret_counters);
+void machine_count(struct machine *machine, bool with_engine,
+                   struct machine_counters *ret_counters);
 /* "pio" ...; static storage. */
 const char *machine_exit_kind_name(enum machine_exit_kind kind);
 

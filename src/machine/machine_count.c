@@ -250,7 +250,7 @@ static void count_io(struct machine *machine, struct machine_counters *counters)
     }
 }
 
-void machine_count(struct machine *machine, struct machine_counters *ret_counters)
+void machine_count(struct machine *machine, bool with_engine, struct machine_counters *ret_counters)
 {
     struct machine_status status;
     unsigned rest;
@@ -272,7 +272,7 @@ void machine_count(struct machine *machine, struct machine_counters *ret_counter
     }
     count_io(machine, ret_counters);
     rest = ARRAY_LEN(ret_counters->stats) - ret_counters->count;
-    if (machine->accel->stats != NULL) {
+    if (with_engine && machine->accel->stats != NULL) {
         unsigned n =
             machine->accel->stats(machine->vm, ret_counters->stats + ret_counters->count, rest);
 

@@ -49,7 +49,8 @@ int machines_ask(struct compute *compute, const char *project, struct machine_sa
     for (unsigned i = 0; i < samples.count; i++) {
         questions[i].dir = samples.items[i].dir;
     }
-    control_ask_many(questions, samples.count, "{\"command\":\"statistics\"}\n", ANSWER_TIMEOUT_MS);
+    control_ask_many(questions, samples.count, "{\"command\":\"statistics\",\"engine\":false}\n",
+                     ANSWER_TIMEOUT_MS);
     for (unsigned i = 0; i < samples.count; i++) {
         samples.items[i].answer = questions[i].answer;
     }

@@ -170,7 +170,7 @@ static int run_status(struct call *call)
 
 static int run_statistics(struct call *call)
 {
-    return control_statistics(call_machine(call), call->answer);
+    return control_statistics(call_machine(call), call->request, call->answer);
 }
 
 static int run_watch(struct call *call)

@@ -61,7 +61,7 @@ static json_t *latencies_object(const struct machine_counters *counters)
     return object;
 }
 
-int control_statistics(struct machine *machine, json_t *answer)
+int control_statistics(struct machine *machine, const json_t *request, json_t *answer)
 {
     struct machine_counters *counters = malloc(sizeof(*counters));
     json_t *statistics = json_object();
@@ -72,7 +72,7 @@ int control_statistics(struct machine *machine, json_t *answer)
         json_decref(cpus);
         return -ENOMEM;
     }
-    machine_count(machine, counters);
+    machine_count(machine, !json_is_false(json_object_get(request, "engine")), counters);
     for (unsigned i = 0; i < counters->count; i++) {
         set_number(statistics, counters->stats[i].name, counters->stats[i].value);
     }

@@ -6,7 +6,8 @@
 
 #include <jansson.h>
 
-/* Adds "statistics", "vcpus" and "latencies". -ENOMEM. */
-int control_statistics(struct machine *machine, json_t *answer) MUST_CHECK;
+/* Adds "statistics", "vcpus" and "latencies"; without the engine's counters when the request has
+ * "engine": false. -ENOMEM. */
+int control_statistics(struct machine *machine, const json_t *request, json_t *answer) MUST_CHECK;
 
 #endif

@@ -99,7 +99,9 @@ def count_what_was_done(path):
     """What the guest did above is in the counters, and they agree with each other."""
     with Control(path) as control:
         answer = control.expect_ok("statistics")
+        brief = control.expect_ok("statistics", engine=False)["statistics"]
     counted, cpus, latencies = (answer[key] for key in ("statistics", "vcpus", "latencies"))
+    expect("vcpu.run_ns" in brief and "exits" not in brief and "exits" in counted, f"{brief}")
     expect(counted["disk.read_bytes"] >= DISK_BYTES, f"{counted}")
     expect(counted["net.rx_bytes"] > 8 * MIB > counted["net.tx_bytes"] > 0, f"{counted}")
     expect(counted["memory.configured_bytes"] == 128 * MIB >= counted["memory.resident_bytes"] > 16 * MIB,
