@@ -135,7 +135,7 @@ def live_with_systemd(place):
         expect("corbel" in root.run("id corbel"), "no user")
         for words in ("", "--user"):
             folder = "user" if words else "system"
-            said = root.run(f"mkdir -p /run/user/0 && XDG_RUNTIME_DIR=/run/user/0 systemd-analyze verify {words} "
+            said = root.run(f"mkdir -p /run/user/0 && XDG_RUNTIME_DIR=/run/user/0 systemd-analyze verify --man=no {words} "
                             f"/usr/lib/systemd/{folder}/corbeld.service /usr/lib/systemd/{folder}/corbeld.socket")
             expect("corbel" not in said, said)
         enabled = root.run("systemctl is-enabled corbeld.socket corbeld.service")

@@ -16,8 +16,8 @@ const PARTS = [
   { title: "What it begins as", names: ["image", "snapshot"] },
   { title: "Size", names: ["type", "cpus", "memory_mib", "disk_gib"] },
   { title: "Volumes", names: ["volumes", "new_volume_gib"] },
-  { title: "Network", names: ["forwards", "network", "networks", "address"] },
-  { title: "Access", names: ["key", "keys", "hostname", "user_data"] },
+  { title: "Network", names: ["forwards"] },
+  { title: "Access", names: ["key", "user_data"] },
   { title: "Tags", names: ["tags"] },
 ];
 
@@ -89,7 +89,6 @@ export function Launch({ me, snapshot }) {
     volumes: live.all("volume").filter((volume) => volume.state === "available")
       .map((volume) => ({ value: volume.id, text: `${nameOf(volume)}, ${volume.size_gib} GiB` })),
     project_of: named(live.all("project")),
-    keys: named(live.all("key")),
   };
   return (
     <Page title="Launch instance">
