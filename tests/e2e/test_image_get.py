@@ -391,13 +391,16 @@ def refuse_parts(place):
         os.mkdir(f"{user.home}/d")
         for wrong in ("/etc/passwd", "../p-s001.vmdk", "q-s001.vmdk", "d/p-s001.vmdk", "p.vmdk",
                       "p-s001.raw", "p-x/../../p-s.vmdk"):
-            refuse(user, give(user, "p.vmdk", good.replace(name, f'"{wrong}"').encode()), "other files")
+            refuse(user, give(user, "p.vmdk", good.replace(name, f'"{wrong}"').encode()), "other files",
+                   status=4)
         os.symlink("/etc/passwd", f"{user.home}/p-link.vmdk")
         refuse(user, give(user, "p.vmdk", good.replace(name, '"p-link.vmdk"').encode()), "read")
         refuse(user, give(user, "p.vmdk", good.replace(name, '"p-gone.vmdk"').encode()), "p-gone",
                status=3)
-        for old, new, text in (("parentCID=ffffffff", "parentCID=12345678", "stands on"),
-                               ("SPARSE", "SESPARSE", "kind"), ("SPARSE", "FLAT", "cut off"),
+        alone = "parentCID=ffffffff"
+        refuse(user, give(user, "p.vmdk", good.replace(alone, "parentCID=12345678").encode()),
+               "stands on", status=4)
+        for old, new, text in (("SPARSE", "SESPARSE", "kind"), ("SPARSE", "FLAT", "cut off"),
                                ("RW ", "RW 99999999999", "--max-size"), ("RW ", "RW -", "damaged"),
                                ("RW ", "RO ", "no parts"), ("RW ", "NOACCESS ", "not be read")):
             refuse(user, give(user, "p.vmdk", good.replace(old, new).encode()), text)
@@ -445,10 +448,11 @@ def refuse_hostile_images(place):
         made = make_disks(user)
         secret = "/etc/passwd"
         base = f"{user.home}/base.qcow2"
-        for words in (["-b", secret, "-F", "raw"], ["-o", f"data_file={user.home}/data"]):
+        for words, status in ((["-b", secret, "-F", "raw"], 4),
+                              (["-o", f"data_file={user.home}/data"], 1)):
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *words, base, "1M"],
                            check=True, stdout=subprocess.DEVNULL)
-            refuse(user, base, "file")
+            refuse(user, base, "file", status=status)
         # A raw disk whose guest wrote the header of an image that names a file of the host.
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", base,
                         "1M"], check=True)
@@ -458,11 +462,11 @@ def refuse_hostile_images(place):
         user.run("image", "remove", "guest")
         flat = (f'# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n'
                 f'createType="monolithicFlat"\nRW 2 FLAT "{secret}" 0\n')
-        refuse(user, give(user, "flat.vmdk", flat.encode().ljust(1024, b"\0")), "other files")
+        refuse(user, give(user, "flat.vmdk", flat.encode().ljust(1024, b"\0")), "other files", status=4)
         # The sparse form with no length of its own, whose embedded text names a file of the host.
         header = struct.pack("<4sIIQQQQIQQQB", b"KDMV", 1, 3, 0, 128, 1, 20, 512, 0, 0, 21, 0)
         refuse(user, give(user, "sparse.vmdk", header.ljust(512, b"\0") + flat.encode().ljust(20 * 512, b"\0")),
-               "other files")
+               "other files", status=4)
         huge = bytearray(pathlib.Path(made["qcow2"]).read_bytes())
         huge[24:32] = struct.pack(">Q", (1 << 63) - 512)
         refuse(user, give(user, "huge.qcow2", bytes(huge)), "")
@@ -491,14 +495,14 @@ def refuse_hostile_archives(place):
         vmdk = make_disks(user)["stream.vmdk"]
         refuse(user, make_ova(user, vmdk, spoil="000000000"), "manifest")
         for name in ("../escape", "/etc/passwd", "a/b", ".hidden"):
-            refuse(user, make_ova(user, vmdk, extra=[(name, b"x")]), "name")
+            refuse(user, make_ova(user, vmdk, extra=[(name, b"x")]), "name", status=4)
         refuse(user, make_ova(user, vmdk, extra=[("n.vmdk", b"x")]), "more than one")
         path = make_ova(user, vmdk)
         with tarfile.open(path, "a", format=tarfile.USTAR_FORMAT) as archive:
             info = tarfile.TarInfo("link")
             info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
             archive.addfile(info)
-        refuse(user, path, "plain file")
+        refuse(user, path, "plain file", status=4)
         data = bytearray(pathlib.Path(make_ova(user, vmdk)).read_bytes())
         data[124:136] = b"77777777777\0"
         data[148:156] = b"%06o\0 " % sum(data[:148] + b" " * 8 + data[156:512])
