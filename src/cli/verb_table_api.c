@@ -102,12 +102,6 @@ static const struct option_spec event_specs[] = {
     {"--follow", NULL, "go on with what happens, until interrupted", OPTION_FLAG, API(follow)},
     {.name = NULL},
 };
-static const struct option_spec logs_specs[] = {
-    {"--lines", "N", "only the last N", OPTION_NUMBER, API(lines)},
-    {"--monitor", NULL, "what its monitor said, not its console", OPTION_FLAG, API(is_monitor)},
-    JSON_SPEC,
-    {.name = NULL},
-};
 static const struct option_spec resize_specs[] = {
     {"--cpus", "N", "virtual CPUs", OPTION_NUMBER, API(cpus)},
     {"--memory", "SIZE", "512M, 2G ...", OPTION_TEXT, API(memory)},
@@ -179,8 +173,8 @@ const struct verb verbs_of_daemon[] = {
      true, verb_exec, NULL},
     {NULL, "cp", "FILE NAME:PATH", "copy a file into a guest, or NAME:PATH FILE out of it", NULL, 2,
      2, false, verb_cp, NULL},
-    {NULL, "logs", "[NAME]", "show what a machine's console showed", logs_specs, 0, 1, false,
-     verb_logs, NULL},
+    {NULL, "logs", "[NAME]", "show what happened to an instance, and what its monitor says",
+     json_specs, 0, 1, false, verb_logs, NULL},
     {NULL, "stats", "[NAME]", "show what a machine's monitor counts", json_specs, 0, 1, false,
      verb_stats, NULL},
     {NULL, "top", "", "show what running instances use, again and again", top_specs, 0, 0, false,

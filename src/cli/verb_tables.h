@@ -10,8 +10,8 @@ extern const struct verb verbs_of_daemon[], verbs_of_files[];
 
 /* The options of all of them: each verb's table names those that it takes. */
 struct api_options {
-    bool json, force, all, detach, wait_ready, ephemeral, fresh, is_monitor, follow;
-    unsigned cpus, wait_s, lines, interval_s, count;
+    bool json, force, all, detach, wait_ready, ephemeral, fresh, follow;
+    unsigned cpus, wait_s, interval_s, count;
     const char *type, *memory, *disk, *name, *engine, *restart, *cmdline;
     const char *input, *instance, *volume, *key, *user_data;
     const char *role, *of_project, *expires, *password_file;

@@ -49,41 +49,56 @@ int verb_stats(const struct cli *cli, const void *values, const struct args *arg
     return 0;
 }
 
-/* The last lines of a text, 0: all. */
-static const char *last_lines(const char *text, unsigned lines)
-{
-    const char *at = text + strlen(text);
+static const struct column what_happened[] = {
+    {"WHEN", "created", CELL_AGE},
+    {"LEVEL", "level", CELL_TEXT},
+    {"WHAT", "text", CELL_TEXT},
+    {NULL, NULL, CELL_TEXT},
+};
 
-    if (lines == 0) {
-        return text;
+/* The events of one instance, and what its monitor says. */
+static int read_logs(const struct cli *cli, struct client *client, const json_t *instance,
+                     json_t **ret_log, struct err *err)
+{
+    struct option_list filters = {.count = 1};
+    char target[96], path[API_PATH_BYTES];
+    json_t *events = NULL;
+    int rc;
+
+    (void)snprintf(target, sizeof(target), "target=%s", api_text(instance, "id"));
+    filters.items[0] = target;
+    rc = api_list(cli, client, "events", &filters, &events, err);
+    rc = rc < 0 ? rc : api_path(cli, path, "instances", api_text(instance, "id"), "log", err);
+    rc = rc < 0 ? rc : client_call(client, "GET", path, NULL, ret_log, err);
+    if (rc < 0) {
+        json_decref(events);
+        return rc;
     }
-    for (lines++; at > text; at--) {
-        if (at[-1] == '\n' && --lines == 0) {
-            break;
-        }
-    }
-    return at;
+    (void)json_object_set_new(*ret_log, "events", events);
+    return 0;
 }
 
 int verb_logs(const struct cli *cli, const void *values, const struct args *args, struct err *err)
 {
     const struct api_options *options = values;
-    json_t *log = NULL;
-    int rc = get_of(cli, args, "log", false, &log, err);
+    struct client *client = NULL;
+    json_t *instance = NULL, *log = NULL;
+    const char *monitor;
+    int rc = api_open(cli, &client, err);
 
+    rc = rc < 0 ? rc : api_instance(cli, client, args, &instance, err);
+    rc = rc < 0 ? rc : read_logs(cli, client, instance, &log, err);
+    json_decref(instance);
+    client_close(client);
     if (rc < 0) {
         return rc;
     }
+    monitor = api_text(log, "monitor");
     if (options->json) {
         table_print_json(log);
     } else {
-        const char *text = api_text(log, options->is_monitor ? "monitor" : "console");
-        size_t len = strlen(text);
-
-        (void)fputs(last_lines(text, options->lines), stdout);
-        if (len > 0 && text[len - 1] != '\n') {
-            (void)putchar('\n');
-        }
+        table_print(json_object_get(log, "events"), what_happened);
+        printf("%s%s", monitor[0] != '\0' ? "\n" : "", monitor);
     }
     json_decref(log);
     return 0;

@@ -95,7 +95,7 @@ static json_t *tail_of(const char *dir, const char *name)
 int compute_log(struct compute *compute, const struct compute_call *call, const char *id,
                 json_t **ret_log, struct fault *fault)
 {
-    char dir[PATH_MAX], runtime[PATH_MAX];
+    char runtime[PATH_MAX];
     struct object instance = {0};
     struct err err;
     int rc = object_find(compute, KIND_INSTANCE, call->project, id, &instance, fault);
@@ -103,13 +103,11 @@ int compute_log(struct compute *compute, const struct compute_call *call, const 
     if (rc < 0) {
         return rc;
     }
-    rc = directory_path(compute, instance.id, dir, &err);
-    rc = rc < 0 ? rc : machine_path(compute, instance.id, runtime, &err);
+    rc = machine_path(compute, instance.id, runtime, &err);
     object_done(&instance);
     if (rc < 0) {
         return fault_set_err(fault, rc, &err);
     }
-    *ret_log = json_pack("{s:o*, s:o*}", "console", tail_of(dir, "console.log"), "monitor",
-                         tail_of(runtime, "vmm.log"));
+    *ret_log = json_pack("{s:o*}", "monitor", tail_of(runtime, "vmm.log"));
     return *ret_log != NULL ? 0 : fault_set(fault, FAULT_INTERNAL, NULL, "not enough memory");
 }

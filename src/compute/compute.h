@@ -283,7 +283,7 @@ int compute_freeze(struct compute *compute, const struct compute_call *call, con
 int compute_access(struct compute *compute, const struct compute_call *call, const char *id,
                    json_t **ret_access, struct fault *fault) MUST_CHECK;
 
-/* The last of what the serial console showed ("console") and its monitor said ("monitor"). */
+/* The last of what the monitor of a running instance said ("monitor"; absent when none runs). */
 int compute_log(struct compute *compute, const struct compute_call *call, const char *id,
                 json_t **ret_log, struct fault *fault) MUST_CHECK;
 

@@ -63,6 +63,7 @@ def run_and_list(place):
     expect(row["cpus"] == 1 and row["memory_mib"] == 256, row)
     expect(Shared.json("list", "--filter", "tag.env=prod") == [], "a filter that fits nothing")
     user.run("list", "--filter", "colour=red", status=2)
+    expect('"vm" runs' in user.run("logs", "vm")[0], "no log")
     shown = dict(line.split(None, 1) for line in user.run("show", "vm")[0].splitlines() if " " in line)
     expect(shown["state"].strip() == "running" and shown["memory_mib"].strip() == "256.0 MiB", shown)
 

@@ -243,6 +243,28 @@ def freeze_for_a_snapshot(_place):
     p.finish(p.ok("DELETE", "/v1/snapshots/still"))
 
 
+def use_the_commands(_place):
+    """corbel exec and cp, as a user types them."""
+    user = Shared.platform
+    out, err = user.run("exec", "first", "--", "sh", "-c", "echo out; echo err >&2; exit 7", status=7)
+    expect(out == "out\n" and err == "err\n", (out, err))
+    out, _ = user.run("exec", "first", "--", "cat", "/proc/sys/kernel/hostname")
+    expect(out == "first\n", out)
+    user.run("exec", "first", "--", "sh", "-c", "kill -9 $$", status=128 + 9)
+    source = pathlib.Path(user.home, "source")
+    source.write_bytes(os.urandom(3 << 20) + b"end")
+    user.place.own(source)
+    user.run("cp", source, "first:/root/copy")
+    user.run("cp", "first:/root/copy", "back")
+    expect(pathlib.Path(user.home, "back").read_bytes() == source.read_bytes(), "not what was copied")
+    out, _ = user.run("exec", "first", "--input", source, "--", "wc", "-c", status=2)
+    user.run("exec", "first", "--", "rm", "/root/copy")
+    user.run("cp", "first:/root/copy", "gone", status=3)
+    expect(not pathlib.Path(user.home, "gone").exists(), "half a file is left")
+    expect(not list(pathlib.Path(user.home).glob("*.part")), "a part is left")
+    user.run("cp", "/nonexistent", "first:/root/", status=2)
+
+
 def lose_and_find_the_agent(_place):
     p, path = Shared.platform, f"/v1/instances/{Shared.instance}"
     p.call("POST", f"{path}/exec", {"command": ["systemctl", "--no-block", "stop", "qemu-guest-agent"]})
@@ -276,6 +298,7 @@ TESTS = [
     ("a password is set", set_a_password),
     ("a second boot is of the same instance, under its new name", boot_again),
     ("a snapshot is of file systems that are written out", freeze_for_a_snapshot),
+    ("corbel exec and cp", use_the_commands),
     ("an agent that goes is noticed", lose_and_find_the_agent),
     ("without an agent the power button stops it", stop_by_the_power_button),
     ("all is cleared away", end),
