@@ -114,15 +114,25 @@ class Guest:
         return cls._readable[path]
 
 
+def is_stale(kind, image):
+    """Whether its builder has changed since."""
+    builder = SOURCE / "images"
+    name = kind.split("-", maxsplit=1)[0]
+    sources = [builder / f"build-{name}.sh", builder / "lib.sh", *(builder / name).iterdir()]
+    return any(path.stat().st_mtime > image.stat().st_mtime for path in sources)
+
+
 def guest(kind, *words):
-    """The image of that kind; builds it in the build directory when it is not there yet, with the
+    """The image of that kind; builds it in the build directory when it is not there yet, or old, with the
     words for `corbel image build` if it is more than its name says."""
     given = os.environ.get("CORBEL_GUESTS")
     if given:
         return Guest(pathlib.Path(given) / kind)
     data = BUILD / "guests"
     place = data / "corbel" / "images" / kind
-    if not (place / "image.json").exists():
+    if not (place / "image.json").exists() or is_stale((words or [kind])[0],
+                                                       place / "image.json"):
+        shutil.rmtree(place, ignore_errors=True)
         print(f"# building the {kind} image", flush=True)
         result = subprocess.run([str(BUILD / "corbel"), "image", "build", *(words or [kind])],
                                 check=False,
