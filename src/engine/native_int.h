@@ -173,10 +173,16 @@ enum native_mapped {
     NATIVE_FLAGGED  /* not to be executed natively */
 };
 
+enum native_checked {
+    NATIVE_SAME,     /* most is as it was */
+    NATIVE_LESSENED, /* much of it may no longer be written, as after a fork */
+    NATIVE_ANOTHER   /* it is another address space */
+};
+
 enum native_mapped native_map_fault(struct engine_vcpu *v, struct native_space *space, uint64_t va,
                                     uint32_t error, struct native_batch *batch);
-/* What flushes ask for. False: hardly anything is as it was. */
-bool native_map_check(struct engine_vcpu *v, struct native_space *space);
+/* What flushes ask for. */
+enum native_checked native_map_check(struct engine_vcpu *v, struct native_space *space);
 
 /* ---- native_scan.c ---- */
 

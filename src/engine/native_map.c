@@ -291,7 +291,7 @@ static void sweep(struct native_space *space, unsigned bucket)
     }
 }
 
-bool native_map_check(struct engine_vcpu *v, struct native_space *space)
+enum native_checked native_map_check(struct engine_vcpu *v, struct native_space *space)
 {
     struct native_user *user = v->vm->native_user;
     struct native_batch *batch = &v->native.batch;
@@ -307,7 +307,7 @@ bool native_map_check(struct engine_vcpu *v, struct native_space *space)
         any = any || dirty[word] != 0;
     }
     if (!all && !any) {
-        return true;
+        return NATIVE_SAME;
     }
     batch->count = 0;
     for (unsigned bucket = 0; rc == 0 && bucket < REGION_BUCKETS; bucket++) {
@@ -326,5 +326,8 @@ bool native_map_check(struct engine_vcpu *v, struct native_space *space)
         (void)!native_batch_flush(user, space, batch); /* it was cleared when that failed */
     }
     batch->count = 0;
-    return !all || check.checked < CHECK_MIN_PAGES || check.dropped < check.checked / 2;
+    if (!all || check.checked < CHECK_MIN_PAGES || check.dropped < check.checked / 8) {
+        return NATIVE_SAME;
+    }
+    return check.dropped < check.checked / 2 ? NATIVE_LESSENED : NATIVE_ANOTHER;
 }

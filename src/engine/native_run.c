@@ -141,24 +141,32 @@ bool native_user_is_due(struct engine_vcpu *v)
     return v->native.wanted && !v->native.is_paused && may_run(v);
 }
 
+/* waits: longer each time. */
+static void demote(struct native_user *user, struct native_space *space, bool waits)
+{
+    native_count(&user->counts.demotions, 1);
+    mutex_lock(&user->lock);
+    atomic_store(&space->promoted, false);
+    space->not_before = 0;
+    if (waits) {
+        space->not_before =
+            __builtin_ia32_rdtsc() + (user->cycles_per_ms * DEMOTE_MS << space->demotions);
+        space->demotions += space->demotions < DEMOTE_DOUBLINGS ? 1 : 0;
+    }
+    mutex_unlock(&user->lock);
+}
+
 /* So many ways out, and so little between them? */
 static void note_way_out(struct engine_vcpu *v, struct native_space *space, uint64_t cycles)
 {
     struct native_user *user = v->vm->native_user;
-    uint64_t now;
 
     v->native.shorts += cycles < cycles_of_ns(user, DEMOTE_NS) ? 1 : 0;
     if (++v->native.ways_out < DEMOTE_SAMPLE || user->is_always) {
         return;
     }
-    now = __builtin_ia32_rdtsc();
     if (v->native.shorts > DEMOTE_SHORTS || v->native.detours > DEMOTE_SAMPLE / 2) {
-        native_count(&user->counts.demotions, 1);
-        mutex_lock(&user->lock);
-        atomic_store(&space->promoted, false);
-        space->not_before = now + (user->cycles_per_ms * DEMOTE_MS << space->demotions);
-        space->demotions += space->demotions < DEMOTE_DOUBLINGS ? 1 : 0;
-        mutex_unlock(&user->lock);
+        demote(user, space, true);
         v->native.wanted = false;
     } else if (space->demotions > 0) {
         space->demotions--;
@@ -354,22 +362,28 @@ static void leave(struct engine_vcpu *v, struct native_space *space)
     mutex_unlock(&user->lock);
 }
 
-/* What flushes ask for; false: the address space is another one, and begins anew. */
+/*
+ * What flushes ask for; false: it is not to run natively now. Another address space begins anew,
+ * and one that forks pays for each page once more, so it waits as if demoted.
+ */
 static bool refresh(struct engine_vcpu *v, struct native_space *space)
 {
     struct native_user *user = v->vm->native_user;
-    bool is_same;
+    enum native_checked checked;
 
     mutex_lock(&space->lock);
-    is_same = native_map_check(v, space);
-    if (!is_same) {
-        native_count(&user->counts.demotions, 1);
-        atomic_store(&space->promoted, false);
-        space->demotions = 0;
-        space->not_before = 0;
-    }
+    checked = native_map_check(v, space);
     mutex_unlock(&space->lock);
-    return is_same;
+    if (checked == NATIVE_SAME || user->is_always) {
+        return true;
+    }
+    if (checked == NATIVE_ANOTHER) {
+        mutex_lock(&user->lock);
+        space->demotions = 0;
+        mutex_unlock(&user->lock);
+    }
+    demote(user, space, checked == NATIVE_LESSENED);
+    return false;
 }
 
 static void run_once(struct engine_vcpu *v, struct native_space *space, struct native_left *left)
