@@ -100,7 +100,7 @@ def own_objects(platform, project):
     for plural, body in (("volumes", {"name": f"{project}-data", "size_gib": 1}),
                          ("instances", {"name": f"{project}-vm", "image": "busybox", "desired": "stopped",
                                         "tags": {"secret": f"{project}-tag"}}),
-                         ("keys", {"name": f"{project}-key", "public_key": "ssh-ed25519 " + "A" * 68}),
+                         ("keys", {"name": f"{project}-key", "public_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43}),
                          ("snapshots", {"name": f"{project}-snap", "volume": f"{project}-data"})):
         answer = platform.ok("POST", f"/v1/{plural}{where}", body)
         if "operation" in answer:
