@@ -49,7 +49,8 @@ static struct task *add_task(struct compute *compute, enum kind kind, const char
     }
     task->compute = compute;
     task->kind = kind;
-    task->pid_fd = task->guest_fd = -1;
+    task->pid_fd = -1;
+    task->guest_fd = -1;
     task->last_status = -1;
     (void)snprintf(task->project, sizeof(task->project), "%s", project);
     (void)snprintf(task->id, sizeof(task->id), "%s", id);

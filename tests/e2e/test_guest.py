@@ -245,24 +245,27 @@ def freeze_for_a_snapshot(_place):
 
 def use_the_commands(_place):
     """corbel exec and cp, as a user types them."""
-    user = Shared.platform
-    out, err = user.run("exec", "first", "--", "sh", "-c", "echo out; echo err >&2; exit 7", status=7)
+    user, name = Shared.platform, Shared.instance
+    out, err = user.run("exec", name, "--", "sh", "-c", "echo out; echo err >&2; exit 7", status=7)
     expect(out == "out\n" and err == "err\n", (out, err))
-    out, _ = user.run("exec", "first", "--", "cat", "/proc/sys/kernel/hostname")
-    expect(out == "first\n", out)
-    user.run("exec", "first", "--", "sh", "-c", "kill -9 $$", status=128 + 9)
+    source = pathlib.Path(user.home, "words")
+    source.write_text("three small words\n", encoding="utf-8")
+    user.place.own(source)
+    out, _ = user.run("exec", name, "--input", source, "--", "wc", "-w")
+    expect(out.strip() == "3", out)
+    user.run("exec", name, "--", "sh", "-c", "kill -9 $$", status=128 + 9)
     source = pathlib.Path(user.home, "source")
     source.write_bytes(os.urandom(3 << 20) + b"end")
     user.place.own(source)
-    user.run("cp", source, "first:/root/copy")
-    user.run("cp", "first:/root/copy", "back")
+    user.run("cp", source, f"{name}:/root/copy")
+    user.run("cp", f"{name}:/root/copy", "back")
     expect(pathlib.Path(user.home, "back").read_bytes() == source.read_bytes(), "not what was copied")
-    out, _ = user.run("exec", "first", "--input", source, "--", "wc", "-c", status=2)
-    user.run("exec", "first", "--", "rm", "/root/copy")
-    user.run("cp", "first:/root/copy", "gone", status=3)
+    out, _ = user.run("exec", name, "--input", source, "--", "wc", "-c", status=2)
+    user.run("exec", name, "--", "rm", "/root/copy")
+    user.run("cp", f"{name}:/root/copy", "gone", status=3)
     expect(not pathlib.Path(user.home, "gone").exists(), "half a file is left")
     expect(not list(pathlib.Path(user.home).glob("*.part")), "a part is left")
-    user.run("cp", "/nonexistent", "first:/root/", status=2)
+    user.run("cp", "/nonexistent", f"{name}:/root/", status=2)
 
 
 def lose_and_find_the_agent(_place):
