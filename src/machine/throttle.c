@@ -25,7 +25,7 @@
 #define SHORTEST_NS (1 * NS_PER_MS)
 #define LONGEST_NS (20 * NS_PER_MS)
 /* How often new processes are looked for: those of the engine are made at its start. */
-#define LOOK_EVERY_NS (1000 * NS_PER_MS)
+#define LOOK_EVERY_NS (10000 * NS_PER_MS)
 #define MAX_PROCESSES 128
 
 struct payer {
