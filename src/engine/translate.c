@@ -388,8 +388,7 @@ enum translate_result translate_run(struct engine_vcpu *v)
         int mode = unit_mode(v);
         bool fetched;
 
-        if (atomic_load(&v->kick) != 0 ||
-            (v->vm->native_user != NULL && native_user_is_due(v))) {
+        if (atomic_load(&v->kick) != 0 || (v->vm->native_user != NULL && native_user_is_due(v))) {
             return TRANSLATE_KICKED;
         }
         if (v->vm->translator->is_mirrored && mirror_is_refused(v->vm->mirror)) {

@@ -122,7 +122,7 @@ struct machine {
     struct err pause_reason;
 
     _Atomic bool is_throttled;     /* vCPU threads rest: throttle.c */
-    _Atomic uint64_t rests;    /* times that they had to */
+    _Atomic uint64_t rests;        /* times that they had to */
     struct throttle *throttle;     /* NULL: no cap so far; the loop's thread */
     _Atomic bool attention;        /* vCPU threads look at the above before they run on */
     _Atomic uint32_t cpus_present; /* changed with the mutex held */
