@@ -210,7 +210,8 @@ def pretended_host(place, cpus, gib):
     """One that is said to be larger than this one: its monitors are told to take less of it."""
     program = place.path / "small-vmm"
     program.write_text("#!/bin/sh\n"
-                       """sed -i 's/"memory":"[0-9]*M"/"memory":"64M"/; s/"cpus":[0-9]*/"cpus":1/' "$2"\n"""
+                       """sed -i 's/"memory":"[^"]*"/"memory":"64M"/; s/"cpus":"[^"]*"/"cpus":"1"/;"""
+                       """ s/"cpus":[0-9][0-9]*/"cpus":1/' "$2"\n"""
                        f"exec {place.vmm} \"$@\"\n")
     program.chmod(0o755)
     with Host(place, "--cgroup", "none", "--cpus", str(cpus), "--memory", str(gib << 10),
