@@ -52,12 +52,14 @@ static int take_turn(struct compute *compute, struct agent *agent, unsigned time
 
 static void give_turn(struct compute *compute, struct agent *agent)
 {
+    struct agent **at = &compute->agents;
+
     mutex_lock(&compute->lock);
-    for (struct agent **at = &compute->agents; *at != NULL; at = &(*at)->next) {
-        if (*at == agent) {
-            *at = agent->next;
-            break;
-        }
+    while (*at != NULL && *at != agent) {
+        at = &(*at)->next;
+    }
+    if (*at != NULL) {
+        *at = agent->next;
     }
     (void)pthread_cond_broadcast(&compute->committed); /* cannot fail */
     mutex_unlock(&compute->lock);
@@ -69,10 +71,10 @@ int agent_open(struct compute *compute, const char *id, unsigned timeout_ms,
     char dir[PATH_MAX];
     int rc = machine_path(compute, id, dir, err);
 
+    *ret_agent = (struct agent){.compute = compute};
     if (rc < 0) {
         return rc;
     }
-    *ret_agent = (struct agent){.compute = compute};
     (void)snprintf(ret_agent->id, sizeof(ret_agent->id), "%s", id);
     if (take_turn(compute, ret_agent, timeout_ms) < 0) {
         return err_set(err, -EBUSY, "the guest's agent is busy with another call");
@@ -222,7 +224,7 @@ static int add_interfaces(struct agent *agent, json_t *answer, struct fault *fau
 int compute_agent(struct compute *compute, const struct compute_call *call, const char *id,
                   json_t **ret_answer, struct fault *fault)
 {
-    struct agent agent;
+    struct agent agent = {.client = NULL};
     struct err err = {.code = 0};
     char version[64] = "";
     json_t *info = NULL, *answer;
@@ -323,7 +325,7 @@ static int look_at_exec(struct compute *compute, const struct compute_call *call
                         int64_t pid, json_t **ret_answer, struct fault *fault)
 {
     json_t *status = NULL, *answer = NULL;
-    struct agent agent;
+    struct agent agent = {.client = NULL};
     bool has_exited;
     int rc = begin(compute, call, id, &agent, fault);
 
@@ -470,7 +472,7 @@ int compute_exec(struct compute *compute, const struct compute_call *call, const
         .name = "exec", .fields = compute_exec_fields, .field_count = COMPUTE_EXEC_FIELDS};
     json_t *given = NULL, *arguments = NULL, *started = NULL;
     const json_t *pid;
-    struct agent agent;
+    struct agent agent = {.client = NULL};
     int rc = kind_parse_create(&spec, wanted, &given, fault);
 
     rc = rc < 0 ? rc : exec_arguments(given, &arguments, fault);
@@ -563,7 +565,7 @@ int compute_file_read(struct compute *compute, const struct compute_call *call, 
     char *data = malloc(file->len > 0 ? file->len : 1);
     bool is_end = false;
     size_t done = 0;
-    struct agent agent;
+    struct agent agent = {.client = NULL};
     json_int_t handle = 0;
     int rc = data != NULL ? begin(compute, call, id, &agent, fault)
                           : fault_set(fault, FAULT_INTERNAL, NULL, "out of memory");
@@ -617,7 +619,7 @@ int compute_file_write(struct compute *compute, const struct compute_call *call,
                        const struct compute_file *file, const void *data, struct fault *fault)
 {
     json_int_t handle = 0;
-    struct agent agent;
+    struct agent agent = {.client = NULL};
     int rc = begin(compute, call, id, &agent, fault);
 
     if (rc < 0) {
@@ -663,7 +665,7 @@ int compute_set_password(struct compute *compute, const struct compute_call *cal
                                    .field_count = COMPUTE_PASSWORD_FIELDS};
     json_t *given = NULL;
     const json_t *password;
-    struct agent agent;
+    struct agent agent = {.client = NULL};
     char *coded;
     int rc = kind_parse_create(&spec, wanted, &given, fault);
 
@@ -692,7 +694,7 @@ int compute_freeze(struct compute *compute, const struct compute_call *call, con
 {
     struct err err = {.code = 0};
     json_t *count = NULL;
-    struct agent agent;
+    struct agent agent = {.client = NULL};
     int rc = begin(compute, call, id, &agent, fault);
 
     if (rc < 0) {
@@ -710,7 +712,7 @@ int compute_freeze(struct compute *compute, const struct compute_call *call, con
 /* A guest that does it says nothing; its end tells. */
 int agent_shutdown(struct compute *compute, const char *id, struct err *err)
 {
-    struct agent agent;
+    struct agent agent = {.client = NULL};
     int rc = guest_has_agent(compute, id)
                  ? agent_open(compute, id, AGENT_SHUTDOWN_TIMEOUT_MS, &agent, err)
                  : err_set(err, -ENOENT, "no agent runs in the guest");

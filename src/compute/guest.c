@@ -112,7 +112,7 @@ bool guest_has_agent(const struct compute *compute, const char *id)
 /* A program that has the port open need not be an agent that answers. */
 static const char *agent_state(struct task *task, char version[64])
 {
-    struct agent agent;
+    struct agent agent = {.client = NULL};
     struct err err;
     int rc = agent_open(task->compute, task->id, AGENT_SHUTDOWN_TIMEOUT_MS, &agent, &err);
 

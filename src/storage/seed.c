@@ -185,27 +185,20 @@ static int write_sparse(int fd, const struct volume *volume)
     return rc;
 }
 
-int seed_write(const char *dir, const char *name, const char *label, const struct seed_file files[],
-               unsigned count, struct err *err)
+static int put_volume(const struct volume *volume, const char *dir, const char *name,
+                      struct err *err)
 {
     char path[PATH_MAX], making[PATH_MAX];
-    struct volume volume = {.next_cluster = FIRST_CLUSTER};
-    CLEANUP_FREE uint8_t *bytes = calloc(SECTORS, SECTOR);
     CLEANUP_CLOSE int fd = -1;
-    int rc = bytes != NULL ? 0 : err_set(err, -ENOMEM, "out of memory");
+    int rc = path_format(path, err, "%s/%s", dir, name);
 
-    static_assert(SEED_MAX_BYTES / SECTOR + SEED_MAX_FILES <= MAX_CLUSTERS, "all files fit");
-    static_assert(1 + 3 * SEED_MAX_FILES <= ROOT_ENTRIES, "all names fit");
-    volume.bytes = bytes;
-    rc = rc < 0 ? rc : fill(&volume, label, files, count, err);
-    rc = rc < 0 ? rc : path_format(path, err, "%s/%s", dir, name);
     rc = rc < 0 ? rc : path_format(making, err, "%s/.%s.making", dir, name);
     if (rc < 0) {
         return rc;
     }
     (void)unlink(making); /* of one that was ended on the way */
     fd = open(making, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-    rc = fd < 0 ? -errno : write_sparse(fd, &volume);
+    rc = fd < 0 ? -errno : write_sparse(fd, volume);
     if (rc == 0 && rename(making, path) != 0) {
         rc = -errno;
     }
@@ -214,4 +207,21 @@ int seed_write(const char *dir, const char *name, const char *label, const struc
         return err_set_errno(err, rc, "%s cannot be written", path);
     }
     return 0;
+}
+
+int seed_write(const char *dir, const char *name, const char *label, const struct seed_file files[],
+               unsigned count, struct err *err)
+{
+    struct volume volume = {.bytes = calloc(SECTORS, SECTOR), .next_cluster = FIRST_CLUSTER};
+    int rc;
+
+    static_assert(SEED_MAX_BYTES / SECTOR + SEED_MAX_FILES <= MAX_CLUSTERS, "all files fit");
+    static_assert(1 + 3 * SEED_MAX_FILES <= ROOT_ENTRIES, "all names fit");
+    if (volume.bytes == NULL) {
+        return err_set(err, -ENOMEM, "out of memory");
+    }
+    rc = fill(&volume, label, files, count, err);
+    rc = rc < 0 ? rc : put_volume(&volume, dir, name, err);
+    free(volume.bytes);
+    return rc;
 }
