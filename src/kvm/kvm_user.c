@@ -224,6 +224,7 @@ bool kvm_user_next(struct kvm_cpu *cpu)
             return false;
         }
         learn_exit(cpu, step->last_rip);
+        take_interrupt(cpu); /* one that the kernel took none of came with a kick that is over */
         step_until(cpu, ACCEL_STEP_LEAVE_USER, UINT64_MAX - step->done);
         return true;
     }
