@@ -25,16 +25,19 @@ static double now_s(void)
     return (double)now.tv_sec + (double)(now.tv_nsec / 1000000) / 1e3;
 }
 
-/* Milliseconds first, so that ids sort by age; then chance. */
+/* Milliseconds and microseconds first, so that ids sort by age; then 14 bits of chance. */
 void object_make_id(const char *prefix, char out[ID_BYTES])
 {
+    struct timespec now;
     uint32_t chance = 0;
 
     if (getrandom(&chance, sizeof(chance), 0) != (ssize_t)sizeof(chance)) {
         chance = (uint32_t)clock_monotonic_ns(); /* an id that is taken is found out */
     }
-    (void)snprintf(out, ID_BYTES, "%s%011" PRIx64 "%06" PRIx32, prefix, (uint64_t)(now_s() * 1000),
-                   chance & 0xffffffu);
+    (void)clock_gettime(CLOCK_REALTIME, &now); /* cannot fail */
+    (void)snprintf(out, ID_BYTES, "%s%011" PRIx64 "%06" PRIx32, prefix,
+                   (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000,
+                   (uint32_t)(now.tv_nsec / 1000 % 1000) << 14 | (chance & 0x3fffu));
 }
 
 void object_key(char out[STORE_MAX_KEY_BYTES + 1], enum kind kind, const char *project,

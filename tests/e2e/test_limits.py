@@ -261,7 +261,7 @@ def give_memory_back(place):
         machine = host.launch("vm", memory_mib=192,
                               cmdline=f"console=ttyS0 quiet corbel.run={fill}")
         pid = host.ok("GET", f"/v1/instances/{machine}")["pid"]
-        host.until("vm", "balloon.discarded_bytes", lambda count: count >= 100 * MIB)
+        host.until("vm", "balloon.discarded_bytes", lambda count: count >= 80 * MIB)
         expect(resident(pid) < 120 * MIB, f"the host still holds {resident(pid)} bytes")
         host.change("vm", balloon_mib=64)
         host.until("vm", "balloon.actual_bytes", lambda count: count == 64 * MIB)
