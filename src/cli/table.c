@@ -37,6 +37,8 @@ static void format_age(double then, char *out)
 
 static void format_value(const json_t *value, char *out);
 
+/* As deep as an answer, which jansson bounds. */
+/* NOLINTNEXTLINE(misc-no-recursion) */
 static void format_members(const json_t *value, char *out)
 {
     const char *name;
@@ -52,8 +54,8 @@ static void format_members(const json_t *value, char *out)
     }
 }
 
-static void format_value(const json_t *value,
-                         char *out) // NOLINT(misc-no-recursion): as deep as an answer
+/* NOLINTNEXTLINE(misc-no-recursion) */
+static void format_value(const json_t *value, char *out)
 {
     switch (json_typeof(value)) {
     case JSON_STRING:
