@@ -219,6 +219,9 @@ static int change_sizes(struct act *act, const json_t *before, bool is_off, stru
     int rc;
 
     forget_sizes(act);
+    if (json_object_get(act->parameters, "type") == NULL) {
+        limits_follow(&act->object, before, act->parameters);
+    }
     rc = call_resolve_instance(act->compute, &act->object, fault);
     if (is_off) {
         rc = rc < 0 ? rc : admit_instance(act->compute, &act->object, true, fault);

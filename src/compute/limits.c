@@ -1,6 +1,8 @@
 /* Limits as records say them: fields, checks, and what they come to on this host. */
 #include "compute/limits.h"
 
+#include "compute/kinds.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -21,6 +23,21 @@ void limits_resolve(struct object *instance, const struct object *type)
     if (object_number(instance, "cpu_weight") == 0) {
         object_set_number(instance, "cpu_weight", CGROUP_USUAL_WEIGHT);
     }
+}
+
+void limits_follow(struct object *instance, const json_t *before, const json_t *changes)
+{
+    int64_t limit = object_number(instance, "memory_limit_mib");
+    int64_t now = object_number(instance, "memory_mib");
+    int64_t then = json_integer_value(json_object_get(before, "memory_mib"));
+
+    if (limit == 0 || now == 0 || then == 0 || now == then ||
+        json_object_get(changes, "memory_limit_mib") != NULL) {
+        return;
+    }
+    limit += now - then;
+    object_set_number(instance, "memory_limit_mib",
+                      limit < 2 * KIND_MAX_MEMORY_MIB ? limit : 2 * KIND_MAX_MEMORY_MIB);
 }
 
 bool limits_are_in(const json_t *changes)
@@ -220,6 +237,16 @@ static int find_disks(struct compute *compute, const struct object *instance, st
     return 0;
 }
 
+/* What the guest has not given back yet, it may keep: the limit comes down once it has. */
+static uint64_t memory_limit_bytes(const struct object *instance)
+{
+    int64_t limit_mib = object_number(instance, "memory_limit_mib");
+    int64_t more_mib =
+        object_number(instance, "memory_now_mib") - object_number(instance, "memory_mib");
+
+    return limit_mib == 0 ? 0 : (uint64_t)(limit_mib + (more_mib > 0 ? more_mib : 0)) << 20;
+}
+
 int limits_of(struct compute *compute, const struct object *instance, struct limits *ret_limits,
               struct err *err)
 {
@@ -230,7 +257,7 @@ int limits_of(struct compute *compute, const struct object *instance, struct lim
 
     *ret_limits = (struct limits){
         .group = {.cpu_cap = has_group ? (unsigned)(cap * object_number(instance, "cpus")) : 0,
-                  .memory_bytes = (uint64_t)object_number(instance, "memory_limit_mib") << 20},
+                  .memory_bytes = memory_limit_bytes(instance)},
         .vcpu_cap = has_group ? 0 : (unsigned)cap,
         .net_bps = object_number(instance, "net_bps"),
         .net_pps = object_number(instance, "net_pps"),

@@ -32,6 +32,8 @@ struct limits {
 extern const char *const limits_fields[];
 /* Fills in what the type says; type may be NULL. */
 void limits_resolve(struct object *instance, const struct object *type);
+/* The limit of memory keeps its distance from the memory, unless changes say it. before: the record. */
+void limits_follow(struct object *instance, const json_t *before, const json_t *changes);
 /* Whether they fit one another and the host. */
 int limits_check(const struct compute *compute, const struct object *instance, struct fault *fault)
     MUST_CHECK;
@@ -59,6 +61,8 @@ int limits_enter(struct task *task, const struct limits *limits, pid_t pid, stru
 /* Of a machine that runs: whether it is as the records say; and making it so. */
 bool limits_hold(struct task *task, const struct object *instance);
 int limits_apply(struct task *task, const struct object *instance, struct err *err) MUST_CHECK;
+/* The group alone, before its guest gets more: what is new has to fit. */
+int limits_make_room(struct task *task, const struct object *instance, struct err *err) MUST_CHECK;
 /* Removes the group; -EBUSY while its last processes end. */
 int limits_end(struct task *task, const char *dir, struct err *err) MUST_CHECK;
 /* The same for a directory that belongs to no instance. */

@@ -166,6 +166,17 @@ int limits_apply(struct task *task, const struct object *instance, struct err *e
     return refusal < 0 ? refusal : rc;
 }
 
+int limits_make_room(struct task *task, const struct object *instance, struct err *err)
+{
+    struct limits limits;
+    char dir[PATH_MAX];
+    int rc = machine_path(task->compute, task->id, dir, err);
+
+    rc = rc < 0 ? rc : limits_of(task->compute, instance, &limits, err);
+    rc = rc < 0 ? rc : note_groups(task, dir, &limits, err);
+    return rc < 0 ? rc : cgroup_set(task->compute->group, task->id, &limits.group, err);
+}
+
 /* As lines. */
 static void read_groups(const char *dir, char out[CGROUP_PATHS_BYTES])
 {

@@ -186,7 +186,8 @@ static int resize(struct look *look, struct err *err)
         number_of(look->status, "memory_wanted_bytes") == look->memory_bytes) {
         return 0;
     }
-    rc = task_step(look->task, STEP_RESIZE, false);
+    rc = limits_make_room(look->task, look->instance, err);
+    rc = rc < 0 ? rc : task_step(look->task, STEP_RESIZE, false);
     rc = rc < 0 ? rc : set_sizes(look, look->cpus, look->memory_bytes, err);
     return rc < 0 ? rc : task_step(look->task, STEP_RESIZE, true);
 }
@@ -278,7 +279,7 @@ void resize_learn(struct object *instance, const json_t *status)
 static void keep_what_is(struct look *look)
 {
     const json_t *disks = json_object_get(look->disks, "disks");
-    json_t *volumes = json_array();
+    json_t *volumes = json_array(), *before = json_deep_copy(look->instance->json);
     struct err err;
 
     if (number_of(look->status, "cpus") != look->cpus) {
@@ -287,7 +288,9 @@ static void keep_what_is(struct look *look)
     if (!has_memory(look)) {
         object_set_number(look->instance, "memory_mib",
                           number_of(look->status, "memory_bytes") / MIB);
+        limits_follow(look->instance, before, NULL);
     }
+    json_decref(before);
     for (size_t i = 0; i < json_array_size(disks); i++) {
         const char *name = volume_of(json_array_get(disks, i));
 

@@ -164,6 +164,37 @@ def limit_without_groups(place):
         expect(host.count("vm", "vcpu.rests") <= rests + 1, "it rests without a cap")
 
 
+def raise_the_limit_with_the_memory(place):
+    """What a resize of a running machine changes, and what its group is told (or would be)."""
+    with Host(place, "--cgroup", "none") as host:
+        machine = host.launch("vm", memory_limit_mib=256,
+                              cmdline="console=ttyS0 quiet memhp_default_state=online_movable")
+
+        def limits():
+            noted = json.loads((pathlib.Path(host.home) / "corbeld/vm" / machine /
+                                "limits.json").read_text())
+            vm = host.ok("GET", "/v1/instances/vm")
+            return vm["memory_mib"], vm["memory_limit_mib"], noted["memory_bytes"] // MIB
+
+        def until(*wanted):  # what is noted follows the resize's own end
+            while limits() != wanted:
+                expect(limits()[:2] == wanted[:2], f"{limits()}")
+                pause()
+
+        until(128, 256, 256)
+        host.change("vm", memory_mib=384)
+        until(384, 512, 512)
+        host.change("vm", memory_mib=192)
+        until(192, 320, 320)
+        host.change("vm", memory_mib=256, memory_limit_mib=400)
+        until(256, 400, 400)
+        host.refused(400, "PATCH", "/v1/instances/vm", {"memory_mib": 300, "memory_limit_mib": 299},
+                     code="invalid", field="memory_limit_mib")
+        host.change("vm", memory_limit_mib=0)
+        host.change("vm", memory_mib=300)
+        until(300, 0, 0)
+
+
 def refuse_what_does_not_fit(place):
     with Host(place, "--cgroup", "none", "--cpus", "2") as host:
         make = {"name": "vm", "image": "tiny", "cpus": 1, "memory_mib": 64}
@@ -351,6 +382,7 @@ def keep_to_the_cap_without_groups(place):
 TESTS = [
     ("control groups have what the instance says, from its start to its end", limit_by_groups),
     ("without control groups the monitor keeps the cap, and the rest is said", limit_without_groups),
+    ("the limit of memory rises and falls with the memory", raise_the_limit_with_the_memory),
     ("limits that do not fit are refused, reservations too", refuse_what_does_not_fit),
     ("what an instance does not say, its type does", take_limits_from_the_type),
     ("the host admits what it has, and no more", admit_what_the_host_has),
