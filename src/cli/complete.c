@@ -11,6 +11,13 @@
 #include <stdio.h>
 #include <string.h>
 
+/* As the interface has them, of alarms. */
+#define ALARM_METRICS                                                                  \
+    "cpu_percent steal_percent memory_resident_bytes memory_used_bytes "               \
+    "disk_read_bytes_per_s disk_written_bytes_per_s disk_reads_per_s "                 \
+    "disk_writes_per_s disk_latency_us net_received_bytes_per_s net_sent_bytes_per_s " \
+    "net_received_packets_per_s net_sent_packets_per_s exits_per_s exit_latency_us"
+
 struct completion {
     const struct cli *cli;
     const char *prefix; /* what is typed of the last word */
@@ -26,7 +33,7 @@ static void offer(const struct completion *c, const char *word)
 /* "auto kvm soft" */
 static void offer_each(const struct completion *c, const char *words)
 {
-    char list[128];
+    char list[512];
     char *save = NULL;
 
     (void)snprintf(list, sizeof(list), "%s", words);
@@ -69,6 +76,9 @@ static void offer_value(const struct completion *c, const struct option_spec *op
         {"--engine", "auto kvm soft", NULL},
         {"--role", "viewer member admin", NULL},
         {"--restart", "never on-failure always", NULL},
+        {"--comparison", "above below", NULL},
+        {"--action", "none stop reboot", NULL},
+        {"--metric", ALARM_METRICS, NULL},
         {"--type", NULL, "types"},
         {"--project", NULL, "projects"},
         {"--volume", NULL, "volumes"},
@@ -98,7 +108,7 @@ static void offer_argument(const struct completion *c, const struct verb *v, uns
         {"image", "images"},         {"volume", "volumes"},    {"snapshot", "snapshots"},
         {"type", "types"},           {"key", "keys"},          {"project", "projects"},
         {"quota", "projects"},       {"user", "users"},        {"token", "tokens"},
-        {"operation", "operations"}, {"forward", "instances"},
+        {"operation", "operations"}, {"forward", "instances"}, {"alarm", "alarms"},
     };
     bool is_new = strcmp(v->name, "create") == 0 || strcmp(v->name, "build") == 0;
     bool is_name = strstr(v->arguments, "NAME") != NULL ||

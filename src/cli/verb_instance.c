@@ -21,7 +21,7 @@ int verb_show(const struct cli *cli, const void *values, const struct args *args
     if (options->json) {
         table_print_json(instance);
     } else {
-        table_print_object(instance, collection_instances.columns);
+        table_print_object(instance, instance_details);
     }
     json_decref(instance);
     return 0;
@@ -190,9 +190,10 @@ int verb_resize(const struct cli *cli, const void *values, const struct args *ar
     if (options->cpus != 0) {
         (void)json_object_set_new(body, "cpus", json_integer(options->cpus));
     }
+    rc = rc < 0 ? rc : object_set_limits(body, &options->limits, err);
     if (rc == 0 && json_object_size(body) == 0) {
-        rc =
-            err_set(err, -EINVAL, "say what it shall have: --cpus N, --memory SIZE or --type TYPE");
+        rc = err_set(err, -EINVAL,
+                     "say what it shall have: --cpus N, --memory SIZE, --type TYPE or a limit");
     }
     rc = rc < 0 ? rc : api_path(cli, path, "instances", args->words[0], NULL, err);
     rc = rc < 0 ? rc : api_open(cli, &client, err);

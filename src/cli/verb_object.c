@@ -1,4 +1,4 @@
-/* corbel type, key, project, quota, user, token, events and operation. */
+/* corbel type, key, project, quota, user, token, alarm, events and operation. */
 #include "cli/verb_object.h"
 
 #include "base/io.h"
@@ -23,6 +23,22 @@ static const struct column instance_columns[] = {
     {"PORTS", "ports", CELL_PORTS},
     {"STARTED", "started", CELL_AGE},
     {"ID", "id", CELL_TEXT},
+    {NULL, NULL, CELL_TEXT},
+};
+
+const struct column instance_details[] = {
+    {"", "memory_mib", CELL_MIB},
+    {"", "max_memory_mib", CELL_MIB},
+    {"", "memory_now_mib", CELL_MIB},
+    {"", "live_memory_mib", CELL_MIB},
+    {"", "memory_limit_mib", CELL_MIB},
+    {"", "balloon_mib", CELL_MIB},
+    {"", "disk_gib", CELL_GIB},
+    {"", "cpu_cap_percent", CELL_PERCENT},
+    {"", "cpu_reserved_percent", CELL_PERCENT},
+    {"", "ports", CELL_PORTS},
+    {"", "created", CELL_AGE},
+    {"", "started", CELL_AGE},
     {NULL, NULL, CELL_TEXT},
 };
 
@@ -92,6 +108,15 @@ static const struct column snapshot_columns[] = {
     {"ID", "id", CELL_TEXT},       {NULL, NULL, CELL_TEXT},
 };
 
+static const struct column alarm_columns[] = {
+    {"NAME", "name", CELL_TEXT},     {"STATE", "state", CELL_TEXT},
+    {"METRIC", "metric", CELL_TEXT}, {"IS", "comparison", CELL_TEXT},
+    {"OF", "threshold", CELL_TEXT},  {"SECONDS", "for_s", CELL_TEXT},
+    {"TAG", "tag", CELL_TEXT},       {"INSTANCE", "instance", CELL_TEXT},
+    {"ACTION", "action", CELL_TEXT}, {"SINCE", "since", CELL_AGE},
+    {"ID", "id", CELL_TEXT},         {NULL, NULL, CELL_TEXT},
+};
+
 /* ---- creation ---- */
 
 void object_set_text(json_t *body, const char *name, const char *text)
@@ -129,7 +154,8 @@ static int fill_type(const struct api_options *options, const struct args *args,
     }
     (void)json_object_set_new(body, "cpus", json_integer(options->cpus));
     rc = object_set_size(body, "memory_mib", "--memory", options->memory, 20, err);
-    return rc < 0 ? rc : object_set_size(body, "disk_gib", "--disk", options->disk, 30, err);
+    rc = rc < 0 ? rc : object_set_size(body, "disk_gib", "--disk", options->disk, 30, err);
+    return rc < 0 ? rc : object_set_limits(body, &options->limits, err);
 }
 
 /* A file with a line as in authorized_keys; "-" is standard input. */
@@ -258,8 +284,9 @@ static int fill_user(const struct api_options *options, const struct args *args,
     return rc;
 }
 
-/* "30d", "12h", "90m", "600s" or "600". */
-static int set_duration(json_t *body, const char *text, struct err *err)
+/* "30d", "12h", "90m", "600s" or "600", under a name of the body; text may be NULL. */
+static int set_duration(json_t *body, const char *name, const char *option, const char *text,
+                        struct err *err)
 {
     static const char units[] = "smhd";
     static const unsigned seconds[] = {1, 60, 3600, 86400};
@@ -272,11 +299,11 @@ static int set_duration(json_t *body, const char *text, struct err *err)
     }
     unit = *end != '\0' ? strchr(units, *end) : units;
     if (text[0] < '0' || text[0] > '9' || unit == NULL || (*end != '\0' && end[1] != '\0') ||
-        number == 0 || number > 1000000000) {
-        return err_set(err, -EINVAL, "--expires takes a time such as 30d, 12h or 90m");
+        number > 1000000000) {
+        return err_set(err, -EINVAL, "%s takes a time such as 30d, 12h or 90m, not \"%.40s\"",
+                       option, text);
     }
-    (void)json_object_set_new(body, "expires_s",
-                              json_integer((json_int_t)number * seconds[unit - units]));
+    (void)json_object_set_new(body, name, json_integer((json_int_t)number * seconds[unit - units]));
     return 0;
 }
 
@@ -286,7 +313,33 @@ static int fill_token(const struct api_options *options, const struct args *args
     (void)args;
     object_set_text(body, "role", options->role);
     object_set_text(body, "project", options->of_project);
-    return set_duration(body, options->expires, err);
+    return set_duration(body, "expires_s", "--expires", options->expires, err);
+}
+
+static int fill_alarm(const struct api_options *options, const struct args *args, json_t *body,
+                      struct err *err)
+{
+    const struct alarm_options *alarm = &options->alarm;
+    uint64_t threshold = 0;
+    int rc;
+
+    (void)args;
+    if (alarm->metric == NULL || alarm->threshold == NULL) {
+        return err_set(err, -EINVAL, "an alarm needs --metric NAME and --threshold N");
+    }
+    if ((options->instance != NULL) == (alarm->tagged != NULL)) {
+        return err_set(err, -EINVAL,
+                       "say what it watches: --instance NAME, or --tagged NAME=VALUE");
+    }
+    rc = size_parse("--threshold", alarm->threshold, &threshold, err);
+    (void)json_object_set_new(body, "threshold", json_integer((json_int_t)threshold));
+    object_set_text(body, "metric", alarm->metric);
+    object_set_text(body, "comparison", alarm->comparison);
+    object_set_text(body, "instance", options->instance);
+    object_set_text(body, "tag", alarm->tagged);
+    object_set_text(body, "action", alarm->action);
+    object_set_text(body, "webhook", alarm->webhook);
+    return rc < 0 ? rc : set_duration(body, "for_s", "--for", alarm->for_time, err);
 }
 
 const struct collection collection_instances = {"instances", "instance", instance_columns, NULL};
@@ -300,6 +353,7 @@ const struct collection collection_tokens = {"tokens", "token", token_columns, f
 const struct collection collection_events = {"events", "event", event_columns, NULL};
 const struct collection collection_operations = {"operations", "operation", operation_columns,
                                                  NULL};
+const struct collection collection_alarms = {"alarms", "alarm", alarm_columns, fill_alarm};
 const struct collection collection_volumes = {"volumes", "volume", volume_columns, fill_volume};
 
 const struct collection collection_snapshots = {"snapshots", "snapshot", snapshot_columns,

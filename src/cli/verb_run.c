@@ -32,6 +32,7 @@ static int make_body(const struct run *run, json_t *body, struct err *err)
     int rc = object_set_size(body, "memory_mib", "--memory", options->memory, 20, err);
 
     rc = rc < 0 ? rc : object_set_size(body, "disk_gib", "--disk", options->disk, 30, err);
+    rc = rc < 0 ? rc : object_set_limits(body, &options->limits, err);
     object_set_text(body, "type", options->type);
     object_set_text(body, "engine", options->engine);
     object_set_text(body, "cmdline", options->cmdline);

@@ -23,6 +23,37 @@
     {                                                                                            \
         "--volumes", "SIZE", "size of all volumes", OPTION_TEXT, API(max_volumes)                \
     }
+#define SHARE_SPECS                                                                             \
+    {"--cpu-weight", "N", "share of busy CPUs, 1 to 10000 (100)", OPTION_TEXT,                  \
+     API(limits.cpu_weight)},                                                                   \
+        {"--cpu-cap", "PERCENT", "of its CPUs' time, never more; none: no cap", OPTION_TEXT,    \
+         API(limits.cpu_cap)},                                                                  \
+        {"--cpu-reserved", "PERCENT", "of one CPU, whoever else is busy", OPTION_TEXT,          \
+         API(limits.cpu_reserved)},                                                             \
+        {"--memory-limit", "SIZE", "for its whole process; none: no limit", OPTION_TEXT,        \
+         API(limits.memory_limit)},                                                             \
+        {"--disk-bps", "N", "bytes per second of its disk: 10M ...; none: any", OPTION_TEXT,    \
+         API(limits.disk_bps)},                                                                 \
+        {"--disk-iops", "N", "operations per second of its disk; none: any", OPTION_TEXT,       \
+         API(limits.disk_iops)},                                                                \
+        {"--net-bps", "N", "bytes per second of its network, each way; none: any", OPTION_TEXT, \
+         API(limits.net_bps)},                                                                  \
+    {                                                                                           \
+        "--net-pps", "N", "frames per second of its network, each way; none: any", OPTION_TEXT, \
+            API(limits.net_pps)                                                                 \
+    }
+#define INSTANCE_LIMIT_SPECS                                                            \
+    {"--max-cpus", "N", "virtual CPUs that it may get while it runs", OPTION_TEXT,      \
+     API(limits.max_cpus)},                                                             \
+        {"--max-memory", "SIZE", "memory that it may get while it runs", OPTION_TEXT,   \
+         API(limits.max_memory)},                                                       \
+        SHARE_SPECS,                                                                    \
+        {"--pinned-cpus", "LIST", "the host's CPUs that it runs on: 0-3,8; none: any",  \
+         OPTION_TEXT, API(limits.pinned_cpus)},                                         \
+    {                                                                                   \
+        "--balloon", "SIZE", "memory that its guest is asked to give back; none: none", \
+            OPTION_TEXT, API(limits.balloon)                                            \
+    }
 #define ROLE_SPECS                                                                     \
     {"--role", "ROLE", "viewer, member or admin", OPTION_TEXT, API(role)},             \
     {                                                                                  \
@@ -57,6 +88,7 @@ static const struct option_spec run_specs[] = {
     {"--memory", "SIZE", "512M, 2G ..., instead of the type's", OPTION_TEXT, API(memory)},
     {"--disk", "SIZE", "its disk, instead of the type's", OPTION_TEXT, API(disk)},
     {"--volume", "NAME", "a volume as one more disk; repeatable", OPTION_LIST, API(volumes)},
+    INSTANCE_LIMIT_SPECS,
     {"--engine", "ENGINE", "auto, kvm or soft (auto)", OPTION_TEXT, API(engine)},
     {"--forward", "H:G", "host port H reaches guest port G; repeatable", OPTION_LIST,
      API(forwards)},
@@ -106,12 +138,14 @@ static const struct option_spec resize_specs[] = {
     {"--cpus", "N", "virtual CPUs", OPTION_NUMBER, API(cpus)},
     {"--memory", "SIZE", "512M, 2G ...", OPTION_TEXT, API(memory)},
     {"--type", "TYPE", "what a type has", OPTION_TEXT, API(type)},
+    INSTANCE_LIMIT_SPECS,
     {.name = NULL},
 };
 static const struct option_spec type_specs[] = {
     {"--cpus", "N", "virtual CPUs", OPTION_NUMBER, API(cpus)},
     {"--memory", "SIZE", "512M, 2G ...", OPTION_TEXT, API(memory)},
     {"--disk", "SIZE", "its own disk (the image's)", OPTION_TEXT, API(disk)},
+    SHARE_SPECS,
     TAG_SPEC,
     JSON_SPEC,
     {.name = NULL},
@@ -130,6 +164,24 @@ static const struct option_spec user_specs[] = {
 static const struct option_spec token_specs[] = {
     ROLE_SPECS,
     {"--expires", "TIME", "30d, 12h, 90m ... (never)", OPTION_TEXT, API(expires)},
+    JSON_SPEC,
+    {.name = NULL},
+};
+
+static const struct option_spec alarm_specs[] = {
+    {"--instance", "NAME", "the instance that it watches", OPTION_TEXT, API(instance)},
+    {"--tagged", "NAME=VALUE", "watch each instance that has this tag, instead", OPTION_TEXT,
+     API(alarm.tagged)},
+    {"--metric", "NAME", "cpu_percent, memory_used_bytes ...: what is counted", OPTION_TEXT,
+     API(alarm.metric)},
+    {"--threshold", "N", "in the metric's unit; 2G for bytes", OPTION_TEXT, API(alarm.threshold)},
+    {"--comparison", "SIDE", "above or below it (above)", OPTION_TEXT, API(alarm.comparison)},
+    {"--for", "TIME", "how long it has to be there: 90, 5m ... (60)", OPTION_TEXT,
+     API(alarm.for_time)},
+    {"--action", "ACTION", "none, stop or reboot: done to the instance, once (none)", OPTION_TEXT,
+     API(alarm.action)},
+    {"--webhook", "URL", "an address that is told", OPTION_TEXT, API(alarm.webhook)},
+    TAG_SPEC,
     JSON_SPEC,
     {.name = NULL},
 };
@@ -161,8 +213,8 @@ const struct verb verbs_of_daemon[] = {
      verb_act, "pause"},
     {NULL, "resume", "[NAME...]", "let paused instances go on", all_specs, 0, 8, false, verb_act,
      "resume"},
-    {NULL, "resize", "NAME", "give an instance other CPUs and memory", resize_specs, 1, 1, false,
-     verb_resize, NULL},
+    {NULL, "resize", "NAME", "give an instance other CPUs, memory and limits", resize_specs, 1, 1,
+     false, verb_resize, NULL},
     {NULL, "delete", "NAME...", "delete instances and their disks", delete_specs, 0, 8, false,
      verb_delete, NULL},
     {NULL, "ssh", "[NAME] [-- COMMAND...]", "log in, or run a command, in a machine", ssh_specs, 0,
@@ -226,6 +278,10 @@ const struct verb verbs_of_daemon[] = {
      verb_object_create, &collection_tokens},
     {"token", "delete", "ID", "revoke an API token", NULL, 1, 1, false, verb_object_delete,
      &collection_tokens},
+    OBJECTS("alarm", "what watches instances", &collection_alarms),
+    {"alarm", "create", "NAME", "watch an instance, or all of a tag", alarm_specs, 1, 1, false,
+     verb_object_create, &collection_alarms},
+    DELETE("alarm", &collection_alarms),
     OBJECTS("operation", "work that is under way, and was", &collection_operations),
     {"operation", "wait", "ID", "wait until it has ended", NULL, 1, 1, false, verb_operation_wait,
      NULL},

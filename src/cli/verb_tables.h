@@ -8,6 +8,18 @@ extern const struct verb verbs_of_daemon[], verbs_of_files[];
 
 /* ---- verbs that ask the daemon ---- */
 
+/* What an instance may use: as the API's fields, but for sizes (cli/verb_limits.c). */
+struct limit_options {
+    const char *max_cpus, *max_memory;
+    const char *cpu_weight, *cpu_cap, *cpu_reserved, *pinned_cpus;
+    const char *memory_limit, *balloon;
+    const char *disk_bps, *disk_iops, *net_bps, *net_pps;
+};
+
+struct alarm_options {
+    const char *metric, *comparison, *threshold, *for_time, *tagged, *action, *webhook;
+};
+
 /* The options of all of them: each verb's table names those that it takes. */
 struct api_options {
     bool json, force, all, detach, wait_ready, ephemeral, fresh, follow;
@@ -17,6 +29,8 @@ struct api_options {
     const char *role, *of_project, *expires, *password_file;
     const char *max_instances, *max_cpus, *max_memory, *max_volumes;
     struct option_list filters, tags, forwards, volumes;
+    struct limit_options limits;
+    struct alarm_options alarm;
 };
 
 #define API_VERB(name) \

@@ -64,7 +64,7 @@ static void print_verb_help(FILE *out, const struct verb *v)
 
         (void)snprintf(left, sizeof(left), "%s%s%s", s->name, s->argument != NULL ? " " : "",
                        s->argument != NULL ? s->argument : "");
-        (void)fprintf(out, "  %-20s %s\n", left, s->help);
+        (void)fprintf(out, "  %-22s %s\n", left, s->help);
     }
 }
 

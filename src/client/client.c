@@ -236,6 +236,7 @@ static int fail_refused(const struct client *client, long status, const json_t *
     const json_t *error = json_object_get(answer, "error");
     const char *message = json_string_value(json_object_get(error, "message"));
     const char *code = json_string_value(json_object_get(error, "code"));
+    const char *field = json_string_value(json_object_get(error, "field"));
 
     if (status == 401 && client->authorization[0] == '\0') {
         return err_set(err, -EPERM,
@@ -245,6 +246,9 @@ static int fail_refused(const struct client *client, long status, const json_t *
     if (message == NULL) {
         return err_set(err, -EIO, "the daemon answers %ld without a reason: is it one of ours?",
                        status);
+    }
+    if (status == 400 && field != NULL && strstr(message, field) == NULL) {
+        return err_set(err, -EINVAL, "%.64s: %s", field, message);
     }
     return err_set(err, refusal_code(status, code != NULL ? code : ""), "%s", message);
 }

@@ -15,6 +15,7 @@ import subprocess
 import urllib.parse
 
 from harness import LIMIT_S, expect, free_port, run_tests
+from platform_rig import give_disk
 from test_cli import ENGINE, User
 
 
@@ -88,6 +89,63 @@ def live_through_all_states(_place):
     (row,) = json.loads(out)
     expect(row["name"] == "vm" and row["resident"] > 1 << 20 and row["cpu"] >= 0, row)
     expect("NAME" in user.run("top", "--interval", "1")[0], "no table")
+
+
+def limit_machines(_place):
+    """Set by run, changed while it runs by resize, shown; what is wrong is named."""
+    user = Shared.user
+    give_disk(user)
+    user.run("run", "busybox", "--name", "limited", "--engine", ENGINE, "--type", "micro", "--max-cpus", "2",
+             "--max-memory", "512M", "--cpu-weight", "200", "--cpu-cap", "50", "--cpu-reserved", "10",
+             "--pinned-cpus", "0", "--memory-limit", "1G", "--disk-bps", "10M", "--disk-iops", "500", "--net-bps", "1M",
+             "--net-pps", "1000", "--balloon", "16M", "--detach", "--wait")
+    made = {"max_cpus": 2, "max_memory_mib": 512, "cpu_weight": 200, "cpu_cap_percent": 50, "cpu_reserved_percent": 10,
+            "pinned_cpus": "0", "memory_limit_mib": 1024, "disk_bps": 10 << 20, "disk_iops": 500, "net_bps": 1 << 20,
+            "net_pps": 1000, "balloon_mib": 16}
+
+    def shown():
+        row = Shared.json("show", "limited")
+        return {name: row.get(name) for name in made}, row
+
+    expect(shown()[0] == made, f"{shown()}")
+    user.run("resize", "limited", "--cpu-weight", "none", "--cpu-cap", "75", "--cpu-reserved", "none", "--pinned-cpus",
+             "none", "--memory-limit", "2G", "--disk-bps", "none", "--disk-iops", "100", "--net-bps", "512K", "--net-pps",
+             "none", "--balloon", "none")
+    changed = {**made, "cpu_weight": 100, "cpu_cap_percent": 75, "cpu_reserved_percent": 0, "pinned_cpus": None,
+               "memory_limit_mib": 2048, "disk_bps": 0, "disk_iops": 100, "net_bps": 512 << 10, "net_pps": 0,
+               "balloon_mib": 0}
+    expect(shown()[0] == changed, f"{shown()}")
+    user.run("resize", "limited", "--cpus", "2", "--memory", "320M")
+    _, row = shown()
+    expect((row["cpus_now"], row["memory_now_mib"]) == (2, 320) and "restart_needed" not in row, row)
+    table = dict(line.split(None, 1) for line in user.run("show", "limited")[0].splitlines() if " " in line)
+    expect((table["cpu_cap_percent"].strip(), table["disk_iops"].strip()) == ("75 %", "100"), table)
+    before = shown()[0]
+    for words, status, name in (
+            (("--cpu-weight", "0"), 2, "cpu_weight"), (("--cpu-weight", "heavy"), 2, "--cpu-weight"),
+            (("--cpu-cap", "101"), 2, "cpu_cap_percent"), (("--cpu-cap", "-1"), 2, "--cpu-cap"),
+            (("--cpu-reserved", "1000"), 2, "cpu_reserved_percent"), (("--pinned-cpus", "1-"), 2, "pinned_cpus"),
+            (("--pinned-cpus", "1000"), 2, "pinned_cpus"), (("--memory-limit", "128M"), 2, "memory_limit_mib"),
+            (("--memory-limit", "1000K"), 2, "--memory-limit"), (("--balloon", "4G"), 2, "balloon_mib"),
+            (("--disk-bps", "fast"), 2, "--disk-bps"), (("--disk-iops", "1.5"), 2, "--disk-iops"),
+            (("--net-bps", "9999999T"), 2, "--net-bps"), (("--net-pps", "9" * 17), 2, "net_pps"),
+            (("--max-cpus", "99"), 2, "max_cpus"), (("--max-cpus", "3"), 4, "stopped"),
+            (("--max-memory", "1G"), 4, "stopped")):
+        _, err = user.run("resize", "limited", *words, status=status)
+        expect(name in err, f"{words}: {err}")
+        if status == 2:
+            _, err = user.run("run", "busybox", "--name", "never", "--type", "micro", "--detach", *words, status=2)
+            expect(name in err, f"run {words}: {err}")
+    expect(shown()[0] == before, f"something was changed: {shown()}")
+    user.run("stop", "--force", "limited")
+    user.run("resize", "limited", "--max-cpus", "none", "--max-memory", "1G")
+    now = shown()[0]
+    expect((now["max_cpus"], now["max_memory_mib"]) == (None, 1024), now)
+    user.run("delete", "limited")
+    user.run("type", "create", "slow", "--cpus", "1", "--memory", "128M", "--cpu-cap", "20", "--net-bps", "1M")
+    row = Shared.json("type", "show", "slow")
+    expect((row["cpu_cap_percent"], row["net_bps"]) == (20, 1 << 20), row)
+    user.run("type", "delete", "slow")
 
 
 def forward_ports(_place):
@@ -198,6 +256,42 @@ def keep_accounts(_place):
     user.run("type", "delete", "tiny")
     user.run("key", "create", "mine", secret, status=2)
     user.run("key", "create", "mine", "/nonexistent", status=2)
+
+
+def keep_alarms(_place):
+    user = Shared.user
+    user.run("alarm", "create", "busy", "--instance", "vm", "--metric", "cpu_percent", "--threshold", "90",
+             "--for", "5m", "--tag", "k=v")
+    user.run("alarm", "create", "busy", "--instance", "vm", "--metric", "cpu_percent", "--threshold", "1", status=4)
+    row = Shared.json("alarm", "show", "busy")
+    expect((row["metric"], row["comparison"], row["threshold"], row["for_s"], row["action"]) ==
+           ("cpu_percent", "above", 90, 300, "none"), row)
+    expect(row["instance"] == Shared.json("show", "vm")["id"] and row["tags"] == {"k": "v"}, row)
+    user.run("alarm", "create", "full", "--tagged", "env=test", "--metric", "memory_used_bytes", "--threshold", "2G",
+             "--comparison", "below", "--for", "0", "--action", "reboot", "--webhook", "https://example.org/")
+    row = Shared.json("alarm", "show", "full")
+    expect((row["tag"], row["threshold"], row["comparison"], row["for_s"], row["action"], row["webhook"]) ==
+           ("env=test", 2 << 30, "below", 0, "reboot", "https://example.org/"), row)
+    head, *rows = user.run("alarm", "list")[0].splitlines()
+    expect(head.split()[:3] == ["NAME", "STATE", "METRIC"] and
+           [row.split()[0] for row in rows] == ["busy", "full"], f"{head}\n{rows}")
+    expect([row["name"] for row in Shared.json("alarm", "list", "--filter", "tag.k=v")] == ["busy"], "the filter")
+    good = {"--instance": "vm", "--metric": "cpu_percent", "--threshold": "1"}
+    for wrong, status, names in (
+            ({"--instance": None}, 2, "--instance"), ({"--tagged": "env=test"}, 2, "--tagged"),
+            ({"--metric": None}, 2, "--metric"), ({"--metric": "happiness"}, 2, "metric"),
+            ({"--threshold": "many"}, 2, "--threshold"), ({"--for": "soon"}, 2, "--for"),
+            ({"--for": "13h"}, 2, "for_s"), ({"--comparison": "beside"}, 2, "comparison"),
+            ({"--action": "explode"}, 2, "action"), ({"--webhook": "ftp://example.org"}, 2, "webhook"),
+            ({"--instance": "nothing"}, 3, "nothing"), ({"--instance": None, "--tagged": "test"}, 2, "tag")):
+        words = [word for pair in {**good, **wrong}.items() if pair[1] for word in pair]
+        _, err = user.run("alarm", "create", "none", *words, status=status)
+        expect(names in err, f"{words}: {err}")
+    expect(user.run("complete", "alarm", "show", "b")[0].split() == ["busy"], "a name is completed")
+    expect(user.run("complete", "alarm", "create", "x", "--metric", "steal")[0].split() == ["steal_percent"], "metrics")
+    for name in ("busy", "full"):
+        user.run("alarm", "delete", name)
+    user.run("alarm", "show", "busy", status=3)
 
 
 def sign_in_by_link(_place):
@@ -337,9 +431,11 @@ def end(_place):
 TESTS = [
     ("a machine runs, is listed and shown", run_and_list),
     ("a machine goes through all states", live_through_all_states),
+    ("limits are set, changed while a machine runs, and shown", limit_machines),
     ("ports of a running machine are forwarded", forward_ports),
     ("volumes and snapshots are kept", keep_volumes_and_snapshots),
     ("projects, quotas, users and tokens are kept, and hold", keep_accounts),
+    ("alarms are kept", keep_alarms),
     ("a link signs in once", sign_in_by_link),
     ("what is wrong is refused in one sentence", refuse_what_is_wrong),
     ("machines and consoles outlive the daemon", outlive_the_daemon),
