@@ -243,7 +243,8 @@ int verb_completion(const struct cli *cli, const void *values, const struct args
                 "    found=(\"${(@f)$(corbel complete \"${(@)words[2,CURRENT]}\" 2>/dev/null)}\")\n"
                 "    if [[ -n \"$found\" ]]; then compadd -a found; else _files; fi\n"
                 "}\n"
-                "compdef _corbel corbel\n"},
+                "if [[ \"$funcstack[1]\" == _corbel ]]; then _corbel; else compdef _corbel corbel; "
+                "fi\n"},
         {"fish", "complete -c corbel -a '(corbel complete (commandline -opc)[2..-1] "
                  "(commandline -ct) 2>/dev/null)'\n"},
     };

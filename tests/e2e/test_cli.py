@@ -116,6 +116,23 @@ def diagnose_host(place):
         expect("sudo apt-get install openssh-client" in out, f"no mend in:\n{out}")
 
 
+def install_completion(place):
+    """What make install puts where the shells look: theirs, and in bash it completes a verb."""
+    root = place.path / "root"
+    subprocess.run(["meson", "install", "-C", BUILD, "--no-rebuild", "--tags", "runtime", "--destdir", root], check=True,
+                   stdout=subprocess.DEVNULL)
+    with User(place) as user:
+        (share,) = root.glob("**/share")
+        for shell, path in (("bash", "bash-completion/completions/corbel"), ("zsh", "zsh/site-functions/_corbel"),
+                            ("fish", "fish/vendor_completions.d/corbel.fish")):
+            expect((share / path).read_text() == user.run("completion", shell)[0], f"{shell}'s is another")
+        (program,) = root.glob("**/bin/corbel")
+        script = f"PATH='{program.parent}:$PATH'; . '{share}/bash-completion/completions/corbel'; " \
+                 "complete -p corbel; COMP_WORDS=(corbel al); COMP_CWORD=1; _corbel; printf '%s' \"${COMPREPLY[*]}\""
+        out = subprocess.run(["bash", "-ec", script], check=True, stdout=subprocess.PIPE, text=True).stdout
+        expect(out.splitlines() == ["complete -o default -F _corbel corbel", "alarm"], out)
+
+
 def live_through_busybox(place):
     with User(place) as user:
         user.use_image("busybox")
@@ -268,6 +285,7 @@ def build_twice_at_once(place):
 TESTS = [
     ("mistakes are explained in one sentence", explain_mistakes),
     ("doctor names what is missing and the mend", diagnose_host),
+    ("words are completed once it is installed", install_completion),
     ("busybox runs, is listed, stops and goes", live_through_busybox),
     ("an ephemeral machine leaves nothing", leave_nothing_of_ephemeral),
     ("the monitor's refusal is passed on", report_monitor_failure),

@@ -93,6 +93,11 @@ def live_without_systemd(place):
         expect(state.st_mode & 0o777 == 0o700 and state.st_uid != 0, f"{oct(state.st_mode)} {state.st_uid}")
         for program in ("corbel", "corbeld", "corbel-vmm"):
             expect(version(FIRST) in root.run(f"{program} --version"), program)
+        expect("debian" in root.run("corbel image catalogue"), "the images' catalogue and builders are missing")
+        for place in ("bash-completion/completions/corbel", "zsh/vendor-completions/_corbel",
+                      "fish/vendor_completions.d/corbel.fish"):
+            shell = place.partition("-" if place.startswith("bash") else "/")[0]
+            expect((root.path / "usr/share" / place).read_text() == root.run(f"corbel completion {shell}"), place)
         image = root.path / "var/lib/corbel/images/busybox"
         image.mkdir(parents=True)
         for name in ("vmlinuz", "initrd", "image.json"):
