@@ -26,6 +26,14 @@ int agent_open(struct compute *compute, const char *id, unsigned timeout_ms,
                struct agent *ret_agent, struct err *err) MUST_CHECK;
 void agent_close(struct agent *agent);
 
+/* What a call asks: the caller's turn at the agent of an instance, found by name or id; and one
+ * command of it. What went wrong is a fault of the call; ret_value NULL for an answer that tells nothing. */
+int agent_begin(struct compute *compute, const struct compute_call *call, const char *id,
+                struct agent *ret_agent, struct fault *fault) MUST_CHECK;
+int agent_ask(struct agent *agent, const char *command, json_t *arguments, json_t **ret_value,
+              struct fault *fault) MUST_CHECK;
+int agent_refuse_nonsense(const char *command, struct fault *fault) MUST_CHECK;
+
 /* Its version, fit to be shown. */
 int agent_version(struct agent *agent, char *out, size_t size, struct err *err) MUST_CHECK;
 /* Asks the guest to switch itself off; 0 when it was asked. */
