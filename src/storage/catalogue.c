@@ -2,6 +2,7 @@
 
 #include "base/io.h"
 #include "storage/fetch.h"
+#include "storage/json_text.h"
 
 #include <errno.h>
 #include <jansson.h>
@@ -11,22 +12,6 @@
 
 #define MAX_FILE_BYTES (1u << 20)
 #define MAX_ENTRIES 4096u
-
-/* A string member; absent leaves out empty. */
-static int take_text(const json_t *object, const char *key, char *out, size_t out_size)
-{
-    const json_t *member = json_object_get(object, key);
-
-    out[0] = '\0';
-    if (member == NULL) {
-        return 0;
-    }
-    if (!json_is_string(member) || json_string_length(member) >= out_size) {
-        return -EINVAL;
-    }
-    memcpy(out, json_string_value(member), json_string_length(member) + 1);
-    return 0;
-}
 
 static int check_entry(const struct catalogue_entry *entry)
 {
@@ -47,17 +32,18 @@ static int take_entry(const json_t *object, struct catalogue_entry *entry)
     char word[16];
     int rc = json_is_object(object) ? 0 : -EINVAL;
 
-    rc = rc < 0 ? rc : take_text(object, "name", entry->name, sizeof(entry->name));
+    rc = rc < 0 ? rc : json_text_copy(object, "name", entry->name, sizeof(entry->name));
     rc = rc < 0 ? rc
-                : take_text(object, "description", entry->description, sizeof(entry->description));
-    rc = rc < 0 ? rc : take_text(object, "url", entry->url, sizeof(entry->url));
-    rc = rc < 0 ? rc : take_text(object, "checksum", entry->checksum, sizeof(entry->checksum));
+                : json_text_copy(object, "description", entry->description,
+                                 sizeof(entry->description));
+    rc = rc < 0 ? rc : json_text_copy(object, "url", entry->url, sizeof(entry->url));
+    rc = rc < 0 ? rc : json_text_copy(object, "checksum", entry->checksum, sizeof(entry->checksum));
     rc = rc < 0 ? rc
-                : take_text(object, "checksums_url", entry->checksums_url,
-                            sizeof(entry->checksums_url));
-    rc = rc < 0 ? rc : take_text(object, "format", word, sizeof(word));
+                : json_text_copy(object, "checksums_url", entry->checksums_url,
+                                 sizeof(entry->checksums_url));
+    rc = rc < 0 ? rc : json_text_copy(object, "format", word, sizeof(word));
     rc = rc < 0 ? rc : import_format_parse(word, &entry->format);
-    rc = rc < 0 ? rc : take_text(object, "compression", word, sizeof(word));
+    rc = rc < 0 ? rc : json_text_copy(object, "compression", word, sizeof(word));
     rc = rc < 0 ? rc
                 : import_compression_parse(word[0] != '\0' ? word : "none", &entry->compression);
     return rc < 0 ? rc : check_entry(entry);

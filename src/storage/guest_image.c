@@ -2,6 +2,7 @@
 
 #include "base/io.h"
 #include "base/path.h"
+#include "storage/json_text.h"
 
 #include <errno.h>
 #include <jansson.h>
@@ -10,41 +11,25 @@
 
 #define IMAGE_JSON_MAX_BYTES (64u << 10)
 
-/* Copies a string member; absent leaves out empty, another type or a long text is an error. */
-static int copy_text(const json_t *object, const char *key, char *out, size_t out_size)
-{
-    const json_t *member = json_object_get(object, key);
-
-    out[0] = '\0';
-    if (member == NULL) {
-        return 0;
-    }
-    if (!json_is_string(member) || json_string_length(member) >= out_size) {
-        return -EINVAL;
-    }
-    memcpy(out, json_string_value(member), json_string_length(member) + 1);
-    return 0;
-}
-
 static int fill_image(const json_t *object, struct image *image)
 {
     json_int_t memory = json_integer_value(json_object_get(object, "memory_mib"));
     int rc = json_is_object(object) ? 0 : -EINVAL;
 
     if (rc == 0) {
-        rc = copy_text(object, "kind", image->kind, sizeof(image->kind));
+        rc = json_text_copy(object, "kind", image->kind, sizeof(image->kind));
     }
     if (rc == 0) {
-        rc = copy_text(object, "kernel", image->kernel, sizeof(image->kernel));
+        rc = json_text_copy(object, "kernel", image->kernel, sizeof(image->kernel));
     }
     if (rc == 0) {
-        rc = copy_text(object, "cmdline", image->cmdline, sizeof(image->cmdline));
+        rc = json_text_copy(object, "cmdline", image->cmdline, sizeof(image->cmdline));
     }
     if (rc == 0) {
-        rc = copy_text(object, "ready", image->ready, sizeof(image->ready));
+        rc = json_text_copy(object, "ready", image->ready, sizeof(image->ready));
     }
     if (rc == 0) {
-        rc = copy_text(object, "user", image->user, sizeof(image->user));
+        rc = json_text_copy(object, "user", image->user, sizeof(image->user));
     }
     if (rc == 0 && (memory < 16 || memory > 1 << 20)) {
         rc = -EINVAL;
