@@ -536,6 +536,12 @@ void code_cache_invalidate(struct translator *t, gpa_t start, uint64_t len)
     }
 }
 
+/* A table that may be empty from now on; its memory reads as zeroes. */
+static void give_back(void *table, size_t bytes)
+{
+    (void)madvise(table, bytes, MADV_DONTNEED);
+}
+
 void code_cache_reset(struct translator *t)
 {
     for (unsigned i = 0; i < PAGE_BUCKETS; i++) {
@@ -559,4 +565,23 @@ void code_cache_reset(struct translator *t)
     t->released_bytes = 0;
     t->stat_flushes++;
     atomic_fetch_add(&t->generation, 1);
+}
+
+void code_cache_trim(struct translator *t)
+{
+    uint32_t kept = (t->thunk_bytes + (uint32_t)PAGE_MASK) & ~(uint32_t)PAGE_MASK;
+
+    code_cache_reset(t);
+    give_back(t->arena, t->arena_bytes);
+    give_back(t->units, CODE_CACHE_BUCKETS * sizeof(*t->units));
+    give_back(t->pages, PAGE_BUCKETS * sizeof(struct code_page *));
+    give_back(t->by_code, t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
+    give_back(t->exits, t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
+    give_back(t->heads, CODE_CACHE_FILTER_BITS / 8);
+    give_back(t->checked, CODE_CACHE_FILTER_BITS / 8);
+    give_back(t->roaming, CODE_CACHE_FILTER_BITS / 8);
+    give_back(t->narrow, CODE_CACHE_FILTER_BITS / 8);
+    give_back(t->accesses, t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
+    /* Of the memfd, and so of both mappings. */
+    (void)madvise(t->rw + kept, t->size_bytes - kept, MADV_REMOVE);
 }

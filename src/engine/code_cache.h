@@ -462,5 +462,7 @@ void code_cache_invalidate(struct translator *translator, gpa_t start, uint64_t 
 
 /* Drops everything. Engine lock held, no vCPU in code. */
 void code_cache_reset(struct translator *translator);
+/* The same, and the host gets back the memory that it took. */
+void code_cache_trim(struct translator *translator);
 
 #endif

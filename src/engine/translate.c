@@ -24,6 +24,8 @@
 #define PAGE_MASK ((uint64_t)GMEM_PAGE_BYTES - 1)
 #define HWCAP2_FSGSBASE 2u
 #define TIMED_UNITS 16u /* of so many, one */
+/* With less than this translated there is nothing to gain by dropping it. */
+#define TRIM_MIN_BYTES (2u << 20)
 
 /* The vCPU of this thread: writes to code are told of by their address alone. */
 static _Thread_local struct engine_vcpu *own_vcpu;
@@ -119,7 +121,8 @@ void translate_sync_vcpu(struct engine_vcpu *other)
     }
 }
 
-static void drop_everything(struct engine_vcpu *v)
+/* Engine lock held. */
+static void drop_everything(struct engine_vcpu *v, void (*drop)(struct translator *translator))
 {
     struct translator *t = v->vm->translator;
 
@@ -131,9 +134,20 @@ static void drop_everything(struct engine_vcpu *v)
             translate_sync_vcpu(other);
         }
     }
-    code_cache_reset(t);
+    drop(t);
     /* No vCPU is in code, so none uses its jump cache now; each empties its own. */
     atomic_store(&t->stop, false);
+}
+
+void translate_trim(struct engine_vcpu *v)
+{
+    struct translator *t = v->vm->translator;
+
+    mutex_lock(&v->vm->lock);
+    if (t->used_bytes - t->thunk_bytes >= TRIM_MIN_BYTES) {
+        drop_everything(v, code_cache_trim);
+    }
+    mutex_unlock(&v->vm->lock);
 }
 
 /* The guest is not for the mirror: kernel code, too, is translated with checks. */
@@ -144,7 +158,7 @@ static void stop_mirroring(struct engine_vcpu *v)
     mutex_lock(&v->vm->lock);
     if (t->is_mirrored) {
         t->is_mirrored = false;
-        drop_everything(v);
+        drop_everything(v, code_cache_reset);
         mirror_drop(v->vm->mirror);
     }
     mutex_unlock(&v->vm->lock);
@@ -215,7 +229,7 @@ static struct unit *translate_locked(struct engine_vcpu *v, const uint8_t *host,
     struct unit *unit;
 
     if (!code_cache_room(t)) {
-        drop_everything(v);
+        drop_everything(v, code_cache_reset);
     }
     protect_code(v, start);
     unit = xlate_alias(t, (uintptr_t)host, mode);

@@ -41,6 +41,10 @@ unsigned translate_unit_length(struct engine_vcpu *v);
 /* Runs one unit without going on to the next; TRANSLATE_INTERP also when there is none. */
 enum translate_result translate_run_one(struct engine_vcpu *v);
 
+/* Drops all translated code and gives its memory back when that is worth it: for a guest that
+ * rests, and needs little of what it ran once. The vCPU's thread. */
+void translate_trim(struct engine_vcpu *v);
+
 /* Waits until no vCPU but v runs an instruction that it had begun before. Engine lock held. */
 void translate_sync_vcpu(struct engine_vcpu *other);
 

@@ -38,6 +38,10 @@ struct executor_thread {
     int timer;          /* of the kernel's: sends the kick signal */
     uint32_t wake_seen; /* the page's wake when all was looked at */
     int eoi;            /* a vector whose end the monitor is to know, or -1 */
+    uint64_t
+        rest_since; /* rest.c, by the CPU's clock: since when its sleep is added up; 0: not yet */
+    uint64_t rest_asleep;
+    uint64_t rest_stretch;
     _Atomic uint64_t stat_accesses;
     _Atomic uint64_t stat_halts;
 };
@@ -60,6 +64,10 @@ bool executor_apic_requests(struct executor_thread *t);
 void executor_apic_get(struct executor_thread *t, struct vcpu_state *state);
 void executor_apic_set(struct executor_thread *t, const struct vcpu_state *state);
 void executor_apic_reset(struct executor_thread *t);
+
+/* rest.c. What a vCPU does before it sleeps, and after it. */
+uint64_t executor_rest_begin(struct executor_thread *t);
+void executor_rest_end(struct executor_thread *t, uint64_t since);
 
 /* bell.c. Waits until the bell is no longer at seen; the new count. */
 uint32_t executor_bell_wait(struct executor_bell *bell, uint32_t seen);

@@ -2,6 +2,7 @@
  * What a process is left with that may be the guest's: its own memory, the
  * guest's, and a few system calls with fixed arguments. Everything else ends it.
  */
+#include "engine/layout.h"
 #include "executor/executor.h"
 #include "executor/native.h"
 
@@ -105,6 +106,25 @@ static void allow_mmap(struct filter *f)
     add_return(f, SECCOMP_RET_KILL_PROCESS);
 }
 
+/* madvise(): memory given back, or asked for; of the code cache's memfd given back, too, which is
+ * where mappings are put that ask for no place. */
+static void allow_madvise(struct filter *f)
+{
+    begin(f, SYS_madvise, 12);
+    add(f, BPF_LD | BPF_W | BPF_ABS, ARG_LOW(2), 0, 0);
+    add(f, BPF_JMP | BPF_JEQ | BPF_K, MADV_DONTNEED, 9, 0);
+    add(f, BPF_JMP | BPF_JEQ | BPF_K, MADV_POPULATE_READ, 8, 0);
+    add(f, BPF_JMP | BPF_JEQ | BPF_K, MADV_POPULATE_WRITE, 7, 0);
+    add(f, BPF_JMP | BPF_JEQ | BPF_K, MADV_REMOVE, 0, 5);
+    add(f, BPF_LD | BPF_W | BPF_ABS, ARG_HIGH(0), 0, 0);
+    add(f, BPF_JMP | BPF_JGE | BPF_K, LAYOUT_PLACED_END >> 32, 3, 0);
+    add(f, BPF_JMP | BPF_JGT | BPF_K, 0, 3, 0);
+    add(f, BPF_LD | BPF_W | BPF_ABS, ARG_LOW(0), 0, 0);
+    add(f, BPF_JMP | BPF_JGE | BPF_K, LAYOUT_PLACED, 1, 0);
+    add_return(f, SECCOMP_RET_KILL_PROCESS);
+    add_return(f, SECCOMP_RET_ALLOW);
+}
+
 /* tgkill(): the kick signal, to a thread of our own. */
 static void allow_tgkill(struct filter *f)
 {
@@ -158,7 +178,6 @@ static void build(struct filter *f)
 {
     static const uint32_t futex_ops[] = {FUTEX_WAIT, FUTEX_WAKE, FUTEX_WAIT | FUTEX_PRIVATE_FLAG,
                                          FUTEX_WAKE | FUTEX_PRIVATE_FLAG};
-    static const uint32_t advices[] = {MADV_DONTNEED, MADV_POPULATE_READ, MADV_POPULATE_WRITE};
     static const uint32_t bases[] = {ARCH_SET_GS};
 
     add(f, BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch), 0, 0);
@@ -170,7 +189,7 @@ static void build(struct filter *f)
     allow_mmap(f);
     allow(f, SYS_munmap);
     allow_mprotect(f);
-    allow_if(f, SYS_madvise, 2, advices, ARRAY_LEN(advices));
+    allow_madvise(f);
     allow_tgkill(f);
     allow_timer_settime(f);
     allow(f, SYS_clock_gettime);

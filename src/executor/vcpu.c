@@ -204,6 +204,7 @@ static void halt(struct executor_thread *t)
 {
     struct executor_vcpu *page = t->page;
     bool can_take = engine_can_take_interrupt(t->vcpu);
+    uint64_t since = executor_rest_begin(t);
 
     atomic_fetch_add_explicit(&t->stat_halts, 1, memory_order_relaxed);
     atomic_store(&page->place, EXECUTOR_ASLEEP);
@@ -218,6 +219,7 @@ static void halt(struct executor_thread *t)
         (void)syscall(SYS_futex, &page->wake, FUTEX_WAIT, wake, NULL, NULL, 0);
     }
     atomic_store(&page->place, EXECUTOR_OUTSIDE);
+    executor_rest_end(t, since);
 }
 
 /* Does the monitor want to look where its thread and ours run? */

@@ -17,6 +17,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 
 #define MEMORY (16u << 20)
@@ -410,31 +411,85 @@ static void test_no_end(void **state)
     test_free(st);
 }
 
+/* So many units, each of which counts in memory, and the end. */
+#define COUNTING_BLOCKS 60000u
+#define COUNTING_AT 0x400000u
+#define COUNTED 0x380100u
+
+static void start_counting(struct vm *m, uint64_t cache_bytes)
+{
+    /* addl $1, 0x380100; jmp +3; nops */
+    static const uint8_t block[] = {0x83, 0x04, 0x25, 0x00, 0x01, 0x38, 0x00, 0x01,
+                                    0xe9, 0x03, 0x00, 0x00, 0x00, 0x90, 0x90, 0x90};
+    uint8_t *code = test_calloc(COUNTING_BLOCKS + 1, sizeof(block));
+
+    for (unsigned i = 0; i < COUNTING_BLOCKS; i++) {
+        memcpy(code + i * sizeof(block), block, sizeof(block));
+    }
+    memcpy(code + COUNTING_BLOCKS * sizeof(block), "\xe6\xf4", 2);
+    vm_start(m, false, cache_bytes, code, (COUNTING_BLOCKS + 1) * sizeof(block), COUNTING_AT);
+    test_free(code);
+}
+
+static uint32_t counted(const struct vm *m)
+{
+    return *(uint32_t *)(void *)gmem_host(m->gmem, gpa(COUNTED), 4);
+}
+
 /* More code than the cache holds: it is dropped and made again. */
 static void test_cache_full(void **state)
 {
-    enum { BLOCKS = 60000, BLOCK_BYTES = 16 };
-    uint8_t *code = test_calloc(BLOCKS + 1, BLOCK_BYTES);
+    struct vm m;
+
+    (void)state;
+    start_counting(&m, 1u << 20);
+    run_to_end(&m);
+    assert_int_equal(counted(&m), COUNTING_BLOCKS);
+    assert_true(stat_of(&m, "translator_flushes") > 0);
+    vm_stop(&m);
+}
+
+/* KiB of the host's memory that translated code takes, in either of its mappings. */
+static unsigned long code_kib(void)
+{
+    FILE *maps = fopen("/proc/self/smaps", "r");
+    unsigned long kib, sum = 0;
+    char line[512];
+    bool is_code = false;
+
+    assert_non_null(maps);
+    while (fgets(line, sizeof(line), maps) != NULL) {
+        is_code = strchr(line, '-') != NULL && strchr(line, '-') < strchr(line, ' ')
+                      ? strstr(line, "corbel-code") != NULL
+                      : is_code;
+        if (is_code && sscanf(line, "Rss: %lu kB", &kib) == 1) {
+            sum += kib;
+        }
+    }
+    (void)fclose(maps);
+    return sum;
+}
+
+/* What a guest at rest ran once takes no memory, and runs again. */
+static void test_trim(void **state)
+{
     struct vcpu_state *st = test_calloc(1, sizeof(*st));
     struct vm m;
 
     (void)state;
-    for (unsigned i = 0; i < BLOCKS; i++) {
-        /* addl $1, 0x380100; jmp +3; nops: twice, see below */
-        static const uint8_t block[BLOCK_BYTES] = {0x83, 0x04, 0x25, 0x00, 0x01, 0x38, 0x00, 0x01,
-                                                   0xe9, 0x03, 0x00, 0x00, 0x00, 0x90, 0x90, 0x90};
-
-        memcpy(code + i * BLOCK_BYTES, block, BLOCK_BYTES);
-    }
-    memcpy(code + BLOCKS * BLOCK_BYTES, "\xe6\xf4", 2);
-    vm_start(&m, false, 1u << 20, code, (BLOCKS + 1) * BLOCK_BYTES, 0x400000);
+    start_counting(&m, 0);
     run_to_end(&m);
+    assert_true(code_kib() > 3072);
     assert_int_equal(engine_accel_ops.get_state(m.vcpu, st), 0);
-    assert_int_equal(*(uint32_t *)(void *)gmem_host(m.gmem, gpa(0x380100), 4), BLOCKS);
-    assert_true(stat_of(&m, "translator_flushes") > 0);
+    engine_trim(m.vcpu);
+    assert_true(code_kib() < 512);
+    st->rip = COUNTING_AT;
+    assert_int_equal(engine_accel_ops.set_state(m.vcpu, st), 0);
+    run_to_end(&m);
+    assert_int_equal(counted(&m), 2 * COUNTING_BLOCKS);
+    assert_int_equal(stat_of(&m, "translator_flushes"), 1);
     vm_stop(&m);
     test_free(st);
-    test_free(code);
 }
 
 /* An endless loop without memory, one with, and one of calls: a kick ends each run(). */
@@ -594,6 +649,7 @@ int main(void)
         cmocka_unit_test(test_segments),
         cmocka_unit_test(test_gather),
         cmocka_unit_test(test_cache_full),
+        cmocka_unit_test(test_trim),
         cmocka_unit_test(test_kick),
         cmocka_unit_test(test_split_locks_are_not_for_the_host),
     };
