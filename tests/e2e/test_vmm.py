@@ -327,6 +327,27 @@ def test_sleep_of_halted_guests(_):
         expect_asleep(halted, deaf)
 
 
+def wakes_of(counters):
+    """How often vCPUs came to sleep and what ended it, wherever their local APICs are."""
+    return {name: counters[name] for name in ("vcpu.halts", "apic_halts", "interrupts", "exits",
+                                              "vcpu.pio", "vcpu.mmio", "vcpu.msr", "vcpu.other")
+            if name in counters}
+
+
+def test_sleep_of_a_guest_whose_counters_are_read(directory):
+    path = directory / "control"
+    with started(*flags("h", "--control", str(path))) as process:
+        client = Control(path)
+        before = {}
+        while not before.get("vcpu.halts", 0) + before.get("apic_halts", 0):
+            before = wakes_of(client.expect_ok("statistics")["statistics"])
+        expect(client.expect_ok("status")["state"] == "running", "it runs")
+        for _ in range(300):
+            now = wakes_of(client.expect_ok("statistics")["statistics"])
+            expect(now == before, f"woken: {before}, then {now}")
+        process.kill()
+
+
 def test_sleep_of_a_paused_machine(directory):
     path = directory / "control"
     with started(*flags("c", "--control", str(path))) as ticking, \
