@@ -39,7 +39,7 @@ def find_hierarchies(*controls):
 def delegated_groups():
     """A control group for CPU time and one for CPUs that the ordinary user may make others in: its
     name and its directories; "" and none where this host lets us make none."""
-    name = f"corbel-test-{os.getpid()}"
+    name = f"corbel-test-{os.getpid()}-{threading.get_native_id()}"
     hierarchies = find_hierarchies("cpu", "cpuset") if os.geteuid() == 0 else []
     folders = [hierarchy / name for hierarchy in hierarchies]
     try:

@@ -4,6 +4,7 @@
 usage: test_platform.py [--full]    (--full: as `make test-platform` runs it)
 """
 
+import concurrent.futures
 import contextlib
 import http.client
 import json
@@ -20,6 +21,7 @@ from harness import BUILD, LIMIT_S, Workplace, expect, guest, run_tests
 from platform_rig import delegated_groups
 
 FULL = "--full" in sys.argv[1:]
+AT_ONCE = 3
 ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
 IMAGE_JSON = {"kind": "busybox", "kernel": "test", "cmdline": "console=ttyS0 quiet",
               "ready": "corbel-busybox: ready", "memory_mib": 128}
@@ -151,10 +153,15 @@ def is_alive(pid):
         return False
 
 
-def run_platform(place, *arguments):
+def prepare_platform(place):
     program = place.path / "platform"
     if not program.exists():
         place._copy(BUILD / "tests/platform/platform")
+    return program
+
+
+def run_platform(place, *arguments):
+    program = prepare_platform(place)
     image = pathlib.Path(guest("busybox").kernel).parent
     source = guest("busybox")
     folder = pathlib.Path(tempfile.mkdtemp(prefix="cplat-image-", dir="/tmp"))
@@ -169,15 +176,24 @@ def run_platform(place, *arguments):
                 place.wrap([program, "--vmm", place.vmm, "--image", folder, *arguments]),
                 check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT, text=True, timeout=20 * LIMIT_S)
-            expect(result.returncode == 0, result.stdout)
+            expect(result.returncode == 0, f"{arguments}:\n{result.stdout}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return image
 
 
 def survive_kills_at_each_step(place):
-    # Both sides of every step take minutes; every day, a part of them that another number begins.
-    run_platform(place, *(["--steps", "1"] if FULL else ["--steps", "7"]))
+    """Both sides of each step, each time that it comes. They wait more than they work: several at
+    the same time. Every day, a part of them that another number begins."""
+    if not FULL:
+        run_platform(place, "--steps", "19", "--first", str(int.from_bytes(os.urandom(2), "little")))
+        return
+    prepare_platform(place)
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        parts = [pool.submit(run_platform, place, "--steps", str(AT_ONCE), "--first", str(part))
+                 for part in range(AT_ONCE)]
+        for part in parts:
+            part.result()
 
 
 def survive_kills_at_random(place):

@@ -23,12 +23,21 @@
         }                                                                         \
     } while (0)
 
+#define RIG_MAX_STEPS 128
+
+/* How often each step, by its place in compute_steps(), was begun and done. */
+struct seen {
+    atomic_uint begun[RIG_MAX_STEPS], done[RIG_MAX_STEPS];
+};
+
 struct daemon {
     struct store *store;
     struct compute *compute;
     const char *kill_step; /* NULL: none by name */
     bool kill_when_done;
+    unsigned kill_at;      /* the how-manieth of that name, from 0 on */
     atomic_int steps_left; /* killed when it reaches 0 */
+    struct seen *seen;     /* NULL, or where what it does is counted, in memory shared with it */
 };
 
 extern const struct compute_call rig_call;
@@ -67,7 +76,8 @@ unsigned rig_count_fds(void);
 
 /* ---- the tests ---- */
 
-/* Every step, killed before it and after it; from the first on every every-th of all these. */
+/* Every time that a step comes, killed before it and after it; of all these every every-th, from the
+ * first on. */
 void test_steps(unsigned every, unsigned first);
 void test_random(unsigned operations, unsigned seed);
 void test_cycles(unsigned cycles);

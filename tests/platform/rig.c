@@ -24,12 +24,26 @@ static const char *vmm, *cgroup, *cgroup_dirs;
 
 const struct compute_call rig_call = {.project = COMPUTE_DEFAULT_PROJECT, .actor = "test"};
 
+/* Which step it is, and how many of them have come before. */
+static unsigned count_step(struct daemon *daemon, const char *name, bool is_done)
+{
+    unsigned count, index = 0;
+    const char *const *steps = compute_steps(&count);
+
+    while (index < count && strcmp(steps[index], name) != 0) {
+        index++;
+    }
+    CHECK(index < count && index < RIG_MAX_STEPS, "\"%s\" is no step that is known", name);
+    return atomic_fetch_add(is_done ? &daemon->seen->done[index] : &daemon->seen->begun[index], 1);
+}
+
 static void on_step(void *opaque, const char *step, bool is_done)
 {
     struct daemon *daemon = opaque;
+    unsigned before = daemon->seen != NULL ? count_step(daemon, step, is_done) : 0;
 
     if ((daemon->kill_step != NULL && strcmp(daemon->kill_step, step) == 0 &&
-         daemon->kill_when_done == is_done) ||
+         daemon->kill_when_done == is_done && daemon->kill_at == before) ||
         atomic_fetch_sub(&daemon->steps_left, 1) == 1) {
         (void)kill(getpid(), SIGKILL);
     }
