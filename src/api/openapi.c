@@ -62,6 +62,9 @@ static json_t *field_schema(const struct field *field)
     if (field->help != NULL) {
         (void)json_object_set_new(schema, "description", json_string(field->help));
     }
+    if ((field->access & FIELD_STOPPED) != 0) {
+        (void)json_object_set_new(schema, "x-only-while", json_string("stopped"));
+    }
     if (field->preset != NULL) {
         json_t *preset = json_loads(field->preset, JSON_DECODE_ANY, NULL);
         if (preset != NULL) {

@@ -247,6 +247,86 @@ def work_with_tenants(browser, platform):
     expect([user["name"] for user in platform.ok("GET", "/v1/users")["items"]] == ["ann"], "others are gone")
 
 
+def look_at_dialog(browser, name):
+    """The open dialog, dark and light, wide and narrow."""
+    for theme in ("dark", "light"):
+        browser.driver.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+        for size, word in ((WIDE, "wide"), (NARROW, "narrow")):
+            browser.driver.set_window_size(*size)
+            wide = browser.driver.execute_script("const d = document.querySelector('dialog[open]');"
+                                                 "return Math.max(d.scrollWidth - d.clientWidth, d.offsetWidth - innerWidth)")
+            expect(wide <= 0, f"{name} is {wide} pixels too wide at {size}")
+            browser.picture(f"{name}-{theme}-{word}")
+            browser.check_access(f"{name} {theme} {word}")
+            browser.driver.execute_script("document.querySelector('dialog[open] fieldset:last-of-type').scrollIntoView()")
+            browser.picture(f"{name}-end-{theme}-{word}")
+            browser.driver.execute_script("document.querySelector('dialog[open]').scrollTo(0, 0)")
+    browser.driver.set_window_size(*WIDE)
+
+
+def facts(browser):
+    return browser.driver.execute_script("return Object.fromEntries([...document.querySelectorAll('.facts > div')].map("
+                                         "one => [one.querySelector('dt').textContent, one.querySelector('dd').textContent]))")
+
+
+def resize_live(browser, platform):
+    """What the wizard said holds; what runs gets more; what has to wait for its end says so."""
+    wanted = {"max_cpus": 2, "cpu_weight": 200, "cpu_cap_percent": 90, "pinned_cpus": "0", "memory_limit_mib": 512,
+              "disk_iops": 5000, "net_bps": 10000000}
+    made = platform.ok("GET", "/v1/instances/web")
+    expect({name: made.get(name) for name in wanted} == wanted, f"{made}")
+    shown = facts(browser)
+    for text in ("weight 200", "at most 90 %", "on CPUs 0", "512 MiB", "5000 operations/s", "10 MB/s"):
+        expect(text in shown["Limits"], f"{text}: {shown}")
+    expect(shown["vCPUs"] == "1, up to 2 while it runs", f"{shown}")
+
+    browser.button("Resize").click()
+    browser.wait(lambda: browser.one("#field-cpu_weight").get_attribute("value") == "200", "what it has now")
+    for field in ("max_cpus", "max_memory_mib"):
+        expect(not browser.one(f"#field-{field}").is_enabled(), f"{field} of a running machine")
+        expect("only while it is stopped" in browser.one(f"#field-{field}-help").text, f"{field} does not say so")
+    look_at_dialog(browser, "resize")
+    # A refusal stands at its field; then it gets what fits.
+    browser.fill("pinned_cpus", "1000")
+    browser.button("Resize", "dialog").click()
+    browser.wait(lambda: "none of number 1000" in browser.one("#field-pinned_cpus-help.error").text, "the refusal")
+    told = [entry["message"] for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
+    expect(len([text for text in told if "/v1/session" not in text]) == 1, f"more than the refusal: {told}")
+    browser.one("#field-pinned_cpus").send_keys(Keys.CONTROL + "a", Keys.DELETE)
+    browser.fill("cpus", "3")
+    browser.wait(lambda: "when it is restarted" in browser.one("dialog .note").text, "that three are too many")
+    for field, value in (("cpus", "2"), ("memory_mib", "256"), ("cpu_weight", "50"), ("cpu_cap_percent", "0"), ("net_pps", "999")):
+        browser.fill(field, value)
+    browser.wait(lambda: "when it is restarted" not in browser.one("dialog .note").text, "that two are not")
+    browser.button("Resize", "dialog").click()
+    browser.wait(lambda: "has what it was to have" in browser.one(".toasts").text, "the end of the resize")
+    now = platform.ok("GET", "/v1/instances/web")
+    expect((now["state"], now["cpus_now"], now["memory_now_mib"], now["memory_limit_mib"]) == ("running", 2, 256, 640), f"{now}")
+    expect((now["cpu_weight"], now["cpu_cap_percent"], now["net_pps"]) == (50, 0, 999) and "pinned_cpus" not in now, f"{now}")
+    browser.wait(lambda: "weight 50" in facts(browser)["Limits"] and "on CPUs" not in facts(browser)["Limits"], "the new limits")
+
+    # What else can be changed keeps what it was.
+    browser.button("Change").click()
+    browser.wait(lambda: browser.one("#field-tags").get_attribute("value") == "env=prod", "its tags")
+    expect(not browser.one("#field-engine").is_enabled(), "the engine of a running machine")
+    browser.pick("restart", "never")
+    browser.button("Change", "dialog").click()
+    browser.wait(lambda: not browser.all("dialog[open]"), "the dialog's end")
+    now = platform.ok("GET", "/v1/instances/web")
+    expect((now["restart"], now["tags"], now["engine"]) == ("never", {"env": "prod"}, "soft"), f"{now}")
+
+    # Off, it may get more room, which holds from its next start.
+    browser.button("Stop").click()
+    browser.wait(lambda: any(b.text == "stopped" for b in browser.all(".facts .badge")), "its end")
+    browser.button("Resize").click()
+    browser.wait(lambda: "from its next start" in browser.one("dialog .note").text, "that it is off")
+    browser.fill("max_cpus", "4")
+    browser.button("Resize", "dialog").click()
+    browser.wait(lambda: not browser.all("dialog[open]"), "the dialog's end")
+    browser.button("Start").click()
+    browser.wait(lambda: facts(browser).get("vCPUs") == "2, up to 4 while it runs", "four CPUs at most")
+
+
 def look_at_charts(browser):
     """The last hour comes from history, with values as soon as there is a line of it."""
     browser.button("Hour", ".ranges").click()
@@ -304,6 +384,12 @@ def work_in_the_console(place):
             browser.pick("image", "busybox")
             browser.pick("engine", "soft")
             browser.fill("memory_mib", "128")
+            for field, value in (("max_cpus", "2"), ("cpu_weight", "200"), ("cpu_cap_percent", "90"), ("pinned_cpus", "0"),
+                                 ("memory_limit_mib", "512"), ("disk_iops", "5000"), ("net_bps", "10000000")):
+                browser.fill(field, value)
+            browser.driver.execute_script("document.querySelector('#field-cpu_weight').closest('fieldset').scrollIntoView()")
+            browser.picture("launch-limits")
+            browser.driver.execute_script("scrollTo(0, 0)")
             browser.picture("launch")
             browser.check_access("launch")
             browser.fill("tags", "env=prod")
@@ -316,6 +402,7 @@ def work_in_the_console(place):
             browser.picture("instance")
             browser.check_access("instance")
             look_at_charts(browser)
+            resize_live(browser, platform)
 
             browser.button("Console").click()
             browser.wait(lambda: "connected" in browser.text(), "the console's connection")

@@ -1,6 +1,6 @@
 // What can be done to instances, and when.
 
-import { post, remove } from "./api.js";
+import { get, post, remove } from "./api.js";
 import { attempt, show } from "./ui.jsx";
 
 export const ACTIONS = [
@@ -19,6 +19,14 @@ export async function actOn(action, instances) {
     attempt(() => post(`/v1/instances/${instance.id}/${action.name}`))));
   const count = done.filter(Boolean).length;
   if (count > 0) show(`${action.title}: ${count} instance${count > 1 ? "s" : ""}`);
+}
+
+// Waits for the operation of an answer, if there is one: as it ended.
+export async function finish({ operation }) {
+  while (operation && ["pending", "running"].includes(operation.state)) {
+    operation = await get(`/v1/operations/${operation.id}/wait`);
+  }
+  return operation;
 }
 
 export async function deleteAll(plural, objects) {

@@ -1,12 +1,13 @@
 // One instance: facts, actions, charts, console, events.
 
-import { useEffect, useState } from "preact/hooks";
-import { patch } from "./api.js";
+import { useState } from "preact/hooks";
+import { ChangeDialog } from "./change.jsx";
 import { useLive } from "./hooks.js";
 import { ACTIONS, actOn, canDo, deleteAll } from "./actions.js";
-import { address, bodySchema, EventTable, sizes } from "./pages.jsx";
+import { limitsOf, Resize, RESIZABLE, sizeFact } from "./limits.jsx";
+import { address, EventTable, sizes } from "./pages.jsx";
 import { size, tags } from "./format.js";
-import { attempt, Badge, Confirm, Dialog, Empty, Form, Page, Time } from "./ui.jsx";
+import { Badge, Confirm, Empty, Page, Time, title } from "./ui.jsx";
 import { InstanceCharts } from "./charts.jsx";
 import { SnapshotsOf } from "./snapshots.jsx";
 import { Console } from "./terminal.jsx";
@@ -15,8 +16,11 @@ function Facts({ instance }) {
   const live = useLive();
   const facts = [
     ["Id", <code>{instance.id}</code>], ["State", <Badge state={instance.state} />],
-    ["Reason", instance.reason], ["Type", instance.type], ["vCPUs", sizes(instance).cpus],
-    ["Memory", size(sizes(instance).memory)], ["Image", instance.image],
+    ["Reason", instance.reason], ["Type", instance.type], ["vCPUs", sizeFact(instance, sizes(instance).cpus, instance.cpus_now, instance.live_cpus, String)],
+    ["Memory", sizeFact(instance, sizes(instance).memory, instance.memory_now_mib, instance.live_memory_mib, size)],
+    ["Limits", limitsOf(instance)],
+    ["Not kept by this host", instance.unenforced && <span class="warn">{instance.unenforced.split(" ").map(title).join(", ")}</span>],
+    ["Restart", instance.restart_needed && <span class="warn">needed for all of its new size</span>], ["Image", instance.image],
     ["Snapshot", live.find("snapshot", instance.snapshot)?.name], ["Ports", address(instance)],
     ["To get in", instance.ssh_port && <code>corbel ssh {instance.name ?? instance.id}</code>],
     ["Engine", instance.engine_used ?? instance.engine], ["Restarts", instance.restarts || null], ["Tags", tags(instance)],
@@ -25,16 +29,10 @@ function Facts({ instance }) {
   return <dl class="facts">{facts.map(([name, value]) => <div key={name}><dt>{name}</dt><dd>{value}</dd></div>)}</dl>;
 }
 
-function Edit({ instance, onClose }) {
-  const [schema, setSchema] = useState(null);
-  useEffect(() => { attempt(() => bodySchema("/v1/instances/{id}", "patch")).then(setSchema); }, []);
-  return (
-    <Dialog title={`Change ${instance.name ?? instance.id}`} onClose={onClose}>
-      {schema && <Form schema={schema} verb="Change" onCancel={onClose}
-        onSubmit={async (values) => { await patch(`/v1/instances/${instance.id}`, values); onClose(); }} />}
-    </Dialog>
-  );
-}
+// Its own volumes, and those that nobody has.
+const volumesFor = (instance) => (live) => ({ volumes: live.all("volume")
+  .filter((volume) => volume.state === "available" || instance.volumes?.includes(volume.id))
+  .map((volume) => ({ value: volume.id, text: `${volume.name ?? volume.id}, ${volume.size_gib} GiB` })) });
 
 const TABS = ["overview", "console", "snapshots", "events"];
 
@@ -49,6 +47,7 @@ export function Instance({ id, tab = "overview", canChange }) {
     <Page title={instance.name ?? instance.id} actions={<>
       {ACTIONS.filter((action) => canDo(action, instance)).map((action) =>
         <button key={action.name} type="button" onClick={() => actOn(action, [instance])}>{action.title}</button>)}
+      <button type="button" onClick={() => setDialog("resize")}>Resize</button>
       <button type="button" onClick={() => setDialog("edit")}>Change</button>
       <button type="button" class="danger" onClick={() => setDialog("delete")}>Delete</button></>}>
       <nav class="tabs" aria-label="Parts of the instance">
@@ -60,7 +59,9 @@ export function Instance({ id, tab = "overview", canChange }) {
         : <Empty>The console is there while the instance runs.</Empty>)}
       {tab === "snapshots" && <SnapshotsOf instance={instance} canChange={canChange} />}
       {tab === "events" && <EventTable events={events} />}
-      {dialog === "edit" && <Edit instance={instance} onClose={() => setDialog(null)} />}
+      {dialog === "resize" && <Resize instance={instance} onClose={() => setDialog(null)} />}
+      {dialog === "edit" && <ChangeDialog instance={instance} verb="Change" isIn={(name) => !RESIZABLE.has(name)}
+        choices={volumesFor(instance)} onClose={() => setDialog(null)} />}
       {dialog === "delete" && <Confirm title="Delete instance" verb="Delete" onClose={() => setDialog(null)}
         text={`${instance.name ?? instance.id} is ended if it runs, and its disks go with it.`}
         onYes={() => { deleteAll("instances", [instance]); location.hash = "#/instances"; }} />}

@@ -1,7 +1,8 @@
 // The way to a new instance: from what, how large, with which disks, network and access, and
 // whether the project may have it.
 
-import { get, post } from "./api.js";
+import { post } from "./api.js";
+import { finish } from "./actions.js";
 import { useLive } from "./hooks.js";
 import { quotasOf, Quota } from "./tenants.jsx";
 import { choicesFor, useSchema } from "./pages.jsx";
@@ -10,14 +11,21 @@ import { Empty, Form, Page } from "./ui.jsx";
 
 const nameOf = (object) => object.name ?? object.id;
 
+// What may be changed of a machine that runs, within these two.
+export const ROOM = ["max_cpus", "max_memory_mib"];
+export const LIMITS = ["cpu_weight", "cpu_cap_percent", "cpu_reserved_percent", "pinned_cpus", "memory_limit_mib", "balloon_mib",
+  "disk_bps", "disk_iops", "net_bps", "net_pps"];
+
 // The fields of each part; what the interface has beyond these comes last, under "More".
 const PARTS = [
   { title: "Name and project", names: ["name", "project_of"] },
   { title: "What it begins as", names: ["image", "snapshot"] },
   { title: "Size", names: ["type", "cpus", "memory_mib", "disk_gib"] },
+  { title: "Resize while it runs", names: ROOM, isDense: true },
   { title: "Volumes", names: ["volumes", "new_volume_gib"] },
   { title: "Network", names: ["forwards"] },
   { title: "Access", names: ["key", "user_data"] },
+  { title: "Limits", names: LIMITS, isDense: true },
   { title: "Tags", names: ["tags"] },
 ];
 
@@ -34,13 +42,6 @@ function complete(schema, live, project) {
       new_volume_gib: { type: "integer", minimum: 1, maximum: 65536, description: "makes a new, empty volume of that size for it" },
     },
   };
-}
-
-async function finish(answer) {
-  let { operation } = answer;
-  while (["pending", "running"].includes(operation.state)) {
-    operation = await get(`/v1/operations/${operation.id}/wait`);
-  }
 }
 
 // Everything is checked before the first thing is made.

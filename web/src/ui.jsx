@@ -126,11 +126,13 @@ export function Confirm({ title, text, verb, onYes, onClose }) {
   );
 }
 
-// One input for one field of the interface's own description.
-function Input({ name, schema, value, required, error, onInput, options }) {
+// One input for one field of the interface's own description. barred: why it cannot be changed now.
+function Input({ name, schema, value, required, error, onInput, options, barred }) {
   const id = `field-${name}`;
+  const help = error ?? [schema.description, barred].filter(Boolean).join(". ");
   const common = {
     id, name, required,
+    disabled: Boolean(barred),
     "aria-invalid": error ? "true" : undefined,
     "aria-describedby": `${id}-help`,
   };
@@ -148,9 +150,9 @@ function Input({ name, schema, value, required, error, onInput, options }) {
         {options.length === 0 && <small>There is none.</small>}
         {options.map((choice) => (
           <label key={choice.value} class="choice">
-            <input type="checkbox" checked={chosen.has(choice.value)} onChange={() => toggle(choice.value)} /> {choice.text}
+            <input type="checkbox" disabled={Boolean(barred)} checked={chosen.has(choice.value)} onChange={() => toggle(choice.value)} /> {choice.text}
           </label>))}
-        <small id={`${id}-help`} class={error ? "error" : ""}>{error ?? schema.description ?? ""}</small>
+        <small id={`${id}-help`} class={error ? "error" : ""}>{help}</small>
       </div>);
   }
   if (options || schema.enum) {
@@ -169,10 +171,10 @@ function Input({ name, schema, value, required, error, onInput, options }) {
       placeholder={schema.default} onInput={(event) =>
         onInput(event.target.value === "" ? undefined : Number(event.target.value))} />;
   } else if (schema.type === "object") {
-    input = <input {...common} type="text" placeholder="name=value name=value"
+    input = <input {...common} type="text" placeholder="name=value name=value" defaultValue={writeTags(value)}
       onInput={(event) => onInput(readTags(event.target.value))} />;
   } else if (schema.type === "array" && schema.items?.type === "object") {
-    input = <input {...common} type="text" placeholder="8080:80 2222:22"
+    input = <input {...common} type="text" placeholder="8080:80 2222:22" defaultValue={writeForwards(value)}
       onInput={(event) => onInput(readForwards(event.target.value))} />;
   } else if (schema.type === "array") {
     input = <input {...common} type="text" placeholder="name name"
@@ -187,7 +189,7 @@ function Input({ name, schema, value, required, error, onInput, options }) {
     <div class="field">
       <label for={id}>{title(name)}{required ? " *" : ""}</label>
       {input}
-      <small id={`${id}-help`} class={error ? "error" : ""}>{error ?? schema.description ?? ""}</small>
+      <small id={`${id}-help`} class={error ? "error" : ""}>{help}</small>
     </div>
   );
 }
@@ -197,20 +199,31 @@ const readTags = (text) => Object.fromEntries(readWords(text).map((word) => {
   const [name, ...value] = word.split("=");
   return [name, value.join("=")];
 }));
+const writeTags = (tags) => Object.entries(tags ?? {}).map(([name, value]) => (value ? `${name}=${value}` : name)).join(" ");
+const writeForwards = (forwards) => (forwards ?? []).map((one) => `${one.host_port}:${one.guest_port}`).join(" ");
 const readForwards = (text) => readWords(text).map((word) => {
   const [host, guest] = word.split(":").map(Number);
   return { host_port: host, guest_port: guest };
 });
 
+// Where the interface's word alone would not do.
+const TITLES = {
+  max_cpus: "Most vCPUs while it runs", max_memory_mib: "Most memory while it runs (MiB)",
+  cpu_weight: "CPU weight", cpu_cap_percent: "CPU cap (%)", cpu_reserved_percent: "CPU reserved (% of one)", pinned_cpus: "Pinned to CPUs",
+  disk_bps: "Disk (bytes/s)", disk_iops: "Disk (operations/s)", net_bps: "Network (bytes/s)", net_pps: "Network (frames/s)",
+  bps: "Bytes/s", iops: "Operations/s",
+};
+
 export const title = (name) => {
+  if (name in TITLES) return TITLES[name];
   const words = name.replace(/_of$/, "").replace(/^cpus$/, "vCPUs").replace(/_mib$/, " (MiB)").replace(/_gib$/, " (GiB)").replace(/_bytes$/, "").replace(/_s$/, " (seconds)").replace(/_/g, " ");
   return words.startsWith("vCPU") ? words : words[0].toUpperCase() + words.slice(1);
 };
 
 // A form from a schema. choices: field -> [{value, text}] where another object is named.
-// sections: [{title, names}] puts fields in that order; what no section names comes last, as "More".
-// children(values) stands beside it.
-export function Form({ schema, verb, initial = {}, choices = {}, sections, children, onSubmit, onCancel }) {
+// sections: [{title, names, isDense}] puts fields in that order; what no section names comes last, as "More".
+// barred: field -> why it cannot be changed now. intro(values) stands above it, children(values) beside it.
+export function Form({ schema, verb, initial = {}, choices = {}, barred = {}, sections, intro, children, onSubmit, onCancel }) {
   const [values, setValues] = useState(initial);
   const [fault, setFault] = useState(null);
   const [isBusy, setBusy] = useState(false);
@@ -231,7 +244,7 @@ export function Form({ schema, verb, initial = {}, choices = {}, sections, child
   const set = (name, value) => setValues((before) => ({ ...before, [name]: value }));
   const input = (name) => (
     <Input key={name} name={name} schema={schema.properties[name]} value={values[name]}
-      required={schema.required?.includes(name)} options={choices[name]}
+      required={schema.required?.includes(name)} options={choices[name]} barred={barred[name]}
       error={fault?.field === name || fault?.field?.startsWith(`${name}.`) ? fault.message : null}
       onInput={(value) => set(name, value)} />);
   const placed = new Set((sections ?? []).flatMap((section) => section.names));
@@ -239,13 +252,14 @@ export function Form({ schema, verb, initial = {}, choices = {}, sections, child
   const isShown = fault && !(fault.field && names.some((name) => fault.field === name || fault.field.startsWith(`${name}.`)));
   const fields = (
     <>
+      {intro?.(values)}
       {!parts && names.map(input)}
       {parts?.map((part) => {
         const own = part.names.filter((name) => names.includes(name));
         return own.length > 0 && (
           <fieldset key={part.title}>
             <legend>{part.title}</legend>
-            {own.map(input)}
+            {part.isDense ? <div class="dense">{own.map(input)}</div> : own.map(input)}
           </fieldset>);
       })}
       {isShown && <p class="error" role="alert">{fault.message}</p>}
@@ -259,6 +273,12 @@ export function Form({ schema, verb, initial = {}, choices = {}, sections, child
       {children ? <div class="columns"><div>{fields}</div><aside>{children(values)}</aside></div> : fields}
     </form>
   );
+}
+
+// What a form says otherwise than it was; null takes a field back.
+export function changes(before, values) {
+  const differs = (name) => JSON.stringify(before[name] ?? null) !== JSON.stringify(values[name] ?? null);
+  return Object.fromEntries(Object.keys({ ...before, ...values }).filter(differs).map((name) => [name, values[name] ?? null]));
 }
 
 export function Toasts() {
