@@ -22,7 +22,8 @@ void native_user_begin_window(struct engine_vcpu *v)
     v->native.entries = 0;
     v->native.ways_out = 0;
     v->native.detours = 0;
-    v->native.shorts = 0;
+    v->native.inside = 0;
+    v->native.cost = 0;
     v->native.user_cycles = 0;
     v->native.is_sampled = false;
     v->native.since = __builtin_ia32_rdtsc();

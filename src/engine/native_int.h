@@ -100,8 +100,9 @@ struct native_user {
     uint8_t *ram; /* offset 0 of the memfd */
     uint64_t ram_pages;
     uint64_t cycles_per_ms;
-    bool is_always;           /* whether it pays or not */
-    bool host_has_more_state; /* XSAVE stores more than the guest's CPUID says */
+    _Atomic uint64_t hand_over; /* cycles that going in and out takes, about */
+    bool is_always;             /* whether it pays or not */
+    bool host_has_more_state;   /* XSAVE stores more than the guest's CPUID says */
     /* For each page of RAM, the spaces that may have it writable; above them, those that may
      * have it so twice. */
     _Atomic uint32_t *writers;
@@ -189,6 +190,21 @@ enum native_checked native_map_check(struct engine_vcpu *v, struct native_space 
 /* Does the code in the page tell what it should not when it runs on the host? next: bytes of the
  * page behind it, NULL: unknown. */
 bool native_scan_page(const uint8_t *page, const uint8_t *next, bool flag_cpuid, bool flag_xsave);
+
+/* ---- native_policy.c ---- */
+
+void native_policy_init(struct native_user *user);
+/* Between two instructions of user code; may promote. */
+bool native_policy_wants(struct engine_vcpu *v);
+/* waits: longer each time. */
+void native_policy_demote(struct native_user *user, struct native_space *space, bool waits);
+/* A run took so many cycles, of which so many were the guest's (it says). */
+void native_policy_note_run(struct engine_vcpu *v, uint64_t took, uint64_t inside,
+                            bool had_changes);
+/* It ended for a mapping, which is made once: a part of the cost is not counted. */
+void native_policy_note_mapping(struct engine_vcpu *v);
+/* After some runs: may demote. */
+void native_policy_judge(struct engine_vcpu *v, struct native_space *space);
 
 /* native_hook.c: the window in which a vCPU's ways between user code and kernel are counted. */
 void native_user_begin_window(struct engine_vcpu *v);

@@ -1,4 +1,4 @@
-/* Running user code natively: when, and what follows on each way out. */
+/* Running user code natively, and what follows on each way out. */
 #include "engine/native_int.h"
 
 #include "engine/interp.h"
@@ -10,29 +10,12 @@
 #define DR6_BS 0x4000u
 #define DR7_ENABLED 0xffull
 
-/* User code is looked at so often, in fractions of a millisecond. */
-#define LOOKS_PER_MS 2u
-/* Promoted when it has run for so long and entered the kernel less than once in so many ns of that... */
-#define PROMOTE_AFTER_NS 200000u
-#define PROMOTE_NS 16000u
-/* ... demoted when most stays in native code are shorter than that. */
-#define DEMOTE_NS 3000u
-#define DEMOTE_SAMPLE 64u
-#define DEMOTE_SHORTS 48u
-#define DEMOTE_MS 4u /* for so long the first time, then twice that, ... */
-#define DEMOTE_DOUBLINGS 6u
-
 /* Instructions of a flagged page that are interpreted before it is translated. */
 #define DETOUR_MAX 192u
 /* The same instruction faults so often although all is mapped. */
 #define FAULTS_MAX 3u
 
-static uint64_t cycles_of_ns(const struct native_user *user, uint64_t ns)
-{
-    return user->cycles_per_ms * ns / 1000000u;
-}
-
-/* ---- when ---- */
+/* ---- may it? ---- */
 
 static bool is_flat(const struct x86_segment *segment)
 {
@@ -77,101 +60,9 @@ static bool may_run(const struct engine_vcpu *v)
            is_undisturbed(v);
 }
 
-static void promote(struct engine_vcpu *v, uint64_t now)
-{
-    struct native_user *user = v->vm->native_user;
-    struct native_space *space;
-
-    mutex_lock(&user->lock);
-    space = native_space_find(user, v->st.cr3);
-    if (space == NULL || now >= space->not_before) {
-        space = native_space_take(user, v->st.cr3);
-    } else {
-        space = NULL;
-    }
-    if (space != NULL) {
-        space->used_at = now;
-        if (!atomic_exchange(&space->promoted, true)) {
-            native_count(&user->counts.promotions, 1);
-        }
-        v->native.wanted = true;
-        v->native.is_paused = false;
-    }
-    mutex_unlock(&user->lock);
-}
-
-static bool is_worth_it(const struct engine_vcpu *v)
-{
-    const struct native_user *user = v->vm->native_user;
-
-    return v->native.user_cycles >= cycles_of_ns(user, PROMOTE_AFTER_NS) &&
-           v->native.user_cycles >= v->native.entries * cycles_of_ns(user, PROMOTE_NS);
-}
-
 bool native_user_is_due(struct engine_vcpu *v)
 {
-    struct native_user *user = v->vm->native_user;
-    const struct native_space *space;
-    uint64_t now;
-
-    if (vcpu_state_cpl(&v->st) != 3) {
-        return false;
-    }
-    if (user->is_always) {
-        space = native_space_find(user, v->st.cr3);
-        v->native.wanted = space != NULL && atomic_load(&space->promoted);
-    }
-    if (!v->native.wanted || v->native.is_paused) {
-        now = __builtin_ia32_rdtsc();
-        if (!user->is_always && now - v->native.since < user->cycles_per_ms / LOOKS_PER_MS) {
-            return false;
-        }
-        if (v->native.is_sampled) {
-            native_user_note_sample(v, now);
-        }
-        if (v->native.is_paused || user->is_always || is_worth_it(v)) {
-            promote(v, now);
-        } else if (v->native.user_cycles < cycles_of_ns(user, PROMOTE_AFTER_NS)) {
-            native_user_note_user(v);
-            return false; /* too little is known yet */
-        }
-        native_user_begin_window(v);
-        native_user_note_user(v);
-    }
-    return v->native.wanted && !v->native.is_paused && may_run(v);
-}
-
-/* waits: longer each time. */
-static void demote(struct native_user *user, struct native_space *space, bool waits)
-{
-    native_count(&user->counts.demotions, 1);
-    mutex_lock(&user->lock);
-    atomic_store(&space->promoted, false);
-    space->not_before = 0;
-    if (waits) {
-        space->not_before =
-            __builtin_ia32_rdtsc() + (user->cycles_per_ms * DEMOTE_MS << space->demotions);
-        space->demotions += space->demotions < DEMOTE_DOUBLINGS ? 1 : 0;
-    }
-    mutex_unlock(&user->lock);
-}
-
-/* So many ways out, and so little between them? */
-static void note_way_out(struct engine_vcpu *v, struct native_space *space, uint64_t cycles)
-{
-    struct native_user *user = v->vm->native_user;
-
-    v->native.shorts += cycles < cycles_of_ns(user, DEMOTE_NS) ? 1 : 0;
-    if (++v->native.ways_out < DEMOTE_SAMPLE || user->is_always) {
-        return;
-    }
-    if (v->native.shorts > DEMOTE_SHORTS || v->native.detours > DEMOTE_SAMPLE / 2) {
-        demote(user, space, true);
-        v->native.wanted = false;
-    } else if (space->demotions > 0) {
-        space->demotions--;
-    }
-    native_user_begin_window(v);
+    return vcpu_state_cpl(&v->st) == 3 && native_policy_wants(v) && may_run(v);
 }
 
 /* ---- ways out ---- */
@@ -284,10 +175,13 @@ static int on_fault(struct engine_vcpu *v, struct native_space *space,
     switch (mapped) {
     case NATIVE_MAPPED:
         native_count(&user->counts.faults, 1);
+        native_policy_note_mapping(v);
         *ret_again = true;
         return 0;
     case NATIVE_RAISED:
         native_count(&user->counts.raised, 1);
+        v->native.raised = (struct native_raised){
+            .va = left->address, .error = left->error, .rip = v->st.rip, .cr3 = v->st.cr3};
         return raise(v);
     case NATIVE_FLAGGED:
         return detour(v);
@@ -311,10 +205,10 @@ static int act(struct engine_vcpu *v, struct native_space *space, const struct n
 
     switch (left->reason) {
     case NATIVE_SYSCALL:
-        note_way_out(v, space, left->cycles);
+        native_policy_judge(v, space);
         return on_syscall(v);
     case NATIVE_FAULT:
-        note_way_out(v, space, left->cycles);
+        native_policy_judge(v, space);
         return on_fault(v, space, left, ret_again);
     case NATIVE_TRAP:
         return on_trap(v);
@@ -382,7 +276,7 @@ static bool refresh(struct engine_vcpu *v, struct native_space *space)
         space->demotions = 0;
         mutex_unlock(&user->lock);
     }
-    demote(user, space, checked == NATIVE_LESSENED);
+    native_policy_demote(user, space, checked == NATIVE_LESSENED);
     return false;
 }
 
@@ -397,9 +291,10 @@ static void run_once(struct engine_vcpu *v, struct native_space *space, struct n
     v->st.rflags &= ~(uint64_t)X86_FLAG_RF;
     native->ops->run(native->opaque, native_space_index(user, space), v->base.index, &v->st,
                      v->native.batch.changes, v->native.batch.count, left);
-    v->native.batch.count = 0;
     took = __builtin_ia32_rdtsc() - begin;
     native_count(&user->counts.cycles, took);
+    native_policy_note_run(v, took, left->cycles, v->native.batch.count != 0);
+    v->native.batch.count = 0;
 }
 
 static bool has_flushed(const struct native_space *space)
@@ -420,6 +315,23 @@ static void make_changes(struct engine_vcpu *v, struct native_space *space)
     mutex_unlock(&space->lock);
 }
 
+/* The instruction whose page the guest's kernel was asked for begins again: it will want that now. */
+static void map_raised(struct engine_vcpu *v, struct native_space *space)
+{
+    struct native_raised raised = v->native.raised;
+
+    v->native.raised.cr3 = 0;
+    if (raised.cr3 != v->st.cr3 || raised.rip != v->st.rip) {
+        return;
+    }
+    mutex_lock(&space->lock);
+    if (native_map_fault(v, space, raised.va, raised.error, &v->native.batch) != NATIVE_MAPPED ||
+        v->vm->vcpu_count > 1) {
+        (void)!native_batch_flush(v->vm->native_user, space, &v->native.batch);
+    }
+    mutex_unlock(&space->lock);
+}
+
 int native_user_run(struct engine_vcpu *v)
 {
     struct native_space *space = enter(v);
@@ -431,6 +343,9 @@ int native_user_run(struct engine_vcpu *v)
         again = false;
     }
     v->native.batch.count = 0;
+    if (again) {
+        map_raised(v, space);
+    }
     atomic_store(&v->native.in, true);
     while (again && atomic_load(&v->kick) == 0) {
         struct native_left left = {.reason = NATIVE_KICK};

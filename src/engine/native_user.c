@@ -49,6 +49,7 @@ struct native_user *native_user_create(struct engine_vm *vm, const struct native
     user->ram = vm->ram[0].host;
     user->ram_pages = bytes / PAGE_BYTES;
     user->cycles_per_ms = (cpuid_tsc_hz() == 0 ? DEFAULT_TSC_HZ : cpuid_tsc_hz()) / 1000;
+    native_policy_init(user);
     user->host_has_more_state = host_has_more_state();
     mutex_init(&user->lock, LOCK_RANK_ENGINE);
     user->writers = user->ram_pages >= MAPPED_PAGES_MAX

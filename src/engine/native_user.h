@@ -37,6 +37,14 @@ struct native_batch {
     unsigned count;
 };
 
+/* A page fault of native code that was the guest's; cr3 0: none. */
+struct native_raised {
+    uint64_t va;
+    uint64_t rip;
+    uint64_t cr3;
+    uint32_t error;
+};
+
 /* Of a vCPU: struct engine_vcpu.native. Its thread's, but in. */
 struct native_vcpu {
     bool wanted;      /* user code of the current address space is to run natively */
@@ -49,12 +57,14 @@ struct native_vcpu {
     uint64_t user_cycles; /* in user mode since the window began, by samples */
     uint64_t cr3;         /* that the window is of */
     uint64_t since;       /* host TSC at which the window began */
-    uint32_t shorts;      /* of ways_out: native code had run for less than a hand-over takes */
-    uint32_t detours;     /* through flagged pages in it, which count as ways out, too */
-    uint32_t ways_out;    /* into the guest's kernel from native code in it */
+    uint64_t inside;      /* cycles of native code in it */
+    uint64_t cost;        /* ... and of what is around it */
+    uint32_t detours;     /* through flagged pages in it */
+    uint32_t ways_out;    /* of native code in it */
     uint64_t fault_va;    /* of the last fault that was answered by mapping */
     uint64_t fault_rip;
     uint32_t fault_count; /* so often in a row */
+    struct native_raised raised;
     struct native_batch batch;
 };
 

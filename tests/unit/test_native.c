@@ -476,6 +476,83 @@ static void test_lost_space_is_a_fault_of_the_guests_program(void **state)
     assert_int_equal(counter(n, "native_system_calls"), 1);
 }
 
+static void test_page_the_kernel_was_asked_for_is_there_at_once(void **state)
+{
+    struct native_rig *n = *state;
+    uint64_t rip;
+    unsigned runs;
+
+    RIG_CODE_AT(n->rig, RIG_USER, COPY_AND_CALL);
+    rig_map(n->rig, 0x51000, 0x51000, 0);
+    (void)prepare(n);
+    run(n);
+    rig_expect_vector(n->rig, X86_VEC_PF);
+    rip = rig_peek64(n->rig, n->rig->st.gpr[X86_RSP] + 8);
+    runs = n->runs;
+
+    rig_map(n->rig, 0x51000, 0x51000, P | RW | US);
+    to_user(n, rip);
+    run(n);
+    assert_int_equal(n->rig->st.rip, n->rig->st.lstar + 1);
+    assert_int_equal(rig_peek64(n->rig, 0x51000), 1);
+    assert_int_equal(n->runs, runs + 1);
+    assert_int_equal(rig_peek64(n->rig, RIG_PT + 0x51 * 8) & (A | D), A | D);
+}
+
+static void test_page_the_kernel_did_not_give_is_asked_for_again(void **state)
+{
+    struct native_rig *n = *state;
+    uint64_t rip;
+
+    RIG_CODE_AT(n->rig, RIG_USER, COPY_AND_CALL);
+    rig_map(n->rig, 0x51000, 0x51000, P | US | A);
+    (void)prepare(n);
+    run(n);
+    rip = rig_peek64(n->rig, n->rig->st.gpr[X86_RSP] + 8);
+    to_user(n, rip);
+    run(n);
+    rig_expect_vector(n->rig, X86_VEC_PF);
+    assert_int_equal(n->rig->st.cr2, 0x51000);
+    assert_int_equal(counter(n, "native_page_faults"), 2);
+    /* Somewhere else nothing is made ready. */
+    to_user(n, RIG_USER + 8);
+    rig_map(n->rig, 0x51000, 0x51000, P | RW | US);
+    run(n);
+    assert_int_equal(n->rig->st.rip, n->rig->st.lstar + 1);
+}
+
+/* So many stays, each of so many cycles, cost so much. */
+static bool stays_native(struct native_rig *n, struct native_space *space, uint64_t inside,
+                         uint64_t cost)
+{
+    atomic_store(&space->promoted, true);
+    n->v->native.wanted = true;
+    native_user_begin_window(n->v);
+    for (unsigned i = 0; i < 64; i++) {
+        native_policy_note_run(n->v, inside + cost, inside, false);
+        native_policy_judge(n->v, space);
+    }
+    return n->v->native.wanted && atomic_load(&space->promoted);
+}
+
+static void test_what_costs_more_than_it_gains_is_translated(void **state)
+{
+    struct native_rig *n = *state;
+    struct native_space *space = prepare(n);
+    uint64_t us = n->user->cycles_per_ms / 1000;
+
+    assert_true(stays_native(n, space, 30 * us, 10 * us));
+    assert_true(stays_native(n, space, 9 * us, 10 * us));
+    assert_int_equal(counter(n, "native_demotions"), 0);
+    assert_false(stays_native(n, space, 4 * us, 10 * us));
+    assert_int_equal(counter(n, "native_demotions"), 1);
+    assert_true(space->not_before > 0);
+    /* A host that took its CPU away for a while says nothing about the guest. */
+    assert_true(stays_native(n, space, 30 * us, 9000 * us));
+    /* Nor does a guest that claims more than went by. */
+    assert_false(stays_native(n, space, 0, 10 * us));
+}
+
 static void expect_translated(struct native_rig *n)
 {
     (void)prepare(n);
@@ -553,6 +630,12 @@ int main(void)
             test_instruction_that_tells_of_the_host_gives_the_guests_answer, setup, teardown),
         cmocka_unit_test_setup_teardown(test_space_without_room_begins_anew, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lost_space_is_a_fault_of_the_guests_program, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_page_the_kernel_was_asked_for_is_there_at_once, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_page_the_kernel_did_not_give_is_asked_for_again, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_what_costs_more_than_it_gains_is_translated, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(test_what_the_host_would_do_otherwise_is_translated, setup,
                                         teardown),
