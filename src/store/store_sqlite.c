@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <time.h>
 
 #define DEFAULT_KEEP_CHANGES 100000u
@@ -514,25 +513,6 @@ static const struct store_ops sqlite_ops = {
     .watch_close = sqlite_watch_close,
 };
 
-/* One process at a time; the lock goes with it, however it ends. */
-static int take_lock(struct sqlite_store *store, struct err *err)
-{
-    char path[PATH_MAX];
-    int n = snprintf(path, sizeof(path), "%s.lock", store->path);
-
-    if (n < 0 || (size_t)n >= sizeof(path)) {
-        return err_set(err, -ENAMETOOLONG, "the path %.60s... is too long", store->path);
-    }
-    store->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (store->lock_fd < 0) {
-        return err_set_errno(err, -errno, "%s cannot be opened", path);
-    }
-    if (flock(store->lock_fd, LOCK_EX | LOCK_NB) != 0) {
-        return err_set(err, -EBUSY, "another process has %s open", store->path);
-    }
-    return 0;
-}
-
 static struct sqlite_store *allocate(const struct store_sqlite_config *config)
 {
     struct sqlite_store *s = calloc(1, sizeof(*s));
@@ -565,7 +545,7 @@ int store_sqlite_open(const struct store_sqlite_config *config, struct err *err,
     n = snprintf(s->path, sizeof(s->path), "%s", config->path);
     rc = n < 0 || (size_t)n >= sizeof(s->path) - 8
              ? err_set(err, -ENAMETOOLONG, "the path %.60s... is too long", config->path)
-             : take_lock(s, err);
+             : sqlite_lock(s->path, &s->lock_fd, err);
     if (rc == 0) {
         rc = sqlite_file_open(s, err);
     }

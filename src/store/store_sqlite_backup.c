@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -167,20 +166,18 @@ static int put_back(const char *making, const char *path, struct err *err)
 
 int store_sqlite_restore(const char *backup, const char *path, struct err *err)
 {
-    char lock[PATH_MAX], making[PATH_MAX];
+    char making[PATH_MAX];
     CLEANUP_CLOSE int lock_fd = -1;
-    int rc = path_format(lock, err, "%s.lock", path);
+    int rc = path_format(making, err, "%s.restoring", path);
 
-    rc = rc < 0 ? rc : path_format(making, err, "%s.restoring", path);
     if (rc < 0) {
         return rc;
     }
-    lock_fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (lock_fd < 0 || flock(lock_fd, LOCK_EX | LOCK_NB) != 0) {
-        return errno == EWOULDBLOCK
-                   ? err_set(err, -EBUSY, "another process has %s open; stop the daemon first",
-                             path)
-                   : err_set_errno(err, -errno, "%s cannot be locked", lock);
+    rc = sqlite_lock(path, &lock_fd, err);
+    if (rc < 0) {
+        return rc == -EBUSY
+                   ? err_set(err, rc, "another process has %s open; stop the daemon first", path)
+                   : rc;
     }
     rc = copy_file(backup, making, err);
     rc = rc < 0 ? rc : store_sqlite_check(making, err);

@@ -94,6 +94,9 @@ int sqlite_side_prepare(struct sqlite_side *side, enum statement first, enum sta
 /* What SQLite's error means to the contract; says so in err. */
 int sqlite_error(int code, const char *path, struct err *err);
 
+/* store_sqlite_lock.c: the lock of the store at path, until the descriptor is closed. -EBUSY. */
+int sqlite_lock(const char *path, int *ret_fd, struct err *err) MUST_CHECK;
+
 /* store_sqlite_lease.c, under write.lock but the thread's function. */
 int sqlite_lease_load(struct sqlite_store *store, uint64_t id, unsigned ttl_s) MUST_CHECK;
 struct sqlite_lease *sqlite_lease_find(struct sqlite_store *store, uint64_t id);

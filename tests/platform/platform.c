@@ -7,8 +7,8 @@
  * finds; then everything that was acknowledged has to be there, once, and after
  * deletion nothing may be left.
  *
- * usage: platform --vmm FILE --image DIR [--steps EVERY] [--ops N] [--cycles N]
- *                 [--parallel N] [--seed N] [--cgroup GROUP --cgroup-dirs DIR,DIR...]
+ * usage: platform --vmm FILE --image DIR [--steps EVERY [--first N] [--only STEP]]
+ *                 [--ops N] [--cycles N] [--parallel N] [--seed N] [--cgroup GROUP --cgroup-dirs DIR,DIR...]
  *
  * DIR is an image of `corbel image`; its kernel and initrd are used. GROUP is a
  * control group that machines' groups may be made in, and is seen in the
@@ -29,7 +29,7 @@ static unsigned number_of(const char *text)
 
 int main(int argc, char **argv)
 {
-    const char *vmm = NULL, *image = NULL, *cgroup = "", *cgroup_dirs = "";
+    const char *vmm = NULL, *image = NULL, *only = NULL, *cgroup = "", *cgroup_dirs = "";
     unsigned every = 0, first = 0, operations = 0, cycles = 0, parallel = 0, seed = 1;
 
     for (int i = 1; i + 1 < argc; i += 2) {
@@ -39,6 +39,7 @@ int main(int argc, char **argv)
         cgroup = strcmp(name, "--cgroup") == 0 ? value : cgroup;
         cgroup_dirs = strcmp(name, "--cgroup-dirs") == 0 ? value : cgroup_dirs;
         image = strcmp(name, "--image") == 0 ? value : image;
+        only = strcmp(name, "--only") == 0 ? value : only;
         every = strcmp(name, "--steps") == 0 ? number_of(value) : every;
         first = strcmp(name, "--first") == 0 ? number_of(value) : first;
         operations = strcmp(name, "--ops") == 0 ? number_of(value) : operations;
@@ -52,7 +53,7 @@ int main(int argc, char **argv)
     (void)signal(SIGPIPE, SIG_IGN);
     rig_open(vmm, image, cgroup, cgroup_dirs);
     if (every != 0) {
-        test_steps(every, first);
+        test_steps(every, first, only);
     }
     if (operations != 0) {
         test_random(operations, seed);

@@ -77,8 +77,8 @@ unsigned rig_count_fds(void);
 /* ---- the tests ---- */
 
 /* Every time that a step comes, killed before it and after it; of all these every every-th, from the
- * first on. */
-void test_steps(unsigned every, unsigned first);
+ * first on. Of one step only, unless that is NULL. */
+void test_steps(unsigned every, unsigned first, const char *only);
 void test_random(unsigned operations, unsigned seed);
 void test_cycles(unsigned cycles);
 void test_parallel(unsigned count);

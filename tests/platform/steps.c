@@ -126,7 +126,7 @@ static bool try_kill(struct daemon *killed, const char *when)
     return true;
 }
 
-void test_steps(unsigned every, unsigned first)
+void test_steps(unsigned every, unsigned first, const char *only)
 {
     struct seen *seen =
         mmap(NULL, 2 * sizeof(*seen), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -140,6 +140,7 @@ void test_steps(unsigned every, unsigned first)
         const char *when = is_after ? "after" : "before";
         unsigned times = is_after ? seen[0].done[i / 2] : seen[0].begun[i / 2];
 
+        times = only == NULL || strcmp(only, steps[i / 2]) == 0 ? times : 0;
         for (unsigned at = 0; at < times; at++) {
             struct daemon killed = {.kill_step = steps[i / 2],
                                     .kill_when_done = is_after,
