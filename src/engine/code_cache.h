@@ -258,8 +258,7 @@ struct translator {
     unsigned compact_count;
     uint32_t compact_slots;      /* offset of the first */
     const uint8_t *jump_miss[2]; /* an indirect branch that is not in the jump cache */
-    /* A target that wants its flags in the host's; by MMU mode. */
-    const uint8_t *restore_flags[3];
+    const uint8_t *restore_flags; /* a target that wants its flags in the host's */
     const uint8_t *dead; /* where the indirect entry of a dead unit leads */
     struct thunk_dispatch dispatch[THUNK_DISPATCH_COPIES][3]; /* by MMU mode */
     /*

@@ -83,18 +83,32 @@ int light_unit_mode(const struct engine_vcpu *v)
     return (int)mode;
 }
 
+static struct jump_entry *jump_table(const struct engine_vcpu *v, unsigned table)
+{
+    return v->hot.jump->entries + jump_cache_start(table);
+}
+
+static uint16_t *jump_used(const struct engine_vcpu *v, unsigned table)
+{
+    return v->hot.jump->used + jump_cache_start(table);
+}
+
+/* Where translated code looks in user mode: the table of the current context. */
+static void choose_user_table(struct engine_vcpu *v)
+{
+    v->hot.jump_table[MMU_USER] = jump_table(v, jump_cache_table(MMU_USER) + v->context);
+}
+
 void light_init_jump_cache(struct engine_vcpu *v)
 {
     for (unsigned table = 0; table < JUMP_CACHE_TABLES; table++) {
         v->hot.jump_count[table] = 0;
         v->hot.jump_local[table] = false;
-        for (unsigned set = 0; set < JUMP_CACHE_SETS; set++) {
-            /* Most are so already, in memory that nobody has touched. */
-            if (v->hot.jump[table][set].minus_rip != jump_cache_empty(set)) {
-                v->hot.jump[table][set].minus_rip = jump_cache_empty(set);
-            }
-        }
+        jump_table(v, table)[0].minus_rip = jump_cache_empty(0); /* the others: 0 */
     }
+    v->hot.jump_table[MMU_KERNEL] = jump_table(v, jump_cache_table(MMU_KERNEL));
+    v->hot.jump_table[MMU_KERNEL_AC] = jump_table(v, jump_cache_table(MMU_KERNEL_AC));
+    choose_user_table(v);
 }
 
 static unsigned page_bit(uint64_t va)
@@ -104,10 +118,10 @@ static unsigned page_bit(uint64_t va)
 
 static void flush_table(struct engine_vcpu *v, unsigned table)
 {
-    for (uint32_t i = 0; i < v->hot.jump_count[table]; i++) {
-        uint32_t set = v->hot.jump_used[table][i];
+    const uint16_t *used = jump_used(v, table);
 
-        v->hot.jump[table][set].minus_rip = jump_cache_empty(set);
+    for (uint32_t i = 0; i < v->hot.jump_count[table]; i++) {
+        jump_table(v, table)[used[i]].minus_rip = jump_cache_empty(used[i]);
     }
     v->hot.jump_count[table] = 0;
     v->hot.jump_local[table] = false;
@@ -117,13 +131,14 @@ static void flush_table(struct engine_vcpu *v, unsigned table)
 static void flush_page(struct engine_vcpu *v, unsigned table, uint64_t va)
 {
     uint64_t page = va >> GMEM_PAGE_SHIFT;
+    uint16_t *used = jump_used(v, table);
 
     for (uint32_t i = 0; i < v->hot.jump_count[table]; i++) {
-        struct jump_entry *entry = &v->hot.jump[table][v->hot.jump_used[table][i]];
+        struct jump_entry *entry = &jump_table(v, table)[used[i]];
 
         if (page - (entry->page >> GMEM_PAGE_SHIFT) <= 1) {
-            entry->minus_rip = jump_cache_empty(v->hot.jump_used[table][i]);
-            v->hot.jump_used[table][i] = v->hot.jump_used[table][--v->hot.jump_count[table]];
+            entry->minus_rip = jump_cache_empty(used[i]);
+            used[i] = used[--v->hot.jump_count[table]];
             i--;
         }
     }
@@ -142,7 +157,7 @@ static void drop_page_bit(struct engine_vcpu *v, uint64_t va)
     }
     for (unsigned table = 0; table < JUMP_CACHE_TABLES; table++) {
         for (uint32_t i = 0; i < v->hot.jump_count[table]; i++) {
-            if (page_bit(v->hot.jump[table][v->hot.jump_used[table][i]].page) == bit) {
+            if (page_bit(jump_table(v, table)[jump_used(v, table)[i]].page) == bit) {
                 return;
             }
         }
@@ -182,7 +197,7 @@ void light_on_mmu_flush(struct engine_vcpu *v, enum mmu_flush what, uint64_t va)
         !may_have_entries(v, va - GMEM_PAGE_BYTES)) {
         return;
     }
-    v->hot.jump_context = v->context * JUMP_TABLE_BYTES;
+    choose_user_table(v);
     for (unsigned table = 0; table < JUMP_CACHE_TABLES; table++) {
         bool is_current = table < jump_cache_table(MMU_USER) || table == user;
 
@@ -269,8 +284,8 @@ static void remember(struct engine_vcpu *v, unsigned mode, uint32_t indirect, bo
 {
     const struct translator *t = v->vm->translator;
     unsigned cache = current_table(v, mode);
-    uint32_t set = jump_cache_set(v->st.rip);
-    struct jump_entry *entry = &v->hot.jump[cache][set];
+    uint32_t set = jump_cache_set(cache, v->st.rip);
+    struct jump_entry *entry = &jump_table(v, cache)[set];
 
     if ((mode & UNIT_MODE_SINGLE) != 0) {
         return;
@@ -280,7 +295,7 @@ static void remember(struct engine_vcpu *v, unsigned mode, uint32_t indirect, bo
         v->hot.jump_mode = mode & UNIT_MODE_REST;
     }
     if (entry->minus_rip == jump_cache_empty(set)) {
-        v->hot.jump_used[cache][v->hot.jump_count[cache]++] = (uint16_t)set;
+        jump_used(v, cache)[v->hot.jump_count[cache]++] = (uint16_t)set;
     }
     v->hot.jump_pages[page_bit(v->st.rip) / 64] |= 1ull << (page_bit(v->st.rip) % 64);
     if (is_local || !mmu_fetch_is_global(v, v->st.rip)) {
@@ -293,7 +308,7 @@ static void remember(struct engine_vcpu *v, unsigned mode, uint32_t indirect, bo
     entry->host = code_rx(t, indirect & ~FOUND_FLAGS_DEAD);
     entry->host_slot = (indirect & FOUND_FLAGS_DEAD) != 0
                            ? entry->host
-                           : (uintptr_t)t->restore_flags[mode & UNIT_MODE_MMU];
+                           : (uintptr_t)t->restore_flags;
 }
 
 static uint32_t found_indirect(const struct unit *unit)

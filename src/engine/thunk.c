@@ -126,34 +126,37 @@ static const uint8_t *rw_of(const struct translator *t, const uint8_t *rx)
     return t->rw + (rx - t->rx);
 }
 
-/* R10: where the entry for the address in hot.target and RCX is, in the tables of the mode. */
+/* R10: the entry for the address in hot.target and RCX, in the table of the mode. */
 static void emit_jump_entry(struct emit *e, unsigned mode)
 {
-    _Static_assert(sizeof(struct jump_entry) == 32 && JUMP_CACHE_SETS == 1u << 13,
-                   "16 bits of which three are 0, times four");
+    _Static_assert(sizeof(struct jump_entry) == 32 && JUMP_CACHE_KERNEL_SETS == 1u << 16 &&
+                       JUMP_CACHE_SETS == 1u << 14,
+                   "16 bits, or 14 times four");
+    bool is_kernel = jump_cache_table(mode) == 0;
 
     emit_gs_prefix(e); /* movzx r11d, word [target + 1] */
     emit_bytes(e, "\x44\x0f\xb7\x1c\x25", 5);
     emit_u32(e, (uint32_t)emit_gs_disp(e, GS_HOT(target) + 1));
-    emit_mem(e, false, EMIT_LEA, X86_R10, X86_RCX, X86_R11, 8, 0);
-    emit_mem(e, false, EMIT_LEA, X86_R10, EMIT_NO_REG, X86_R10, 8, 0);
-    emit_bytes(e, "\x45\x0f\xb7\xd2", 4); /* movzx r10d, r10w */
-    if (mode == MMU_USER) {
-        emit_gs_load(e, X86_R11, GS_HOT(jump_context));
+    emit_mem(e, false, EMIT_LEA, X86_R10, X86_RCX, X86_R11, 1, 0);
+    if (!is_kernel) {
+        emit_mem(e, false, EMIT_LEA, X86_R10, EMIT_NO_REG, X86_R10, 4, 0);
     }
-    emit_mem(e, true, EMIT_LEA, X86_R10, mode == MMU_USER ? X86_R11 : EMIT_NO_REG, X86_R10, 4, 0);
+    emit_bytes(e, "\x45\x0f\xb7\xd2", 4); /* movzx r10d, r10w */
+    if (is_kernel) {
+        emit_mem(e, false, EMIT_LEA, X86_R10, EMIT_NO_REG, X86_R10, 4, 0);
+    }
+    emit_gs_load(e, X86_R11, GS_HOT(jump_table) + mode * 8);
+    emit_mem(e, true, EMIT_LEA, X86_R10, X86_R11, X86_R10, 8, 0);
 }
 
-static uint32_t jump_field(unsigned mode, size_t field)
+static void emit_load_jump_field(struct emit *e, unsigned reg, size_t field)
 {
-    return (uint32_t)(offsetof(struct engine_vcpu, hot.jump) +
-                      jump_cache_table(mode) * JUMP_TABLE_BYTES + field);
+    emit_mem(e, true, EMIT_MOV_LOAD, reg, X86_R10, EMIT_NO_REG, 1, (int32_t)field);
 }
 
-static void emit_jump_field(struct emit *e, unsigned mode, size_t field)
+static void emit_jump_by_field(struct emit *e, size_t field)
 {
-    emit_gs_prefix(e);
-    emit_mem(e, false, 0xff, 4, X86_R10, EMIT_NO_REG, 1, emit_gs_disp(e, jump_field(mode, field)));
+    emit_mem(e, false, 0xff, 4, X86_R10, EMIT_NO_REG, 1, (int32_t)field);
 }
 
 enum dispatch_page {
@@ -171,20 +174,17 @@ static void emit_dispatch(const struct translator *t, struct emit *e, unsigned m
     emit_gs_store(e, X86_RCX, GS_HOT(target));
     emit_gs_store_imm32(e, GS_HOT(flags_in_slot), in_slot);
     emit_jump_entry(e, mode);
-    emit_gs_indexed(e, EMIT_MOV_LOAD, X86_R11, X86_R10,
-                    jump_field(mode, offsetof(struct jump_entry, minus_rip)));
+    emit_load_jump_field(e, X86_R11, offsetof(struct jump_entry, minus_rip));
     emit_mem(e, true, EMIT_LEA, X86_RCX, X86_RCX, X86_R11, 1, 0);
     emit_bytes(e, "\xe3\x05", 2); /* jrcxz over the jump */
     emit_jmp_to(e, rw_of(t, t->jump_miss[in_slot]));
     if (page == PAGE_OF_ENTRY) {
-        emit_gs_indexed(e, EMIT_MOV_LOAD, X86_RCX, X86_R10,
-                        jump_field(mode, offsetof(struct jump_entry, page)));
+        emit_load_jump_field(e, X86_RCX, offsetof(struct jump_entry, page));
         emit_gs_store(e, X86_RCX, GS_HOT(page));
     }
     emit_gs_load(e, X86_RCX, GS_SPILL(X86_RCX));
-    emit_jump_field(e, mode,
-                    in_slot != 0 ? offsetof(struct jump_entry, host_slot)
-                                 : offsetof(struct jump_entry, host));
+    emit_jump_by_field(e, in_slot != 0 ? offsetof(struct jump_entry, host_slot)
+                                       : offsetof(struct jump_entry, host));
 }
 
 static void emit_borrow_standard(struct emit *e)
@@ -279,15 +279,13 @@ static void emit_dead(struct translator *t, struct emit *e)
 /* The flags lie in their slot, but the unit that R10 found reads them. */
 static void emit_restore_flags(struct translator *t, struct emit *e)
 {
-    for (unsigned mode = 0; mode < ARRAY_LEN(t->restore_flags); mode++) {
-        t->restore_flags[mode] = here(t, e);
-        emit_gs_store_imm32(e, GS_HOT(flags_in_slot), 0);
-        emit_gs_store(e, X86_RAX, GS_HOT(scratch));
-        emit_gs_load(e, X86_RAX, GS_HOT(flags));
-        emit_bytes(e, "\x04\x7f\x9e", 3); /* add al, 0x7f; sahf */
-        emit_gs_load(e, X86_RAX, GS_HOT(scratch));
-        emit_jump_field(e, mode, offsetof(struct jump_entry, host));
-    }
+    t->restore_flags = here(t, e);
+    emit_gs_store_imm32(e, GS_HOT(flags_in_slot), 0);
+    emit_gs_store(e, X86_RAX, GS_HOT(scratch));
+    emit_gs_load(e, X86_RAX, GS_HOT(flags));
+    emit_bytes(e, "\x04\x7f\x9e", 3); /* add al, 0x7f; sahf */
+    emit_gs_load(e, X86_RAX, GS_HOT(scratch));
+    emit_jump_by_field(e, offsetof(struct jump_entry, host));
 }
 
 #define TLB_ENTRY_SHIFT 4u

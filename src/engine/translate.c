@@ -18,6 +18,7 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 
@@ -59,9 +60,17 @@ void translate_vm_done(struct engine_vm *vm)
 
 int translate_vcpu_init(struct engine_vcpu *v, struct err *err)
 {
-    int r = translate_signal_init(v);
+    void *jump = mmap(NULL, sizeof(struct jump_cache), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    int r;
 
+    if (jump == MAP_FAILED) {
+        return err_set(err, -ENOMEM, "not enough memory for a virtual CPU");
+    }
+    v->hot.jump = jump;
+    r = translate_signal_init(v);
     if (r != 0) {
+        (void)munmap(jump, sizeof(struct jump_cache));
         return err_set_errno(err, r, "cannot set up the signals of a vCPU");
     }
     own_vcpu = v;
@@ -77,6 +86,7 @@ void translate_vcpu_done(struct engine_vcpu *v)
 {
     own_vcpu = NULL;
     translate_signal_done(v);
+    (void)munmap(v->hot.jump, sizeof(struct jump_cache));
 }
 
 /* Drops what was made from the code that this vCPU wrote when it could not wait. */

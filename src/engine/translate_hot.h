@@ -15,15 +15,27 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define JUMP_CACHE_SETS 8192u
 /* Two for the kernel (enum mmu_mode without user), and one for each context's user mode. */
 #define JUMP_CACHE_TABLES (2u + MMU_CONTEXTS)
 #define JUMP_PAGE_BITS 131072u
 
-/* The set for an address: translated code computes the same, without touching the flags. */
-static inline uint32_t jump_cache_set(uint64_t rip)
+/* The kernel has one for as long as it runs, a process its own and often a short life. */
+#define JUMP_CACHE_KERNEL_SETS 65536u
+#define JUMP_CACHE_SETS 16384u
+#define JUMP_CACHE_ENTRIES (JUMP_CACHE_KERNEL_SETS + (JUMP_CACHE_TABLES - 1) * JUMP_CACHE_SETS)
+
+static inline uint32_t jump_cache_sets(unsigned table)
 {
-    return ((uint32_t)rip + ((uint32_t)(rip >> 8) & 0xffff) * 8) & (JUMP_CACHE_SETS - 1);
+    return table == 0 ? JUMP_CACHE_KERNEL_SETS : JUMP_CACHE_SETS;
+}
+
+/*
+ * The set for an address: translated code computes the same, without touching the flags. The low
+ * bits are mixed, too, for functions begin at multiples of 16.
+ */
+static inline uint32_t jump_cache_set(unsigned table, uint64_t rip)
+{
+    return ((uint32_t)rip + ((uint32_t)(rip >> 8) & 0xffff)) & (jump_cache_sets(table) - 1);
 }
 
 /* Table of an MMU mode; for MMU_USER the first of them. */
@@ -44,7 +56,18 @@ struct jump_entry {
     uint64_t host;      /* the indirect entry of a unit */
     uint64_t host_slot; /* the same with the flags in their slot */
 };
-#define JUMP_TABLE_BYTES (sizeof(struct jump_entry) * JUMP_CACHE_SETS)
+
+/* Most of it is never touched, so it has a mapping of its own. */
+struct jump_cache {
+    struct jump_entry entries[JUMP_CACHE_ENTRIES]; /* table by table */
+    /* Which sets were filled, so that a flush touches only those. */
+    uint16_t used[JUMP_CACHE_ENTRIES];
+};
+
+static inline uint32_t jump_cache_start(unsigned table)
+{
+    return table == 0 ? 0 : JUMP_CACHE_KERNEL_SETS + (table - 1) * JUMP_CACHE_SETS;
+}
 
 /*
  * Units found lately, by the host address of their guest code and their mode:
@@ -153,14 +176,12 @@ struct translate_hot {
     struct site_sample samples[SAMPLED_SITES];
     uint32_t hint[ACCESS_HINTS];
     struct found_entry found[FOUND_SETS];
-    /* Which entries were filled, so that a flush touches only those. */
-    uint16_t jump_used[JUMP_CACHE_TABLES][JUMP_CACHE_SETS];
+    struct jump_cache *jump;
+    struct jump_entry *jump_table[MMU_MODE_COUNT]; /* by MMU mode, in the current context */
     uint32_t jump_count[JUMP_CACHE_TABLES];
     uint64_t jump_pages[JUMP_PAGE_BITS / 64]; /* pages, hashed, that may have entries */
-    bool jump_local[JUMP_CACHE_TABLES];       /* holds one of a page that is not global */
-    bool jump_global;      /* any user mode's table ever had one of a page that is */
-    uint64_t jump_context; /* offset of the current context's table from the first such */
-    struct jump_entry jump[JUMP_CACHE_TABLES][JUMP_CACHE_SETS];
+    bool jump_local[JUMP_CACHE_TABLES]; /* holds one of a page that is not global */
+    bool jump_global; /* any user mode's table ever had one of a page that is */
 };
 
 #endif

@@ -19,7 +19,7 @@
 #include <sys/mman.h>
 
 /* With the thread's struct engine_vcpu at its upper end. */
-#define THREAD_STACK_BYTES (7u << 19)
+#define THREAD_STACK_BYTES (3u << 19)
 #define STATUS_LOST 121
 
 void executor_fail(struct executor_shared *shared, int code, const char *text)
