@@ -348,25 +348,55 @@ static void note_found(struct engine_vcpu *v, const struct unit *unit)
     }
 }
 
-static uint64_t go_to_unit(struct engine_vcpu *v, uint32_t entry)
+static void begin_unit(struct engine_vcpu *v)
 {
     /* What the last unit checked is done with. */
     atomic_store_explicit(&v->evicted_writes, 0, memory_order_release);
     v->hot.single = false;
     v->hot.leave = LEAVE_KICK; /* should there be one */
     v->hot.page = v->st.rip & ~PAGE_MASK;
+}
+
+static uint64_t go_to_unit(struct engine_vcpu *v, uint32_t entry)
+{
+    begin_unit(v);
     return code_rx(v->vm->translator, entry);
 }
 
-/* On to st.rip. */
-static uint64_t dispatch(struct engine_vcpu *v)
+/*
+ * On to st.rip by the jump cache, as a branch there goes: with the flags in the host's and R10 and
+ * R11 borrowed. When the unit has died, its entry leads to the lookup. 0: it is not in the cache.
+ */
+static uint64_t go_by_jump_cache(struct engine_vcpu *v, unsigned mode)
+{
+    unsigned table = current_table(v, mode);
+    const struct jump_entry *entry = &jump_table(v, table)[jump_cache_set(table, v->st.rip)];
+
+    if (entry->minus_rip != 0 - v->st.rip || (mode & UNIT_MODE_REST) != v->hot.jump_mode ||
+        v->hot.single) {
+        return 0;
+    }
+    v->hot.spill[X86_R10] = v->st.gpr[X86_R10];
+    v->hot.spill[X86_R11] = v->st.gpr[X86_R11];
+    v->hot.target = v->st.rip;
+    v->hot.flags_in_slot = 0;
+    begin_unit(v);
+    return entry->host;
+}
+
+/* On to st.rip; is_branch: it was not in the jump cache. */
+static uint64_t dispatch(struct engine_vcpu *v, bool is_branch)
 {
     int state = light_unit_mode(v);
     unsigned mode = (unsigned)state | (v->hot.single ? UNIT_MODE_SINGLE : 0u);
     const uint8_t *host;
     const struct found_entry *found;
     struct unit *unit;
+    uint64_t host_entry = state < 0 || is_branch ? 0 : go_by_jump_cache(v, mode);
 
+    if (host_entry != 0) {
+        return host_entry;
+    }
     v->hot.stat_jumps++;
     v->hot.leave = LEAVE_LOOKUP;
     if (state < 0 || mmu_fetch_host(v, v->st.rip, &host) != 0 || host == NULL) {
@@ -408,7 +438,7 @@ static uint64_t go_on(struct engine_vcpu *v, int r)
         native_user_note_user(v);
     }
     v->hot.odd = true; /* often: the end of an interrupt */
-    return dispatch(v);
+    return dispatch(v, false);
 }
 
 /* Fills the TLB for the access; false: it cannot be done inline. */
@@ -583,7 +613,7 @@ uint64_t light_access(void *vcpu)
         v->hot.stat_ranges++;
         v->hot.single = true;
         v->hot.leave = LEAVE_LOOKUP;
-        return v->check != NULL ? 0 : dispatch(v);
+        return v->check != NULL ? 0 : dispatch(v, false);
     }
     if (r != 0 && LIGHT_INTERP && v->check == NULL && v->fault.vector == X86_VEC_PF &&
         (a.flags & ACCESS_ORDERED) == 0) {
@@ -604,7 +634,7 @@ uint64_t light_exit(void *vcpu)
 
     v->hot.odd = false;
     if (v->hot.exit == 0 && v->check == NULL) {
-        return dispatch(v);
+        return dispatch(v, true);
     }
     if (v->hot.exit == 0) {
         v->hot.leave = LEAVE_LOOKUP; /* lock step looks at each unit */
@@ -627,7 +657,7 @@ uint64_t light_exit(void *vcpu)
         if ((exit->state & EXIT_UNLINKABLE) == 0) {
             exit->taken++; /* several vCPUs may count at once: it is not exact */
         }
-        return dispatch(v);
+        return dispatch(v, false);
     }
     v->hot.leave = exit_kind(exit) == EXIT_CHAIN ? LEAVE_CHAIN : LEAVE_INTERP;
     return 0;
