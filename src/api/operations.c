@@ -78,7 +78,8 @@ static const struct api_operation operations[] = {
      "How to get in: ssh user, port and key, the console's password."},
     {"instance.log", "GET", "/v1/instances/{id}/log", ROLE_MEMBER, KIND_INSTANCE, API_BODY_NONE,
      NULL, 0, "project", 200, objects_log,
-     "The last of what the monitor of a running instance said."},
+     "The last of what its serial console showed and its monitor said, also of one that has "
+     "ended."},
     READ(KIND_TYPE, "type", "types", ROLE_VIEWER),
     CREATE(KIND_TYPE, "type", "types", ROLE_ADMIN),
     DELETE(KIND_TYPE, "type", "types", ROLE_ADMIN),

@@ -83,7 +83,7 @@ int verb_logs(const struct cli *cli, const void *values, const struct args *args
     const struct api_options *options = values;
     struct client *client = NULL;
     json_t *instance = NULL, *log = NULL;
-    const char *monitor;
+    const char *monitor, *serial;
     int rc = api_open(cli, &client, err);
 
     rc = rc < 0 ? rc : api_instance(cli, client, args, &instance, err);
@@ -94,11 +94,14 @@ int verb_logs(const struct cli *cli, const void *values, const struct args *args
         return rc;
     }
     monitor = api_text(log, "monitor");
+    serial = api_text(log, "serial");
     if (options->json) {
         table_print_json(log);
     } else {
         table_print(json_object_get(log, "events"), what_happened);
-        printf("%s%s", monitor[0] != '\0' ? "\n" : "", monitor);
+        printf("%s%s", monitor[0] != '\0' ? "\nits monitor:\n" : "", monitor);
+        printf("%s%s", serial[0] != '\0' ? "\nits serial console:\n" : "", serial);
+        printf("%s", serial[0] != '\0' && serial[strlen(serial) - 1] != '\n' ? "\n" : "");
     }
     json_decref(log);
     return 0;

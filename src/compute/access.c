@@ -1,7 +1,8 @@
-/* How people get into an instance, and what its monitor said. */
+/* How people get into an instance, and what its console and its monitor said. */
 #include "compute/compute_int.h"
 
 #include "base/io.h"
+#include "base/log.h"
 #include "base/path.h"
 #include "storage/guest_image.h"
 
@@ -12,6 +13,7 @@
 #include <sys/stat.h>
 
 #define TAIL_BYTES (256u << 10)
+#define MONITOR_LOG "vmm.log"
 #define SMALL_FILE_BYTES 16384u
 
 static void add_file(json_t *answer, const char *name, const char *dir, const char *file)
@@ -60,54 +62,98 @@ int compute_access(struct compute *compute, const struct compute_call *call, con
     return access != NULL ? 0 : fault_set(fault, FAULT_INTERNAL, NULL, "not enough memory");
 }
 
-/* The last of a text, from the beginning of a line, as UTF-8 whatever is in it. */
-static json_t *tail_of(const char *dir, const char *name)
+/* The last of a regular file, ended by a NUL; text[TAIL_BYTES + 1]. *ret_is_all: from its beginning. */
+static ssize_t read_tail(const char *dir, const char *name, char *text, bool *ret_is_all)
 {
     char path[PATH_MAX];
     struct err ignored;
     CLEANUP_CLOSE int fd = -1;
-    CLEANUP_FREE char *text = malloc(TAIL_BYTES + 1);
     struct stat st;
     ssize_t len;
     off_t from;
-    char *begin;
 
-    if (text == NULL || path_format(path, &ignored, "%s/%s", dir, name) < 0) {
-        return NULL;
+    if (path_format(path, &ignored, "%s/%s", dir, name) < 0) {
+        return -ENAMETOOLONG;
     }
     fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
-        return NULL;
+    if (fd < 0) {
+        return -errno;
+    }
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+        return -EINVAL;
     }
     from = st.st_size > (off_t)TAIL_BYTES ? st.st_size - (off_t)TAIL_BYTES : 0;
     len = io_pread_full(fd, text, TAIL_BYTES, (uint64_t)from);
     text[len > 0 ? len : 0] = '\0';
-    begin = from > 0 ? strchr(text, '\n') : NULL;
-    begin = begin != NULL ? begin + 1 : text;
-    for (char *p = begin; p < text + len; p++) {
+    *ret_is_all = from == 0;
+    return len;
+}
+
+/* From the beginning of a line, as UTF-8 whatever is in it; NULL: there is none. */
+static json_t *tail_of(const char *dir, const char *name)
+{
+    CLEANUP_FREE char *text = malloc(TAIL_BYTES + 1);
+    bool is_all = true;
+    ssize_t len = text != NULL ? read_tail(dir, name, text, &is_all) : -ENOMEM;
+    char *begin;
+
+    if (len < 0) {
+        return NULL;
+    }
+    for (char *p = text; p < text + len; p++) {
         bool is_plain = (*p >= ' ' && *p != 0x7f) || *p == '\n' || *p == '\t' || *p == 0x1b;
 
         *p = is_plain ? *p : *p == '\r' ? ' ' : '?'; /* bytes above 0x7f are negative */
     }
-    return json_string(begin);
+    begin = is_all ? NULL : strchr(text, '\n');
+    return json_string(begin != NULL ? begin + 1 : text);
+}
+
+void log_keep(struct compute *compute, const char *id)
+{
+    char dir[PATH_MAX], runtime[PATH_MAX], path[PATH_MAX];
+    CLEANUP_FREE char *text = malloc(TAIL_BYTES + 1);
+    CLEANUP_CLOSE int fd = -1;
+    struct err err;
+    bool is_all;
+    ssize_t len;
+
+    if (text == NULL || directory_path(compute, id, dir, &err) < 0 ||
+        machine_path(compute, id, runtime, &err) < 0 ||
+        path_format(path, &err, "%s/" MONITOR_LOG, dir) < 0) {
+        return;
+    }
+    len = read_tail(runtime, MONITOR_LOG, text, &is_all);
+    if (len <= 0) {
+        return; /* it said nothing: what an earlier one said stays */
+    }
+    fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0 ? errno != ENOENT : io_write_full(fd, text, (size_t)len) < 0) {
+        log_warn("%s: what its monitor said cannot be kept, ignoring", id);
+    }
 }
 
 int compute_log(struct compute *compute, const struct compute_call *call, const char *id,
                 json_t **ret_log, struct fault *fault)
 {
-    char runtime[PATH_MAX];
+    char dir[PATH_MAX], runtime[PATH_MAX];
     struct object instance = {0};
     struct err err;
+    json_t *monitor;
     int rc = object_find(compute, KIND_INSTANCE, call->project, id, &instance, fault);
 
     if (rc < 0) {
         return rc;
     }
     rc = machine_path(compute, instance.id, runtime, &err);
+    rc = rc < 0 ? rc : directory_path(compute, instance.id, dir, &err);
     object_done(&instance);
     if (rc < 0) {
         return fault_set_err(fault, rc, &err);
     }
-    *ret_log = json_pack("{s:o*}", "monitor", tail_of(runtime, "vmm.log"));
+    monitor = tail_of(runtime, MONITOR_LOG);
+    monitor = monitor != NULL ? monitor : tail_of(dir, MONITOR_LOG);
+    *ret_log =
+        json_pack("{s:o*, s:o*}", "monitor", monitor, "serial", tail_of(dir, MACHINE_SERIAL_LOG));
     return *ret_log != NULL ? 0 : fault_set(fault, FAULT_INTERNAL, NULL, "not enough memory");
 }

@@ -328,9 +328,16 @@ int directory_link(const char *from, const char *to, struct err *err) MUST_CHECK
 /* machines/ID with kernel, keys and disk: whole or not at all. */
 int directory_make(struct task *task, const struct object *instance, struct err *err) MUST_CHECK;
 
+/* ---- access.c ---- */
+
+/* What a monitor that has ended said, into the instance's directory, where there is one. */
+void log_keep(struct compute *compute, const char *id);
+
 /* ---- machine.c: what does not last ---- */
 
 enum machine_presence { MACHINE_ABSENT, MACHINE_PRESENT, MACHINE_UNSURE };
+
+#define MACHINE_SERIAL_LOG "serial.log" /* in the instance's directory, by its monitors */
 
 int machine_path(const struct compute *compute, const char *id, char out[PATH_MAX], struct err *err)
     MUST_CHECK;

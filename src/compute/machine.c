@@ -6,6 +6,7 @@
  *   vmm.json   its configuration
  *   limits.json, cgroups  what it may use now, and directories of control groups to be removed
  *   vmm.log, control.sock, console.sock
+ *   vmm.log of the last that ended is kept in machines/ID, beside its serial.log
  *   end.json   how the machine ended, written by the monitor when it can
  */
 #include "compute/limits.h"
@@ -376,6 +377,7 @@ static int make_config(struct config *config, struct err *err)
     rc = rc < 0 ? rc : set_disks(config, err);
     set_net(config);
     rc = rc < 0 ? rc : set_path(config, "serial", "socket:", config->runtime, "console.sock", err);
+    rc = rc < 0 ? rc : set_path(config, "serial-log", "", config->dir, MACHINE_SERIAL_LOG, err);
     rc = rc < 0 ? rc : set_path(config, "control", "", config->runtime, "control.sock", err);
     rc = rc < 0 ? rc : set_path(config, "agent", "", config->runtime, "agent.sock", err);
     return rc < 0 ? rc : set_path(config, "end-file", "", config->runtime, "end.json", err);
@@ -513,6 +515,7 @@ int machine_launch(struct task *task, struct object *instance, struct err *err)
     rc = rc < 0 ? rc : limits_of(task->compute, instance, &limits, err);
     rc = rc < 0 ? rc : limits_end(task, dir, err);
     rc = rc < 0 ? rc : task_step(task, STEP_MAKE_RUNTIME, false);
+    log_keep(task->compute, task->id);
     rc = rc < 0 ? rc : make_runtime(dir, &lock_fd, err);
     rc = rc < 0 ? rc : task_step(task, STEP_MAKE_RUNTIME, true);
     rc = rc < 0 ? rc : write_seed(task, instance, err);
@@ -575,6 +578,7 @@ int machine_clear(struct task *task, struct err *err)
     }
     rc = limits_end(task, dir, err);
     rc = rc < 0 ? rc : task_step(task, STEP_CLEAR_RUNTIME, false);
+    log_keep(task->compute, task->id);
     rc = rc < 0 ? rc : path_remove(dir, err);
     return rc < 0 ? rc : task_step(task, STEP_CLEAR_RUNTIME, true);
 }

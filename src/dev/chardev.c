@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/loop.h"
 #include "base/thread.h"
+#include "dev/console_log.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -38,6 +39,7 @@ struct chardev {
     size_t input_len;
     size_t input_start;
     struct alarm *stall_alarm;
+    struct console_log *log; /* NULL: none */
 
     struct mutex mutex; /* LOCK_RANK_LEAF: all below */
     uint8_t ring[CHARDEV_RING_BYTES];
@@ -330,6 +332,9 @@ size_t chardev_write(struct chardev *chardev, const uint8_t *data, size_t len)
         chardev->flush_queued |= defer;
     }
     mutex_unlock(&chardev->mutex);
+    if (chardev->log != NULL) {
+        console_log_add(chardev->log, data, taken);
+    }
     if (defer && loop_defer(chardev->loop, output_flush, chardev) != 0) {
         mutex_lock(&chardev->mutex);
         chardev->flush_queued = false; /* the next write tries again */
@@ -581,6 +586,7 @@ void chardev_destroy(struct chardev *chardev)
     channel_close(&chardev->out);
     channel_close(&chardev->listener);
     alarm_destroy(chardev->stall_alarm);
+    console_log_destroy(chardev->log);
     mutex_done(&chardev->mutex);
     free(chardev);
 }
@@ -590,6 +596,11 @@ void chardev_set_frontend(struct chardev *chardev, const struct chardev_frontend
 {
     chardev->ops = ops;
     chardev->opaque = opaque;
+}
+
+void chardev_set_log(struct chardev *chardev, struct console_log *log)
+{
+    chardev->log = log;
 }
 
 void chardev_stats(struct chardev *chardev, struct chardev_stats *ret_stats)

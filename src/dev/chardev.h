@@ -21,6 +21,7 @@
 #define CHARDEV_STALL_NS 2000000000ull
 
 struct chardev;
+struct console_log;
 struct loop;
 
 struct chardev_config {
@@ -47,6 +48,9 @@ void chardev_destroy(struct chardev *chardev);
 /* Before the loop runs. */
 void chardev_set_frontend(struct chardev *chardev, const struct chardev_frontend_ops *ops,
                           void *opaque);
+
+/* Keeps what the device writes, whoever else reads it; takes the log over. Before the loop runs. */
+void chardev_set_log(struct chardev *chardev, struct console_log *log);
 
 size_t chardev_room(struct chardev *chardev);
 /* Returns how many bytes it took. */

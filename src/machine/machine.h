@@ -134,6 +134,8 @@ struct machine_chardev {
     int out_fd;
     int listen_fd;
     bool keep_fds; /* stdio: neither closed nor owned */
+    bool is_logged;
+    int log_fd; /* with is_logged: a regular file that keeps the last of the output, the caller's; serial only */
 };
 
 /*

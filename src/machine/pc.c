@@ -3,6 +3,7 @@
 #include "base/loop.h"
 #include "bus/pci.h"
 #include "dev/chardev.h"
+#include "dev/console_log.h"
 #include "engine/engine.h"
 #include "machine/accel_table.h"
 #include "machine/boot.h"
@@ -147,6 +148,23 @@ static int chardev_build(struct machine *machine, const struct machine_chardev *
     return rc == 0 ? 0 : err_set_errno(err, rc, "cannot use the %s's descriptors", what);
 }
 
+/* Keeps the serial port's output in a file, too. */
+static int serial_log_build(struct machine *machine, struct err *err)
+{
+    struct console_log *log = NULL;
+    int rc = machine->config.serial.is_logged
+                 ? console_log_create(machine->loop, machine->config.serial.log_fd, &log)
+                 : 0;
+
+    if (rc < 0) {
+        return err_set_errno(err, rc, "cannot use the serial port's log");
+    }
+    if (log != NULL) {
+        chardev_set_log(machine->serial, log);
+    }
+    return 0;
+}
+
 /* What lets PCI devices and, where there may be more of them, CPUs come and go. */
 static int hotplug_build(struct machine *machine, const struct dev_env *env)
 {
@@ -196,6 +214,10 @@ static int chips_build(struct machine *machine, struct err *err)
         return err_set_errno(err, rc, "cannot make the machine's chips");
     }
     rc = chardev_build(machine, &machine->config.serial, "serial port", err, &machine->serial);
+    if (rc != 0) {
+        return rc;
+    }
+    rc = serial_log_build(machine, err);
     if (rc != 0) {
         return rc;
     }

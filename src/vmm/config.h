@@ -37,11 +37,12 @@ struct vmm_config {
     struct machine_config machine; /* but serial, which needs descriptors */
     enum vmm_serial serial;
     const char *serial_path;
-    const char *control_path; /* NULL: no control socket */
-    const char *agent_path;   /* NULL: no port for a guest agent */
-    const char *end_path;     /* how it ended is written there; NULL: nowhere */
-    int ready_fd;             /* -1: nobody waits */
-    bool stay_after_crash;    /* --on-crash pause */
+    const char *serial_log_path; /* NULL: no log of it is kept */
+    const char *control_path;    /* NULL: no control socket */
+    const char *agent_path;      /* NULL: no port for a guest agent */
+    const char *end_path;        /* how it ended is written there; NULL: nowhere */
+    int ready_fd;                /* -1: nobody waits */
+    bool stay_after_crash;       /* --on-crash pause */
     enum log_level log_level;
 
     char *strings[VMM_CONFIG_MAX_STRINGS]; /* owns what the pointers above point to */

@@ -332,6 +332,11 @@ static int set_serial(const struct vmm_setting *setting)
     return refuse(setting, "stdio, none, file:FILE or socket:FILE");
 }
 
+static int set_serial_log(const struct vmm_setting *setting)
+{
+    return keep_path(setting, setting->value, &setting->config->serial_log_path);
+}
+
 static int set_ready_fd(const struct vmm_setting *setting)
 {
     uint64_t fd;
@@ -528,6 +533,10 @@ const struct vmm_field vmm_fields[] = {
      .value = "stdio|none|file:FILE|socket:FILE",
      .help = "where the serial console goes (stdio)",
      .set = set_serial},
+    {.name = "serial-log",
+     .value = "FILE",
+     .help = "keep the last of what the serial console shows, 256 KiB at least, in this file too",
+     .set = set_serial_log},
     {.name = "control",
      .value = "FILE",
      .help = "listen for commands on this unix socket",

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/stat.h>
 
 #define PUMP_BYTES 512
 #define ESCAPE 0x01 /* Ctrl-A */
@@ -24,6 +25,7 @@ struct vmm_console {
 
     struct vmm_listener listener;
     const char *made_file; /* created by us, so removed when no machine starts */
+    const char *made_log;  /* the same */
 
     /* From standard input to the machine. */
     int pipe_fd; /* -1: no input, or all of it is done */
@@ -245,6 +247,31 @@ static int open_backend(struct vmm_console *console, const struct vmm_config *co
     return 0;
 }
 
+/* Behind what an earlier machine left there. */
+static int open_log(struct vmm_console *console, const char *path, struct err *err)
+{
+    struct machine_chardev *chardev = &console->chardev;
+    struct stat st;
+    const int flags = O_RDWR | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NOFOLLOW | O_NONBLOCK;
+    int fd = open(path, flags | O_EXCL, 0600);
+
+    if (fd >= 0) {
+        console->made_log = path;
+    } else if (errno == EEXIST) {
+        fd = open(path, flags, 0600);
+    }
+    if (fd < 0) {
+        return err_set_errno(err, -errno, "--serial-log: cannot write \"%s\"", path);
+    }
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+        (void)close(fd);
+        return err_set(err, -EINVAL, "--serial-log: \"%s\" is no file; give a regular one", path);
+    }
+    chardev->is_logged = true;
+    chardev->log_fd = fd;
+    return 0;
+}
+
 int vmm_console_create(const struct vmm_config *config, struct loop *loop, vmm_quit_fn quit,
                        void *opaque, struct err *err, struct vmm_console **ret_console)
 {
@@ -263,6 +290,9 @@ int vmm_console_create(const struct vmm_config *config, struct loop *loop, vmm_q
         .pipe_fd = -1,
     };
     rc = open_backend(console, config, err);
+    if (rc == 0 && config->serial_log_path != NULL) {
+        rc = open_log(console, config->serial_log_path, err);
+    }
     if (rc < 0) {
         vmm_console_destroy(console);
         return rc;
@@ -278,6 +308,12 @@ void vmm_console_destroy(struct vmm_console *console)
     }
     vmm_terminal_restore();
     pump_end(console);
+    if (console->chardev.is_logged) {
+        close_fd(&console->chardev.log_fd);
+    }
+    if (console->made_log != NULL && !console->is_started) {
+        (void)unlink(console->made_log);
+    }
     if (console->chardev.keep_fds) {
         close_fd(&console->chardev.in_fd); /* the pipe's end; standard output stays open */
     } else if (!console->is_started) {

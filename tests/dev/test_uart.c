@@ -3,16 +3,21 @@
 #include "base/thread.h"
 #include "bus/bus.h"
 #include "dev/chardev.h"
+#include "dev/console_log.h"
 #include "dev/dev.h"
 #include "irq_recorder.h"
 #include "test.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -359,6 +364,95 @@ static void test_socket_serves_one_peer_after_the_other(void **state)
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
+/* One life of a log: what is added is in the file when it ends. */
+static void log_once(int fd, const char *text, size_t len)
+{
+    struct console_log *log = NULL;
+    struct loop *loop = NULL;
+
+    assert_int_equal(loop_create(&loop), 0);
+    assert_int_equal(console_log_create(loop, fd, &log), 0);
+    console_log_add(log, (const uint8_t *)text, len);
+    console_log_destroy(log);
+    loop_destroy(loop);
+}
+
+static void test_log_keeps_the_last_of_all_lives_within_its_bound(void **state)
+{
+    static char life[60000], file[3 * CONSOLE_LOG_KEEP_BYTES];
+    int fd = memfd_create("log", MFD_CLOEXEC);
+    unsigned number = 0, first = 0;
+    struct stat st;
+
+    (void)state;
+    assert_true(fd >= 0);
+    for (unsigned i = 0; i < 40; i++) {
+        size_t len = 0;
+
+        while (len + 10 < sizeof(life)) {
+            len += (size_t)snprintf(life + len, sizeof(life) - len, "%08u\n", number++);
+        }
+        log_once(fd, life, len);
+        assert_int_equal(fstat(fd, &st), 0);
+        assert_true(st.st_size <= 2 * CONSOLE_LOG_KEEP_BYTES);
+    }
+    assert_true(st.st_size >= CONSOLE_LOG_KEEP_BYTES);
+    assert_int_equal(pread(fd, file, sizeof(file), 0), st.st_size);
+    /* Each line up to the last, from some line on. */
+    first = number - (unsigned)(st.st_size / 9);
+    for (unsigned i = first; i < number; i++) {
+        size_t at = (size_t)st.st_size - 9 * (size_t)(number - i);
+
+        assert_int_equal(strtoul(file + at, NULL, 10), i);
+    }
+    (void)close(fd);
+}
+
+static void test_log_says_what_it_lost(void **state)
+{
+    static char much[70000], file[80000];
+    int fd = memfd_create("log", MFD_CLOEXEC);
+
+    (void)state;
+    memset(much, 'x', sizeof(much));
+    log_once(fd, much, sizeof(much));
+    assert_true(pread(fd, file, sizeof(file) - 1, 0) > 65536);
+    assert_int_equal(strspn(file, "x"), 65536);
+    assert_string_equal(file + 65536, "\n[4464 bytes came too fast]\n");
+    (void)close(fd);
+}
+
+static void test_log_has_what_nobody_read(void **state)
+{
+    static const char text[] = "hello, nobody\n";
+    struct fixture *f = calloc(1, sizeof(*f));
+    struct console_log *log = NULL;
+    int fd = memfd_create("log", MFD_CLOEXEC), pipe_ends[2];
+    char seen[64] = "";
+    void *opaque = f;
+
+    (void)state;
+    assert_non_null(f);
+    f->in = f->out = -1;
+    build(f, &(struct chardev_config){.in_fd = -1, .out_fd = -1, .listen_fd = -1});
+    assert_int_equal(pipe2(pipe_ends, O_CLOEXEC), 0);
+    assert_int_equal(console_log_create(f->loop, pipe_ends[0], &log), -EINVAL);
+    assert_int_equal(console_log_create(f->loop, fd, &log), 0);
+    chardev_set_log(f->chardev, log);
+    run(f);
+    for (const char *c = text; *c != '\0'; c++) {
+        out8(f, DATA, (uint8_t)*c);
+    }
+    while (pread(fd, seen, sizeof(seen) - 1, 0) != sizeof(text) - 1) {
+        (void)sched_yield();
+    }
+    assert_string_equal(seen, text);
+    teardown(&opaque);
+    (void)close(fd);
+    (void)close(pipe_ends[0]);
+    (void)close(pipe_ends[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -372,6 +466,9 @@ int main(void)
         TEST(test_peer_that_goes_away_is_forgotten),
         TEST(test_reset_equals_freshly_created),
         cmocka_unit_test(test_socket_serves_one_peer_after_the_other),
+        cmocka_unit_test(test_log_keeps_the_last_of_all_lives_within_its_bound),
+        cmocka_unit_test(test_log_says_what_it_lost),
+        cmocka_unit_test(test_log_has_what_nobody_read),
     };
 
     (void)signal(SIGPIPE, SIG_IGN); /* as the program's threads block it */

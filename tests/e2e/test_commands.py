@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import pathlib
 import re
 import select
 import signal
@@ -146,6 +147,32 @@ def limit_machines(_place):
     row = Shared.json("type", "show", "slow")
     expect((row["cpu_cap_percent"], row["net_bps"]) == (20, 1 << 20), row)
     user.run("type", "delete", "slow")
+
+
+def keep_logs(_place):
+    """Of machines that ended by themselves, were killed, and ran again; until they are deleted."""
+    user = Shared.user
+    user.run("run", "busybox", "--name", "logged", "--engine", ENGINE, "--type", "micro", "--restart", "never",
+             "--cmdline", "console=ttyS0 corbel.run=echo_first-$((40+2))", "--detach")
+    instance = Shared.json("show", "logged")["id"]
+    while Shared.state("logged") != "stopped":
+        pass
+    log = Shared.json("logs", "logged")
+    expect("first-42" in log["serial"] and "Power down" in log["serial"], log)
+    expect("first-42" in user.run("logs", "logged")[0], "the table has no console")
+    user.run("run", "--name", "logged", "--cmdline", "console=ttyS0 corbel.hold", "--detach", "--wait")
+    os.kill(Shared.json("show", "logged")["pid"], signal.SIGKILL)
+    while Shared.state("logged") not in ("stopped", "failed"):
+        pass
+    log = Shared.json("logs", "logged")
+    first, second = log["serial"].find("first-42"), log["serial"].rfind("Linux version")
+    expect(-1 < first < second, f"not both lives are there: {first}, {second}: {log['serial'][-500:]}")
+    expect(log["monitor"], "what the monitor said is gone")
+    (kept,) = pathlib.Path(user.home).glob(f"**/machines/{instance}/serial.log")
+    expect(kept.stat().st_mode & 0o777 == 0o600, oct(kept.stat().st_mode))
+    user.run("delete", "logged")
+    user.run("logs", "logged", status=3)
+    expect(not kept.exists(), "the log of a machine that is deleted is left")
 
 
 def forward_ports(_place):
@@ -432,6 +459,7 @@ TESTS = [
     ("a machine runs, is listed and shown", run_and_list),
     ("a machine goes through all states", live_through_all_states),
     ("limits are set, changed while a machine runs, and shown", limit_machines),
+    ("logs outlive a machine's end, not its deletion", keep_logs),
     ("ports of a running machine are forwarded", forward_ports),
     ("volumes and snapshots are kept", keep_volumes_and_snapshots),
     ("projects, quotas, users and tokens are kept, and hold", keep_accounts),

@@ -315,9 +315,14 @@ def resize_live(browser, platform):
     now = platform.ok("GET", "/v1/instances/web")
     expect((now["restart"], now["tags"], now["engine"]) == ("never", {"env": "prod"}, "soft"), f"{now}")
 
-    # Off, it may get more room, which holds from its next start.
+    # Off, it shows the last of its console, and may get more room, which holds from its next start.
     browser.button("Stop").click()
     browser.wait(lambda: any(b.text == "stopped" for b in browser.all(".facts .badge")), "its end")
+    browser.button("Console").click()
+    browser.wait(lambda: "corbel-busybox: ready" in browser.one(".last-words").text, "what the console showed")
+    browser.picture("console-stopped")
+    browser.check_access("the console of one that is off")
+    browser.button("Overview").click()
     browser.button("Resize").click()
     browser.wait(lambda: "from its next start" in browser.one("dialog .note").text, "that it is off")
     browser.fill("max_cpus", "4")

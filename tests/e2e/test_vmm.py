@@ -100,7 +100,7 @@ def test_missing_files_leave_nothing_behind(directory):
                         str(directory / "control"), "--serial", f"file:{directory}/serial"))
     expect_refused(result, 1, "no.raw")
     result = run(*flags("o", "--initrd", str(directory / "no.img"), "--serial",
-                        f"socket:{directory}/serial"))
+                        f"socket:{directory}/serial", "--serial-log", f"{directory}/log"))
     expect_refused(result, 1, "no.img")
     expect(not list(directory.iterdir()), f"left behind: {list(directory.iterdir())}")
 
@@ -269,6 +269,21 @@ def test_serial_file_and_socket(directory):
             peer.sendall(b"q")
             expect(end_of(process) == 0, "status")
     expect(not path.exists() and not control.exists(), "sockets left behind")
+
+
+def test_serial_log_goes_on_behind_what_is_there(directory):
+    log = directory / "log"
+    for lives in (1, 2):
+        result = run(*flags("o", "--serial", "none", "--serial-log", str(log)))
+        expect(result.returncode == 0 and result.stdout == "", f"{result}")
+        expect(log.read_text() == "up\n" * lives, f"{log.read_text()!r}")
+    result = run(*flags("o", "--serial-log", str(log)))
+    expect(result.stdout == "up\n" and log.read_text() == "up\n" * 3, "not both have it")
+    pipe, link = directory / "pipe", directory / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(log)
+    for wrong in (directory / "no/log", pipe, link, directory):
+        expect_refused(run(*flags("o", "--serial-log", str(wrong))), 1, "--serial-log", str(wrong))
 
 
 def test_terminal_is_raw_and_restored(_):

@@ -1,16 +1,17 @@
 // One instance: facts, actions, charts, console, events.
 
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { ChangeDialog } from "./change.jsx";
 import { useLive } from "./hooks.js";
 import { ACTIONS, actOn, canDo, deleteAll } from "./actions.js";
 import { limitsOf, Resize, RESIZABLE, sizeFact } from "./limits.jsx";
 import { address, EventTable, sizes } from "./pages.jsx";
 import { size, tags } from "./format.js";
-import { Badge, Confirm, Empty, Page, Time, title } from "./ui.jsx";
+import { attempt, Badge, Confirm, Empty, Page, Time, title } from "./ui.jsx";
 import { InstanceCharts } from "./charts.jsx";
 import { SnapshotsOf } from "./snapshots.jsx";
 import { Console } from "./terminal.jsx";
+import { get } from "./api.js";
 
 function Facts({ instance }) {
   const live = useLive();
@@ -34,6 +35,19 @@ const volumesFor = (instance) => (live) => ({ volumes: live.all("volume")
   .filter((volume) => volume.state === "available" || instance.volumes?.includes(volume.id))
   .map((volume) => ({ value: volume.id, text: `${volume.name ?? volume.id}, ${volume.size_gib} GiB` })) });
 
+// What the console showed, of a machine that runs no more.
+function LastWords({ instance }) {
+  const [log, setLog] = useState(null);
+  useEffect(() => { attempt(() => get(`/v1/instances/${instance.id}/log`)).then((answer) => setLog(answer ?? {})); }, [instance.id, instance.state]);
+  const text = log?.serial?.replace(/\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b./g, "");
+  return (
+    <>
+      <Empty>The console is there while the instance runs.{text && " This is the last of what it showed:"}</Empty>
+      {text && <pre class="last-words" tabIndex={0} role="log" aria-label="What the console showed">{text}</pre>}
+    </>
+  );
+}
+
 const TABS = ["overview", "console", "snapshots", "events"];
 
 export function Instance({ id, tab = "overview", canChange }) {
@@ -56,7 +70,7 @@ export function Instance({ id, tab = "overview", canChange }) {
       </nav>
       {tab === "overview" && <><Facts instance={instance} /><InstanceCharts instance={instance} /></>}
       {tab === "console" && (instance.state === "running" ? <Console instance={instance} />
-        : <Empty>The console is there while the instance runs.</Empty>)}
+        : <LastWords instance={instance} />)}
       {tab === "snapshots" && <SnapshotsOf instance={instance} canChange={canChange} />}
       {tab === "events" && <EventTable events={events} />}
       {dialog === "resize" && <Resize instance={instance} onClose={() => setDialog(null)} />}
