@@ -21,11 +21,14 @@
 static bool owner_lives(int fd)
 {
     char text[64] = "";
-    long pid = 0;
-    unsigned long long ticks = 0;
+    char *end = text;
+    long pid;
 
-    return pread(fd, text, sizeof(text) - 1, 0) <= 0 ||
-           sscanf(text, "%ld %llu", &pid, &ticks) != 2 || process_start_ticks((pid_t)pid) == ticks;
+    if (pread(fd, text, sizeof(text) - 1, 0) <= 0) {
+        return true;
+    }
+    pid = strtol(text, &end, 10);
+    return pid <= 0 || process_start_ticks((pid_t)pid) == strtoull(end, NULL, 10);
 }
 
 /* On a full disk it stays empty, and who comes is refused at once. */
