@@ -49,14 +49,12 @@ static int take_turn(struct compute *compute, struct agent *agent, unsigned time
 
 static void give_turn(struct compute *compute, struct agent *agent)
 {
-    struct agent **at = &compute->agents;
-
     mutex_lock(&compute->lock);
-    while (*at != NULL && *at != agent) {
-        at = &(*at)->next;
-    }
-    if (*at != NULL) {
-        *at = agent->next;
+    for (struct agent **at = &compute->agents; *at != NULL; at = &(*at)->next) {
+        if (*at == agent) {
+            *at = agent->next;
+            break;
+        }
     }
     (void)pthread_cond_broadcast(&compute->committed); /* cannot fail */
     mutex_unlock(&compute->lock);
@@ -329,10 +327,12 @@ int compute_freeze(struct compute *compute, const struct compute_call *call, con
 int agent_shutdown(struct compute *compute, const char *id, struct err *err)
 {
     struct agent agent = {.client = NULL};
-    int rc = guest_has_agent(compute, id)
-                 ? agent_open(compute, id, AGENT_SHUTDOWN_TIMEOUT_MS, &agent, err)
-                 : err_set(err, -ENOENT, "no agent runs in the guest");
+    int rc;
 
+    if (!guest_has_agent(compute, id)) {
+        return err_set(err, -ENOENT, "no agent runs in the guest");
+    }
+    rc = agent_open(compute, id, AGENT_SHUTDOWN_TIMEOUT_MS, &agent, err);
     if (rc < 0) {
         return rc;
     }
