@@ -587,13 +587,11 @@ void engine_invalidate(struct accel_vm *vm, gpa_t gpa, uint64_t len)
     engine_invalidate_code(vm_of(vm), gpa, len);
 }
 
-void engine_trim(struct accel_vcpu *vcpu)
+bool engine_trim(struct accel_vcpu *vcpu)
 {
     struct engine_vcpu *v = vcpu_of(vcpu);
 
-    if (v->vm->translator != NULL) {
-        translate_trim(v);
-    }
+    return v->vm->translator != NULL && translate_trim(v);
 }
 
 static int engine_inject_nmi(struct accel_vcpu *vcpu)

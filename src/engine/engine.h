@@ -20,9 +20,9 @@ void engine_queue_interrupt(struct accel_vcpu *vcpu, uint8_t vector);
 /* Each kick signal that its thread takes from now on also counts *count up: whoever sleeps on it
  * wakes or does not fall asleep. Its thread. */
 void engine_count_kicks(struct accel_vcpu *vcpu, _Atomic uint32_t *count);
-/* The guest has been at rest for a while: gives memory back that it took when it was not. Its
- * thread. */
-void engine_trim(struct accel_vcpu *vcpu);
+/* The guest has been at rest for a while: gives memory back that it took when it was not. False
+ * when that was not worth it. Its thread. */
+bool engine_trim(struct accel_vcpu *vcpu);
 /* Somebody else wrote [gpa, gpa + len): drops what was translated from there. Any thread. */
 void engine_invalidate(struct accel_vm *vm, gpa_t gpa, uint64_t len);
 

@@ -149,15 +149,18 @@ static void drop_everything(struct engine_vcpu *v, void (*drop)(struct translato
     atomic_store(&t->stop, false);
 }
 
-void translate_trim(struct engine_vcpu *v)
+bool translate_trim(struct engine_vcpu *v)
 {
     struct translator *t = v->vm->translator;
+    bool is_worth_it;
 
     mutex_lock(&v->vm->lock);
-    if (t->used_bytes - t->thunk_bytes >= TRIM_MIN_BYTES) {
+    is_worth_it = t->used_bytes - t->thunk_bytes >= TRIM_MIN_BYTES;
+    if (is_worth_it) {
         drop_everything(v, code_cache_trim);
     }
     mutex_unlock(&v->vm->lock);
+    return is_worth_it;
 }
 
 /* The guest is not for the mirror: kernel code, too, is translated with checks. */

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "cpu/vcpu.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct engine_vcpu;
@@ -43,7 +44,7 @@ enum translate_result translate_run_one(struct engine_vcpu *v);
 
 /* Drops all translated code and gives its memory back when that is worth it: for a guest that
  * rests, and needs little of what it ran once. The vCPU's thread. */
-void translate_trim(struct engine_vcpu *v);
+bool translate_trim(struct engine_vcpu *v);
 
 /* Waits until no vCPU but v runs an instruction that it had begun before. Engine lock held. */
 void translate_sync_vcpu(struct engine_vcpu *other);

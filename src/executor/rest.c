@@ -40,8 +40,7 @@ uint64_t executor_rest_begin(struct executor_thread *t)
     if (t->rest_since == 0) {
         t->rest_stretch = STRETCH_TICKS;
     } else if (passed - t->rest_asleep < passed / AWAKE_SHARE && !others_run(t)) {
-        engine_trim(t->vcpu);
-        t->rest_stretch *= t->rest_stretch < STRETCH_MAX_TICKS ? 2 : 1;
+        t->rest_stretch *= engine_trim(t->vcpu) && t->rest_stretch < STRETCH_MAX_TICKS ? 2 : 1;
         now = __builtin_ia32_rdtsc();
     }
     t->rest_since = now;

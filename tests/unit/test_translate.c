@@ -481,8 +481,9 @@ static void test_trim(void **state)
     run_to_end(&m);
     assert_true(code_kib() > 3072);
     assert_int_equal(engine_accel_ops.get_state(m.vcpu, st), 0);
-    engine_trim(m.vcpu);
+    assert_true(engine_trim(m.vcpu));
     assert_true(code_kib() < 512);
+    assert_false(engine_trim(m.vcpu));
     st->rip = COUNTING_AT;
     assert_int_equal(engine_accel_ops.set_state(m.vcpu, st), 0);
     run_to_end(&m);
