@@ -138,30 +138,28 @@ int io_set_nonblock(int fd)
     return 0;
 }
 
-int io_read_file(const char *path, size_t max_bytes, void **ret_data, size_t *ret_len)
+/* A regular file, and how long it is. */
+static int open_regular(const char *path, int more_flags, uint64_t *ret_size)
 {
-    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    CLEANUP_FREE char *data = NULL;
+    CLEANUP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | more_flags);
     struct stat st;
-    ssize_t n;
 
-    if (fd < 0) {
-        return -errno;
-    }
-    if (fstat(fd, &st) < 0) {
+    if (fd < 0 || fstat(fd, &st) < 0) {
         return -errno;
     }
     if (!S_ISREG(st.st_mode)) {
         return S_ISDIR(st.st_mode) ? -EISDIR : -EINVAL;
     }
-    if ((uint64_t)st.st_size > max_bytes) {
-        return -EFBIG;
-    }
-    data = malloc((size_t)st.st_size + 1);
-    if (data == NULL) {
-        return -ENOMEM;
-    }
-    n = io_read_full(fd, data, (size_t)st.st_size);
+    *ret_size = (uint64_t)st.st_size;
+    return steal_fd(&fd);
+}
+
+/* From an offset to what was the end, ended with a NUL. */
+static int read_from(int fd, uint64_t offset, size_t len, void **ret_data, size_t *ret_len)
+{
+    CLEANUP_FREE char *data = malloc(len + 1);
+    ssize_t n = data != NULL ? io_pread_full(fd, data, len, offset) : -ENOMEM;
+
     if (n < 0) {
         return (int)n;
     }
@@ -169,4 +167,24 @@ int io_read_file(const char *path, size_t max_bytes, void **ret_data, size_t *re
     *ret_data = steal_ptr(data);
     *ret_len = (size_t)n;
     return 0;
+}
+
+int io_read_file(const char *path, size_t max_bytes, void **ret_data, size_t *ret_len)
+{
+    uint64_t size = 0;
+    CLEANUP_CLOSE int fd = open_regular(path, 0, &size);
+
+    if (fd < 0) {
+        return fd;
+    }
+    return size > max_bytes ? -EFBIG : read_from(fd, 0, (size_t)size, ret_data, ret_len);
+}
+
+int io_read_tail(const char *path, size_t max_bytes, void **ret_data, size_t *ret_len)
+{
+    uint64_t size = 0;
+    CLEANUP_CLOSE int fd = open_regular(path, O_NOFOLLOW, &size);
+    uint64_t from = size > max_bytes ? size - max_bytes : 0;
+
+    return fd < 0 ? fd : read_from(fd, from, (size_t)(size - from), ret_data, ret_len);
 }

@@ -34,5 +34,7 @@ int io_set_nonblock(int fd) MUST_CHECK;
 /* Reads a whole regular file of at most max_bytes into malloc'd *ret_data and ends it with a NUL
  * that *ret_len does not count. -EFBIG when larger, -EISDIR or -EINVAL when not a regular file. */
 int io_read_file(const char *path, size_t max_bytes, void **ret_data, size_t *ret_len) MUST_CHECK;
+/* The same of the last max_bytes of a file of any length; -ELOOP when path is a link. */
+int io_read_tail(const char *path, size_t max_bytes, void **ret_data, size_t *ret_len) MUST_CHECK;
 
 #endif

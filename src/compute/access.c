@@ -10,7 +10,6 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #define TAIL_BYTES (256u << 10)
 #define MONITOR_LOG "vmm.log"
@@ -62,73 +61,51 @@ int compute_access(struct compute *compute, const struct compute_call *call, con
     return access != NULL ? 0 : fault_set(fault, FAULT_INTERNAL, NULL, "not enough memory");
 }
 
-/* The last of a regular file, ended by a NUL; text[TAIL_BYTES + 1]. *ret_is_all: from its beginning. */
-static ssize_t read_tail(const char *dir, const char *name, char *text, bool *ret_is_all)
+static int read_tail(const char *dir, const char *name, void **ret_text, size_t *ret_len)
 {
     char path[PATH_MAX];
     struct err ignored;
-    CLEANUP_CLOSE int fd = -1;
-    struct stat st;
-    ssize_t len;
-    off_t from;
+    int rc = path_format(path, &ignored, "%s/%s", dir, name);
 
-    if (path_format(path, &ignored, "%s/%s", dir, name) < 0) {
-        return -ENAMETOOLONG;
-    }
-    fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (fd < 0) {
-        return -errno;
-    }
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
-        return -EINVAL;
-    }
-    from = st.st_size > (off_t)TAIL_BYTES ? st.st_size - (off_t)TAIL_BYTES : 0;
-    len = io_pread_full(fd, text, TAIL_BYTES, (uint64_t)from);
-    text[len > 0 ? len : 0] = '\0';
-    *ret_is_all = from == 0;
-    return len;
+    return rc < 0 ? rc : io_read_tail(path, TAIL_BYTES, ret_text, ret_len);
 }
 
-/* From the beginning of a line, as UTF-8 whatever is in it; NULL: there is none. */
+/* As UTF-8 whatever is in it, from the beginning of a line; NULL: there is none. */
 static json_t *tail_of(const char *dir, const char *name)
 {
-    CLEANUP_FREE char *text = malloc(TAIL_BYTES + 1);
-    bool is_all = true;
-    ssize_t len = text != NULL ? read_tail(dir, name, text, &is_all) : -ENOMEM;
-    char *begin;
+    CLEANUP_FREE void *data = NULL;
+    size_t len = 0;
+    char *text, *begin;
 
-    if (len < 0) {
+    if (read_tail(dir, name, &data, &len) < 0) {
         return NULL;
     }
+    text = data;
     for (char *p = text; p < text + len; p++) {
         bool is_plain = (*p >= ' ' && *p != 0x7f) || *p == '\n' || *p == '\t' || *p == 0x1b;
 
         *p = is_plain ? *p : *p == '\r' ? ' ' : '?'; /* bytes above 0x7f are negative */
     }
-    begin = is_all ? NULL : strchr(text, '\n');
+    begin = len == TAIL_BYTES ? strchr(text, '\n') : NULL;
     return json_string(begin != NULL ? begin + 1 : text);
 }
 
 void log_keep(struct compute *compute, const char *id)
 {
     char dir[PATH_MAX], runtime[PATH_MAX], path[PATH_MAX];
-    CLEANUP_FREE char *text = malloc(TAIL_BYTES + 1);
+    CLEANUP_FREE void *text = NULL;
     CLEANUP_CLOSE int fd = -1;
     struct err err;
-    bool is_all;
-    ssize_t len;
+    size_t len = 0;
 
-    if (text == NULL || directory_path(compute, id, dir, &err) < 0 ||
+    if (directory_path(compute, id, dir, &err) < 0 ||
         machine_path(compute, id, runtime, &err) < 0 ||
-        path_format(path, &err, "%s/" MONITOR_LOG, dir) < 0) {
-        return;
-    }
-    len = read_tail(runtime, MONITOR_LOG, text, &is_all);
-    if (len <= 0) {
+        path_format(path, &err, "%s/" MONITOR_LOG, dir) < 0 ||
+        read_tail(runtime, MONITOR_LOG, &text, &len) < 0 || len == 0) {
         return; /* it said nothing: what an earlier one said stays */
     }
     fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0 ? errno != ENOENT : io_write_full(fd, text, (size_t)len) < 0) {
+    if (fd < 0 ? errno != ENOENT : io_write_full(fd, text, len) < 0) {
         log_warn("%s: what its monitor said cannot be kept, ignoring", id);
     }
 }

@@ -133,6 +133,17 @@ static void test_read_file_whole_too_big_and_directory(void **state)
     data = NULL;
     assert_int_equal(io_read_file(path, 4, &data, &len), -EFBIG);
     assert_null(data);
+    assert_int_equal(io_read_tail(path, 3, &data, &len), 0);
+    assert_int_equal(len, 3);
+    assert_string_equal(data, "llo");
+    free(data);
+    assert_int_equal(io_read_tail(path, 6, &data, &len), 0);
+    assert_string_equal(data, "Jello");
+    free(data);
+    (void)unlink(path);
+    assert_int_equal(io_read_tail(path, 3, &data, &len), -ENOENT);
+    assert_int_equal(symlink("/etc/passwd", path), 0);
+    assert_int_equal(io_read_tail(path, 3, &data, &len), -ELOOP);
     (void)unlink(path);
     assert_int_equal(io_read_file(path, 5, &data, &len), -ENOENT);
     assert_int_equal(io_read_file("/tmp", 5, &data, &len), -EISDIR);
