@@ -16,12 +16,17 @@
 
 #define NATIVE_MAX_RUNNERS 64u /* of all spaces */
 
-/* As many spaces as runners for so many vCPUs allow. */
+/* Each takes the better part of a millisecond to make; few guest processes
+ * compute at the same time. */
+#define NATIVE_SPARE_SPACES 2u
+#define NATIVE_SPACES_PER_VCPU 2u
+
 static inline unsigned native_spaces_for(unsigned vcpu_count)
 {
-    unsigned count = NATIVE_MAX_RUNNERS / vcpu_count;
+    unsigned count = NATIVE_SPARE_SPACES + NATIVE_SPACES_PER_VCPU * vcpu_count;
 
-    return count < NATIVE_MAX_SPACES ? count : NATIVE_MAX_SPACES;
+    count = count < NATIVE_MAX_SPACES ? count : NATIVE_MAX_SPACES;
+    return count < NATIVE_MAX_RUNNERS / vcpu_count ? count : NATIVE_MAX_RUNNERS / vcpu_count;
 }
 
 /* What a new space is to map: its part of the shared pages. */
