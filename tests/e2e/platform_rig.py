@@ -36,11 +36,11 @@ def find_hierarchies(*controls):
 
 
 @contextlib.contextmanager
-def delegated_groups():
-    """A control group for CPU time and one for CPUs that the ordinary user may make others in: its
-    name and its directories; "" and none where this host lets us make none."""
+def delegated_groups(*controls):
+    """A control group for each control, which the ordinary user may make others in: its name and
+    its directories; "" and none where this host lets us make none."""
     name = f"corbel-test-{os.getpid()}-{threading.get_native_id()}"
-    hierarchies = find_hierarchies("cpu", "cpuset") if os.geteuid() == 0 else []
+    hierarchies = find_hierarchies(*controls) if os.geteuid() == 0 else []
     folders = [hierarchy / name for hierarchy in hierarchies]
     try:
         for hierarchy, folder in zip(hierarchies, folders):

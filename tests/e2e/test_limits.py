@@ -97,7 +97,7 @@ def read(folder, name):
 
 
 def limit_by_groups(place):
-    with delegated_groups() as (group, folders):
+    with delegated_groups("cpu", "cpuset") as (group, folders):
         if not group:
             print("# this host lets us make no control groups for CPU time")
             return
@@ -166,21 +166,28 @@ def limit_without_groups(place):
 
 def raise_the_limit_with_the_memory(place):
     """What a resize of a running machine changes, and what its group is told (or would be)."""
-    with Host(place, "--cgroup", "none") as host:
+    with delegated_groups("memory") as (group, folders), \
+            Host(place, "--cgroup", group or "none") as host:
         machine = host.launch("vm", memory_limit_mib=256,
                               cmdline="console=ttyS0 quiet memhp_default_state=online_movable")
+        pid = host.ok("GET", f"/v1/instances/{machine}")["pid"]
 
         def limits():
             noted = json.loads((pathlib.Path(host.home) / "corbeld/vm" / machine /
-                                "limits.json").read_text())
+                                "limits.json").read_text())["memory_bytes"]
+            if group and noted:
+                kept = int(read(members(folders[0], pid), "memory.limit_in_bytes"))
+                expect(kept == noted, f"the group has {kept}, not {noted}")
             vm = host.ok("GET", "/v1/instances/vm")
-            return vm["memory_mib"], vm["memory_limit_mib"], noted["memory_bytes"] // MIB
+            return vm["memory_mib"], vm["memory_limit_mib"], noted // MIB
 
         def until(*wanted):  # what is noted follows the resize's own end
             while limits() != wanted:
                 expect(limits()[:2] == wanted[:2], f"{limits()}")
                 pause()
 
+        if not group:
+            print("# this host lets us make no control groups for memory")
         until(128, 256, 256)
         host.change("vm", memory_mib=384)
         until(384, 512, 512)
@@ -325,7 +332,7 @@ def prefer(*groups):
 
 
 def get_what_the_weight_says(place):
-    with delegated_groups() as (group, folders):
+    with delegated_groups("cpu", "cpuset") as (group, folders):
         expect(group, "this host lets us make no control groups: nothing to measure")
         with Host(place, "--cgroup", group) as host:
             pids = [host.tiny(name, SPIN, pinned_cpus="0", cpu_weight=weight)["pid"]
@@ -345,7 +352,7 @@ def expect_half(host, means):
 
 
 def keep_to_the_cap_by_groups(place):
-    with delegated_groups() as (group, folders):
+    with delegated_groups("cpu", "cpuset") as (group, folders):
         expect(group, "this host lets us make no control groups: nothing to measure")
         with Host(place, "--cgroup", group) as host:
             own = members(folders[0], host.tiny("vm", SPIN, cpu_cap_percent=50)["pid"])
@@ -356,7 +363,7 @@ def keep_to_the_cap_by_groups(place):
 @contextlib.contextmanager
 def preferred(pid):
     """The process before all others, where this host lets us; without a cap by the kernel."""
-    with delegated_groups() as (_, folders):
+    with delegated_groups("cpu", "cpuset") as (_, folders):
         group = pathlib.Path(folders[0]) / "preferred" if folders else None
         if group:
             group.mkdir()

@@ -169,7 +169,7 @@ def run_platform(place, *arguments):
         shutil.copy(source.kernel, folder / "vmlinuz")
         shutil.copy(source.initrd, folder / "initrd")
         folder.chmod(0o755)
-        with delegated_groups() as (group, folders):
+        with delegated_groups("cpu", "cpuset") as (group, folders):
             if group:
                 arguments += ("--cgroup", group, "--cgroup-dirs", ",".join(folders))
             result = subprocess.run(
