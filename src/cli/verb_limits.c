@@ -1,4 +1,4 @@
-/* What run, resize and type create say of limits, as fields of an instance or type. */
+/* What the command line says of limits, as fields of an instance, type or volume. */
 #include "cli/verb_object.h"
 
 #include "cli/size.h"
@@ -81,6 +81,8 @@ int object_set_limits(json_t *body, const struct limit_options *options, struct 
         {"disk_iops", "--disk-iops", options->disk_iops, LIMIT_RATE, true},
         {"net_bps", "--net-bps", options->net_bps, LIMIT_RATE, true},
         {"net_pps", "--net-pps", options->net_pps, LIMIT_RATE, true},
+        {"bps", "--bps", options->bps, LIMIT_RATE, true},
+        {"iops", "--iops", options->iops, LIMIT_RATE, true},
     };
     int rc = 0;
 

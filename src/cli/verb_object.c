@@ -218,8 +218,9 @@ static int fill_project(const struct api_options *options, const struct args *ar
 static int fill_volume(const struct api_options *options, const struct args *args, json_t *body,
                        struct err *err)
 {
-    (void)options;
-    return object_set_size(body, "size_gib", "the size", args->words[1], 30, err);
+    int rc = object_set_size(body, "size_gib", "the size", args->words[1], 30, err);
+
+    return rc < 0 ? rc : object_set_limits(body, &options->limits, err);
 }
 
 static int fill_snapshot(const struct api_options *options, const struct args *args, json_t *body,
@@ -538,12 +539,18 @@ int verb_snapshot_restore(const struct cli *cli, const void *values, const struc
 int verb_volume_grow(const struct cli *cli, const void *values, const struct args *args,
                      struct err *err)
 {
+    const struct api_options *options = values;
     struct client *client = NULL;
     json_t *body = json_object(), *answer = NULL;
     char path[API_PATH_BYTES];
-    int rc = object_set_size(body, "size_gib", "the size", args->words[1], 30, err);
+    int rc = args->count > 1
+                 ? object_set_size(body, "size_gib", "the size", args->words[1], 30, err)
+                 : 0;
 
-    (void)values;
+    rc = rc < 0 ? rc : object_set_limits(body, &options->limits, err);
+    if (rc == 0 && json_object_size(body) == 0) {
+        rc = err_set(err, -EINVAL, "say what it shall have: a SIZE, --bps N or --iops N");
+    }
     rc = rc < 0 ? rc : api_path(cli, path, "volumes", args->words[0], NULL, err);
     rc = rc < 0 ? rc : api_open(cli, &client, err);
     rc = rc < 0 ? rc : client_call(client, "PATCH", path, body, &answer, err);

@@ -54,6 +54,11 @@
         "--balloon", "SIZE", "memory that its guest is asked to give back; none: none", \
             OPTION_TEXT, API(limits.balloon)                                            \
     }
+#define VOLUME_LIMIT_SPECS                                                                \
+    {"--bps", "N", "bytes per second: 10M ...; none: any", OPTION_TEXT, API(limits.bps)}, \
+    {                                                                                     \
+        "--iops", "N", "operations per second; none: any", OPTION_TEXT, API(limits.iops)  \
+    }
 #define ROLE_SPECS                                                                     \
     {"--role", "ROLE", "viewer, member or admin", OPTION_TEXT, API(role)},             \
     {                                                                                  \
@@ -151,6 +156,9 @@ static const struct option_spec type_specs[] = {
     {.name = NULL},
 };
 static const struct option_spec key_specs[] = {TAG_SPEC, JSON_SPEC, {.name = NULL}};
+static const struct option_spec volume_specs[] = {
+    VOLUME_LIMIT_SPECS, TAG_SPEC, JSON_SPEC, {.name = NULL}};
+static const struct option_spec volume_resize_specs[] = {VOLUME_LIMIT_SPECS, {.name = NULL}};
 static const struct option_spec project_specs[] = {
     LIMIT_SPECS, TAG_SPEC, JSON_SPEC, {.name = NULL}};
 static const struct option_spec quota_specs[] = {LIMIT_SPECS, {.name = NULL}};
@@ -241,10 +249,10 @@ const struct verb verbs_of_daemon[] = {
     {"forward", "remove", "NAME H", "close host port H", NULL, 2, 2, false, verb_forward_change,
      "remove"},
     OBJECTS("volume", "disks beside an instance's own", &collection_volumes),
-    {"volume", "create", "NAME SIZE", "make a volume", key_specs, 2, 2, false, verb_object_create,
-     &collection_volumes},
-    {"volume", "resize", "NAME SIZE", "let a volume grow", NULL, 2, 2, false, verb_volume_grow,
-     NULL},
+    {"volume", "create", "NAME SIZE", "make a volume", volume_specs, 2, 2, false,
+     verb_object_create, &collection_volumes},
+    {"volume", "resize", "NAME [SIZE]", "let a volume grow, or change its limits",
+     volume_resize_specs, 1, 2, false, verb_volume_grow, NULL},
     DELETE("volume", &collection_volumes),
     OBJECTS("snapshot", "snapshots of disks", &collection_snapshots),
     {"snapshot", "create", "NAME", "take a snapshot", snapshot_specs, 1, 1, false,

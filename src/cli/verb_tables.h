@@ -14,6 +14,7 @@ struct limit_options {
     const char *cpu_weight, *cpu_cap, *cpu_reserved, *pinned_cpus;
     const char *memory_limit, *balloon;
     const char *disk_bps, *disk_iops, *net_bps, *net_pps;
+    const char *bps, *iops; /* of a volume */
 };
 
 struct alarm_options {
