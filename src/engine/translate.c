@@ -359,6 +359,14 @@ static void enter(struct engine_vcpu *v, const struct unit *unit)
     }
 }
 
+/* Nothing that it knew is there any more, nor is its memory needed: it reads as zeroes from now on. */
+static void empty_jump_cache(struct engine_vcpu *v)
+{
+    light_flush_jump_cache(v);
+    (void)madvise(v->hot.jump, sizeof(struct jump_cache), MADV_DONTNEED);
+    light_init_jump_cache(v);
+}
+
 /* Announces that this vCPU goes into code; waits out a drop of the cache. */
 static void begin_code(struct engine_vcpu *v)
 {
@@ -372,7 +380,7 @@ static void begin_code(struct engine_vcpu *v)
         atomic_store(&v->hot.in_code, true);
     }
     if (v->hot.generation != atomic_load(&t->generation)) {
-        light_flush_jump_cache(v);
+        empty_jump_cache(v);
         memset(v->hot.found, 0, sizeof(v->hot.found));
         v->hot.generation = atomic_load(&t->generation);
     }
