@@ -256,10 +256,10 @@ struct translator {
      * whether it is a write, and the size. */
     uint16_t compact_slot[16][16][2][COMPACT_SIZES];
     unsigned compact_count;
-    uint32_t compact_slots;      /* offset of the first */
-    const uint8_t *jump_miss[2]; /* an indirect branch that is not in the jump cache */
+    uint32_t compact_slots;       /* offset of the first */
+    const uint8_t *jump_miss[2];  /* an indirect branch that is not in the jump cache */
     const uint8_t *restore_flags; /* a target that wants its flags in the host's */
-    const uint8_t *dead; /* where the indirect entry of a dead unit leads */
+    const uint8_t *dead;          /* where the indirect entry of a dead unit leads */
     struct thunk_dispatch dispatch[THUNK_DISPATCH_COPIES][3]; /* by MMU mode */
     /*
      * The same exits for units that borrow two registers (or one, named twice), which are given

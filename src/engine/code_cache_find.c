@@ -171,6 +171,16 @@ bool unit_insn_is_boundary(const struct unit *unit, uint32_t code, struct unit_i
     return unit->code + ret_insn->code == code && ret_insn->is_boundary;
 }
 
+bool unit_at_string(const uint8_t *code)
+{
+    if (*code++ != 0xf3) {
+        return false;
+    }
+    code += *code == EMIT_SEG_GS ? 1 : 0;
+    code += *code == 0x66 || *code == 0x48 ? 1 : 0;
+    return *code == 0xa4 || *code == 0xa5 || *code == 0xaa || *code == 0xab;
+}
+
 bool unit_find_insn(const struct unit *unit, unsigned offset, struct unit_insn *ret_insn,
                     unsigned *ret_index)
 {

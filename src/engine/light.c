@@ -306,9 +306,8 @@ static void remember(struct engine_vcpu *v, unsigned mode, uint32_t indirect, bo
     entry->minus_rip = 0 - v->st.rip;
     entry->page = v->st.rip & ~PAGE_MASK;
     entry->host = code_rx(t, indirect & ~FOUND_FLAGS_DEAD);
-    entry->host_slot = (indirect & FOUND_FLAGS_DEAD) != 0
-                           ? entry->host
-                           : (uintptr_t)t->restore_flags;
+    entry->host_slot =
+        (indirect & FOUND_FLAGS_DEAD) != 0 ? entry->host : (uintptr_t)t->restore_flags;
 }
 
 static uint32_t found_indirect(const struct unit *unit)

@@ -163,6 +163,19 @@ static enum trace_role role_of(const struct insn *insn, unsigned mode)
     }
 }
 
+/*
+ * REP MOVS and REP STOS of the kernel's half: the host's own on the mirror, the most frequent ones
+ * of a kernel by far. Lock step counts what the interpreter does of them.
+ */
+static bool is_string_inline(const struct translator *t, const struct insn *insn, unsigned mode,
+                             uintptr_t guest)
+{
+    return (insn->op == INSN_OP_MOVS || insn->op == INSN_OP_STOS) &&
+           (insn->flags & INSN_REP) != 0 && insn->addrsize_bytes == 8 && insn->seg != X86_FS &&
+           insn->seg != X86_GS && mem_is_direct(t, mode) && !t->vm->check &&
+           !code_cache_is_checked(t, guest);
+}
+
 /* The in-page target of a direct jump, or NO_TARGET. */
 static int64_t target_in_page(const struct trace_insn *ti)
 {
@@ -230,14 +243,17 @@ static void add_undecodable(struct trace *trace, uint32_t offset)
 }
 
 /* Adds the instruction at *offset, which was decoded into its place; returns false when the trace ends behind it. */
-static bool add_insn(struct trace *trace, uint32_t *offset)
+static bool add_insn(const struct translator *t, const uint8_t *page, struct trace *trace,
+                     uint32_t *offset)
 {
     struct trace_insn *ti = &trace->insns[trace->count];
     const struct insn *insn = &ti->insn;
 
     ti->offset = (uint16_t)*offset;
     ti->mode = trace->mode;
-    ti->role = (uint8_t)role_of(insn, trace->mode);
+    ti->role = is_string_inline(t, insn, trace->mode, (uintptr_t)page + *offset)
+                   ? TRACE_INLINE
+                   : (uint8_t)role_of(insn, trace->mode);
     add_lines(trace, *offset, insn->len);
     trace->count++;
     if (insn->op == INSN_OP_STAC && ti->role == TRACE_INLINE) {
@@ -349,7 +365,7 @@ int trace_build(const struct translator *t, const uint8_t *page, uint32_t offset
             break;
         }
         trace->crosses = crosses;
-        more = add_insn(trace, &offset);
+        more = add_insn(t, page, trace, &offset);
         branches += trace->insns[trace->count - 1].role == TRACE_BRANCH ? 1 : 0;
         if (crosses || (branches == TRACE_BRANCHES_MAX && !is_hot)) {
             break;

@@ -180,7 +180,7 @@ struct translate_hot {
     struct jump_entry *jump_table[MMU_MODE_COUNT]; /* by MMU mode, in the current context */
     uint32_t jump_count[JUMP_CACHE_TABLES];
     uint64_t jump_pages[JUMP_PAGE_BITS / 64]; /* pages, hashed, that may have entries */
-    bool jump_local[JUMP_CACHE_TABLES]; /* holds one of a page that is not global */
+    bool jump_local[JUMP_CACHE_TABLES];       /* holds one of a page that is not global */
     bool jump_global; /* any user mode's table ever had one of a page that is */
 };
 

@@ -232,6 +232,9 @@ void translate_sample(struct engine_vcpu *v);
 /* code_cache_find.c: the guest's state at a host address within a unit. */
 struct unit_insn unit_insn_at(const struct unit *unit, uint32_t code);
 bool unit_insn_is_boundary(const struct unit *unit, uint32_t code, struct unit_insn *ret_insn);
+/* Is that a string instruction on the mirror (xlate_system.c)? Then RDI is the host's address, and
+ * with it as the guest's this is a boundary within that instruction. */
+bool unit_at_string(const uint8_t *code);
 /* Where the instruction at that offset of the page begins in the unit, and how many are before it;
  * false: it is not in it. */
 bool unit_find_insn(const struct unit *unit, unsigned offset, struct unit_insn *ret_insn,

@@ -20,6 +20,11 @@ static const int greg_of[X86_GPR_COUNT] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, R
                                            REG_RSI, REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11,
                                            REG_R12, REG_R13, REG_R14, REG_R15};
 
+static bool at_string(const ucontext_t *context)
+{
+    return unit_at_string((const uint8_t *)(uintptr_t)context->uc_mcontext.gregs[REG_RIP]);
+}
+
 /* Takes the guest's registers out of the context, and has it leave instead of going on. */
 static void capture(struct engine_vcpu *v, ucontext_t *context, const struct unit_insn *at,
                     enum translate_leave why)
@@ -29,6 +34,9 @@ static void capture(struct engine_vcpu *v, ucontext_t *context, const struct uni
     for (unsigned r = 0; r < X86_GPR_COUNT; r++) {
         v->st.gpr[r] =
             (at->spilled & REG_BIT(r)) != 0 ? v->hot.spill[r] : (uint64_t)gregs[greg_of[r]];
+    }
+    if (at_string(context)) {
+        v->st.gpr[X86_RDI] = mirror_guest(v->st.gpr[X86_RDI]);
     }
     if (at->flags == FLAGS_HOST) {
         uint64_t eflags = (uint64_t)gregs[REG_EFL];
@@ -63,7 +71,7 @@ static void seek_boundary(struct engine_vcpu *v, ucontext_t *context)
     struct unit *unit = code_cache_unit_at(t, (uintptr_t)gregs[REG_RIP]);
     struct unit_insn at;
 
-    if (unit != NULL && unit_insn_is_boundary(unit, code, &at)) {
+    if (unit != NULL && (unit_insn_is_boundary(unit, code, &at) || at_string(context))) {
         capture(v, context, &at, LEAVE_KICK);
         return;
     }
@@ -103,17 +111,29 @@ static void note_refused(struct engine_vcpu *v, struct unit *unit, const struct 
     }
 }
 
+/* A page that is filled anew loses its code with that: this will not happen again. */
+static bool is_filling_code(struct engine_vcpu *v, const ucontext_t *context, uint64_t va)
+{
+    struct mmu_page page;
+
+    return at_string(context) && mmu_probe(v, va, &page) && page.host != NULL &&
+           (atomic_load(gmem_page_flags(v->vm->gmem, gpa(page.gpa))) & GMEM_PAGE_CODE) != 0;
+}
+
 /* Guest memory that the mirror lacks: true when it has it now. */
 static bool on_mirror_fault(struct engine_vcpu *v, struct unit *unit, const struct unit_insn *at,
-                            const greg_t *gregs)
+                            const ucontext_t *context)
 {
+    const greg_t *gregs = context->uc_mcontext.gregs;
     bool is_write = (gregs[REG_ERR] & X86_PF_WRITE) != 0;
+    uint64_t va = mirror_guest((uint64_t)gregs[REG_CR2]);
 
-    if (gregs[REG_TRAPNO] == X86_VEC_PF &&
-        mirror_fault(v, mirror_guest((uint64_t)gregs[REG_CR2]), is_write)) {
+    if (gregs[REG_TRAPNO] == X86_VEC_PF && mirror_fault(v, va, is_write)) {
         return true;
     }
-    note_refused(v, unit, at);
+    if (!is_filling_code(v, context, va)) {
+        note_refused(v, unit, at);
+    }
     return false;
 }
 
@@ -137,7 +157,7 @@ static bool on_fault(void *opaque, int signal, siginfo_t *info, ucontext_t *cont
     }
     at = unit_insn_at(unit, (uint32_t)(rip - (uintptr_t)t->rx));
     if (signal == SIGSEGV && mem_is_direct(t, unit->mode) &&
-        on_mirror_fault(v, unit, &at, context->uc_mcontext.gregs)) {
+        on_mirror_fault(v, unit, &at, context)) {
         return true;
     }
     capture(v, context, &at, LEAVE_INTERP);

@@ -4,6 +4,7 @@
  *
  * IF, DF and AC live in st.rflags, never in the host's flags.
  */
+#include "engine/layout.h"
 #include "engine/translate_int.h"
 
 #define XSAVE_AREA_BYTES 832u /* x87, SSE and AVX, standard or compacted */
@@ -271,9 +272,55 @@ static void emit_gather(struct xlate *x)
     emit_gs_ymm(x, false, insn->vex_vvvv, GS_HOT(gather.mask));
 }
 
+static void emit_add_imm64(struct emit *e, unsigned reg, unsigned scratch, uint64_t value)
+{
+    emit_u8(e, 0x48u | scratch >> 3); /* mov scratch, imm64 */
+    emit_u8(e, 0xb8u | (scratch & 7u));
+    emit_bytes(e, &value, sizeof(value));
+    emit_mem(e, true, EMIT_LEA, reg, reg, scratch, 1, 0);
+}
+
+/*
+ * REP MOVS and REP STOS on the mirror, upwards. No prefix reaches the destination, so RDI moves
+ * there meanwhile; translate_signal.c knows, by unit_at_string().
+ */
+static void emit_rep_string(struct xlate *x)
+{
+    const struct insn *insn = &x->ti->insn;
+    struct emit *e = &x->e;
+    struct unit_exit *exit;
+    unsigned scratch;
+
+    xlate_flags_release(x, x->ti->live);
+    emit_gs_prefix(e); /* test byte [rflags + 1], DF */
+    emit_mem(e, false, 0xf6, 0, EMIT_NO_REG, EMIT_NO_REG, 1, emit_gs_disp(e, GS_ST(rflags) + 1));
+    emit_u8(e, X86_FLAG_DF >> 8);
+    exit = exit_new(x, EXIT_HELPER, x->ti->offset);
+    exit->kind_and_helper |= (uint8_t)(HELPER_STRING << EXIT_HELPER_SHIFT);
+    exit_branch(x, EMIT_CC_NE, exit);
+    scratch = xlate_scratch(x, 0, false, false);
+    xlate_mark(x);
+    emit_add_imm64(e, X86_RDI, scratch, LAYOUT_FOLD);
+    emit_u8(e, 0xf3);
+    if (insn->op == INSN_OP_MOVS) {
+        emit_u8(e, EMIT_SEG_GS);
+    }
+    if (insn->opsize_bytes == 2) {
+        emit_u8(e, 0x66);
+    } else if (insn->opsize_bytes == 8) {
+        emit_u8(e, 0x48);
+    }
+    emit_u8(e, insn->opcode);
+    emit_add_imm64(e, X86_RDI, scratch, 0 - LAYOUT_FOLD);
+}
+
 void xlate_system(struct xlate *x)
 {
     switch (x->ti->insn.op) {
+    case INSN_OP_MOVS:
+    case INSN_OP_STOS:
+        emit_rep_string(x);
+        break;
     case INSN_OP_CLI:
         xlate_flags_release(x, x->ti->live);
         clear_flag(x, X86_FLAG_IF);

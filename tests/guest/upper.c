@@ -1,7 +1,8 @@
 /*
  * The upper half of the address space, where kernels live, with SMAP on: which
  * addresses exist, accessed and dirty bits, changed tables, stacks and locked
- * instructions there, code changed through it, and another CPU's shootdown.
+ * instructions there, code changed through it, string instructions that are broken
+ * into, and another CPU's shootdown.
  */
 #include "guest.h"
 
@@ -220,6 +221,141 @@ static void code(void)
     check("changed code", good);
 }
 
+struct string_regs {
+    uint64_t rdi, rsi, rcx, rax;
+};
+
+extern const char string_stos[]; /* the instruction in fill() */
+
+ONE_COPY static void fill(struct string_regs *r)
+{
+    __asm__ volatile("string_stos: rep stosb"
+                     : "+D"(r->rdi), "+c"(r->rcx)
+                     : "a"(r->rax)
+                     : "memory");
+}
+
+ONE_COPY static void fill_qwords(struct string_regs *r)
+{
+    __asm__ volatile("rep stosq" : "+D"(r->rdi), "+c"(r->rcx) : "a"(r->rax) : "memory");
+}
+
+ONE_COPY static void move_words(struct string_regs *r)
+{
+    __asm__ volatile("rep movsw" : "+D"(r->rdi), "+S"(r->rsi), "+c"(r->rcx) : : "memory");
+}
+
+ONE_COPY static void move_back(struct string_regs *r)
+{
+    __asm__ volatile("std\n\trep movsb\n\tcld"
+                     : "+D"(r->rdi), "+S"(r->rsi), "+c"(r->rcx)
+                     :
+                     : "memory", "cc");
+}
+
+static void show_string(const char *text, const struct string_regs *r)
+{
+    line(text);
+    show("rdi", r->rdi);
+    show("rsi", r->rsi);
+    show("rcx", r->rcx);
+}
+
+static struct string_regs broken; /* the registers when the page was missing */
+static volatile unsigned ticks;
+static volatile bool ticks_good;
+
+/* The page that is missing comes, and the instruction goes on. */
+static void bring_page(struct frame *frame)
+{
+    broken = (struct string_regs){frame->rdi, frame->rsi, frame->rcx, frame->rax};
+    set_page(21, 21, SUPERVISOR);
+}
+
+static void on_tick(struct frame *frame)
+{
+    ticks++;
+    if (frame->rip == (uintptr_t)string_stos) {
+        ticks_good = ticks_good && frame->rdi + frame->rcx == BASE + 0x2100000;
+    }
+    apic_eoi();
+}
+
+static void strings_faulting(void)
+{
+    struct string_regs r = {page(20) + 0xfc0, 7, 16, 0x1122334455667788ull};
+
+    on_vector(14, bring_page);
+    set_page(20, 20, SUPERVISOR);
+    set_page(21, 0, 0);
+    fill_qwords(&r);
+    broken.rsi = r.rsi; /* the compiler's */
+    show_string("broken by a missing page", &broken);
+    show_string("and done", &r);
+    show("bits", bits(21));
+    show("last stored", read_qword(page(21) + 0x38));
+    show("behind it", read_qword(page(21) + 0x40));
+    set_page(21, 0, 0);
+    r = (struct string_regs){page(20), page(20) + 0xff0, 16, 0};
+    move_words(&r);
+    show_string("broken by a missing source", &broken);
+    show_string("and done", &r);
+    show("moved", read_qword(page(20) + 0x18));
+    set_page(21, 21, SUPERVISOR);
+    write_qword(page(21) + 0x10, 0xa1a2a3a4a5a6a7a8ull);
+    r = (struct string_regs){page(20) + 0x107, page(21) + 0x17, 8, 0};
+    move_back(&r);
+    show_string("downwards", &r);
+    show("moved", read_qword(page(20) + 0x100));
+    on_vector(14, NULL);
+    set_page(21, 21, 1);
+    r = (struct string_regs){page(21), 0, 3, 0};
+    (void)catch_call((void (*)(void *))fill, &r);
+    show_caught("filled read-only");
+    r = (struct string_regs){0x5000, 0, 0, 0};
+    fill(&r);
+    show_string("nothing to do", &r);
+}
+
+static void strings_on_code(void)
+{
+    const uint64_t at = BASE + DATA + 0x104000;
+    bool good = true;
+
+    for (uint32_t i = 0; i < ROUNDS; i++) {
+        struct string_regs r = {at, 0, 4096, 0x90};
+
+        fill(&r);
+        *(volatile uint8_t *)(at + 0xf00) = 0xb8;
+        *(volatile uint32_t *)(at + 0xf01) = i;
+        *(volatile uint8_t *)(at + 0xf05) = 0xc3;
+        good = good && r.rdi == at + 4096 &&
+               ((uint32_t(*)(void))(uintptr_t)(at - BASE + 0xef8))() == i;
+    }
+    check("code filled anew", good);
+}
+
+static void strings_interrupted(void)
+{
+    ticks_good = true;
+    apic_enable();
+    on_vector(0x50, on_tick);
+    wrmsr(APIC_TIMER_DIVIDE, 0xb);
+    wrmsr(APIC_LVT_TIMER, 0x20050);
+    wrmsr(APIC_TIMER_INITIAL, 100000);
+    interrupts_on();
+    while (ticks < 20) {
+        struct string_regs r = {BASE + 0x2000000, 0, 0x100000, ticks};
+
+        fill(&r);
+        ticks_good = ticks_good && r.rcx == 0 && r.rdi == BASE + 0x2100000;
+    }
+    interrupts_off();
+    wrmsr(APIC_TIMER_INITIAL, 0);
+    wrmsr(APIC_LVT_TIMER, 0x10050);
+    check("interrupted", ticks_good);
+}
+
 static void wait_stage(unsigned wanted)
 {
     while (stage != wanted) {
@@ -294,6 +430,9 @@ int main(void)
     remap();
     code();
     addresses();
+    strings_faulting();
+    strings_on_code();
+    strings_interrupted();
     shootdown();
     own_tables();
     return 0;
