@@ -129,24 +129,26 @@ static const uint8_t *rw_of(const struct translator *t, const uint8_t *rx)
 /* R10: the entry for the address in hot.target and RCX, in the table of the mode. */
 static void emit_jump_entry(struct emit *e, unsigned mode)
 {
-    _Static_assert(sizeof(struct jump_entry) == 32 && JUMP_CACHE_KERNEL_SETS == 1u << 16 &&
-                       JUMP_CACHE_SETS == 1u << 14,
-                   "16 bits, or 14 times four");
+    _Static_assert(sizeof(struct jump_entry) == 32 && JUMP_CACHE_KERNEL_SETS == 1u << 15 &&
+                       JUMP_CACHE_SETS == 1u << 13,
+                   "16 bits of which one is 0, or three are; then times 16 or four");
     bool is_kernel = jump_cache_table(mode) == 0;
 
     emit_gs_prefix(e); /* movzx r11d, word [target + 1] */
     emit_bytes(e, "\x44\x0f\xb7\x1c\x25", 5);
     emit_u32(e, (uint32_t)emit_gs_disp(e, GS_HOT(target) + 1));
     emit_mem(e, false, EMIT_LEA, X86_R10, X86_RCX, X86_R11, 1, 0);
-    if (!is_kernel) {
-        emit_mem(e, false, EMIT_LEA, X86_R10, EMIT_NO_REG, X86_R10, 4, 0);
+    if (is_kernel) {
+        emit_mem(e, false, EMIT_LEA, X86_R10, X86_R10, X86_R10, 1, 0);
+    } else {
+        emit_mem(e, false, EMIT_LEA, X86_R10, EMIT_NO_REG, X86_R10, 8, 0);
     }
     emit_bytes(e, "\x45\x0f\xb7\xd2", 4); /* movzx r10d, r10w */
     if (is_kernel) {
-        emit_mem(e, false, EMIT_LEA, X86_R10, EMIT_NO_REG, X86_R10, 4, 0);
+        emit_mem(e, false, EMIT_LEA, X86_R10, X86_R10, X86_R10, 1, 0);
     }
     emit_gs_load(e, X86_R11, GS_HOT(jump_table) + mode * 8);
-    emit_mem(e, true, EMIT_LEA, X86_R10, X86_R11, X86_R10, 8, 0);
+    emit_mem(e, true, EMIT_LEA, X86_R10, X86_R11, X86_R10, is_kernel ? 8 : 4, 0);
 }
 
 static void emit_load_jump_field(struct emit *e, unsigned reg, size_t field)

@@ -20,8 +20,8 @@
 #define JUMP_PAGE_BITS 131072u
 
 /* The kernel has one for as long as it runs, a process its own and often a short life. */
-#define JUMP_CACHE_KERNEL_SETS 65536u
-#define JUMP_CACHE_SETS 16384u
+#define JUMP_CACHE_KERNEL_SETS 32768u
+#define JUMP_CACHE_SETS 8192u
 #define JUMP_CACHE_ENTRIES (JUMP_CACHE_KERNEL_SETS + (JUMP_CACHE_TABLES - 1) * JUMP_CACHE_SETS)
 
 static inline uint32_t jump_cache_sets(unsigned table)
