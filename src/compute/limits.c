@@ -1,6 +1,7 @@
 /* Limits as records say them: fields, checks, and what they come to on this host. */
 #include "compute/limits.h"
 
+#include "base/path.h"
 #include "compute/kinds.h"
 
 #include <errno.h>
@@ -216,13 +217,26 @@ static void add_disk(struct limits *limits, const char *id, int64_t bps, int64_t
     disk->iops = iops;
 }
 
+/* An image may have none. */
+static bool has_own_disk(const struct compute *compute, const struct object *instance)
+{
+    char dir[PATH_MAX], path[PATH_MAX];
+    struct err ignored;
+
+    return directory_path(compute, instance->id, dir, &ignored) == 0 &&
+           path_format(path, &ignored, "%s/%s", dir, directory_head(instance)) == 0 &&
+           path_exists(path);
+}
+
 static int find_disks(struct compute *compute, const struct object *instance, struct limits *limits,
                       struct fault *fault)
 {
     const json_t *volumes = json_object_get(instance->json, "volumes");
 
-    add_disk(limits, "root", object_number(instance, "disk_bps"),
-             object_number(instance, "disk_iops"));
+    if (has_own_disk(compute, instance)) {
+        add_disk(limits, "root", object_number(instance, "disk_bps"),
+                 object_number(instance, "disk_iops"));
+    }
     for (size_t i = 0; i < json_array_size(volumes) && limits->disk_count < LIMITS_MAX_DISKS; i++) {
         struct object volume = {0};
         const char *id = json_string_value(json_array_get(volumes, i));

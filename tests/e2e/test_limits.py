@@ -146,8 +146,9 @@ def limit_without_groups(place):
         expect(means["cpu_weight"] == {"means": "none",
                                        "reason": "control groups are switched off"}, f"{means}")
         expect(means["cpu_cap_percent"]["means"] == "monitor", f"{means}")
+        # Its image has no disk: a limit of that keeps nothing else from being changed.
         vm = host.tiny("vm", SPIN, cpu_weight=200, memory_limit_mib=100, cpu_cap_percent=50,
-                       pinned_cpus="0")
+                       pinned_cpus="0", disk_iops=100)
         expect(vm["unenforced"] == "cpu_weight memory_limit_mib", f"{vm}")
         for pid in processes_of(vm["pid"]):
             for thread in os.listdir(f"/proc/{pid}/task"):
