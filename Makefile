@@ -46,9 +46,9 @@ test-storage: all
 	CORBEL_BUILD=$(abspath $(BUILD)) CORBEL_E2E_LIMIT=10000 PYTHONDONTWRITEBYTECODE=1 \
 		tests/e2e/test_shared_storage.py
 
-# The daemon killed before and after each of its steps, a thousand random operations with kills among
-# them, 500 machines created and deleted, 50 at a time, 10,000 connections that mean harm: about a
-# quarter of an hour.
+# The daemon killed before and after each of its steps, each time that one comes, a thousand random
+# operations with kills among them, 500 machines created and deleted, 50 at a time, 10,000 connections
+# that mean harm: about half an hour.
 test-platform: all
 	@CORBEL_BUILD=$(abspath $(BUILD)) CORBEL_E2E_LIMIT=10000 PYTHONDONTWRITEBYTECODE=1 \
 		tests/e2e/test_platform.py --full

@@ -160,26 +160,38 @@ def prepare_platform(place):
     return program
 
 
+def end_machines_of(folder):
+    """What a test that failed has left: processes whose command lines name its directory."""
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
+
+
 def run_platform(place, *arguments):
     program = prepare_platform(place)
-    image = pathlib.Path(guest("busybox").kernel).parent
     source = guest("busybox")
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="cplat-image-", dir="/tmp"))
+    image = pathlib.Path(tempfile.mkdtemp(prefix="cplat-image-", dir="/tmp"))
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
+    folder = place.own(tempfile.mkdtemp(prefix="cplat-", dir=memory))
     try:
-        shutil.copy(source.kernel, folder / "vmlinuz")
-        shutil.copy(source.initrd, folder / "initrd")
-        folder.chmod(0o755)
+        shutil.copy(source.kernel, image / "vmlinuz")
+        shutil.copy(source.initrd, image / "initrd")
+        image.chmod(0o755)
         with delegated_groups("cpu", "cpuset") as (group, folders):
             if group:
                 arguments += ("--cgroup", group, "--cgroup-dirs", ",".join(folders))
             result = subprocess.run(
-                place.wrap([program, "--vmm", place.vmm, "--image", folder, *arguments]),
+                place.wrap([program, "--vmm", place.vmm, "--image", image, "--dir", folder,
+                            *arguments]),
                 check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT, text=True, timeout=20 * LIMIT_S)
+            if result.returncode != 0:
+                end_machines_of(folder)
             expect(result.returncode == 0, f"{arguments}:\n{result.stdout}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return image
+        shutil.rmtree(image, ignore_errors=True)
 
 
 def survive_kills_at_each_step(place):

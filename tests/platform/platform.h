@@ -42,9 +42,11 @@ struct daemon {
 
 extern const struct compute_call rig_call;
 
-/* The directories of the daemons, and the image "tiny", of the kernel and initrd that are in `image`. */
-void rig_open(const char *with_vmm, const char *image, const char *group, const char *group_dirs);
-void rig_close(void);
+/* Daemons have all of theirs in `dir`, and the image "tiny", of the kernel and initrd that are in
+ * `image`. */
+void rig_open(const char *with_vmm, const char *image, const char *dir);
+/* Machines' control groups are made in `group`, and seen in the directories given. */
+void rig_use_groups(const char *group, const char *group_dirs);
 /* Neither a state nor a machine. */
 void rig_start_anew(void);
 /* In a child: its status, or -1 for one that was killed. */

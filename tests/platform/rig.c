@@ -17,8 +17,8 @@
 
 #define WAIT_MS 120000
 
-static char root[64], state_dir[128], runtime_dir[128], images_dir[128];
-static const char *vmm, *cgroup, *cgroup_dirs;
+static char state_dir[128], runtime_dir[128], images_dir[128];
+static const char *vmm, *cgroup = "", *cgroup_dirs = "";
 
 /* ---- a daemon ---- */
 
@@ -469,23 +469,17 @@ static void make_image(const char *from)
     (void)close(fd);
 }
 
-void rig_open(const char *with_vmm, const char *image, const char *group, const char *group_dirs)
+void rig_open(const char *with_vmm, const char *image, const char *dir)
 {
     vmm = with_vmm;
-    cgroup = group;
-    cgroup_dirs = group_dirs;
-    (void)snprintf(root, sizeof(root), "%s/cplat-XXXXXX",
-                   access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
-    CHECK(mkdtemp(root) != NULL, "%s", strerror(errno));
-    (void)snprintf(state_dir, sizeof(state_dir), "%s/state", root);
-    (void)snprintf(runtime_dir, sizeof(runtime_dir), "%s/run", root);
-    (void)snprintf(images_dir, sizeof(images_dir), "%s/images", root);
+    (void)snprintf(state_dir, sizeof(state_dir), "%s/state", dir);
+    (void)snprintf(runtime_dir, sizeof(runtime_dir), "%s/run", dir);
+    (void)snprintf(images_dir, sizeof(images_dir), "%s/images", dir);
     make_image(image);
 }
 
-void rig_close(void)
+void rig_use_groups(const char *group, const char *group_dirs)
 {
-    struct err err;
-
-    CHECK(path_remove(root, &err) == 0, "%s", err.text);
+    cgroup = group;
+    cgroup_dirs = group_dirs;
 }
