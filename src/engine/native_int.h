@@ -177,7 +177,7 @@ enum native_mapped {
 enum native_checked {
     NATIVE_SAME,     /* most is as it was */
     NATIVE_LESSENED, /* much of it may no longer be written, as after a fork */
-    NATIVE_ANOTHER   /* it is another address space */
+    NATIVE_ANOTHER   /* it is another address space: nothing is mapped any more */
 };
 
 enum native_mapped native_map_fault(struct engine_vcpu *v, struct native_space *space, uint64_t va,

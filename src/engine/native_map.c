@@ -246,6 +246,42 @@ static uint32_t page_left(uint32_t old, uint32_t now)
     return old & (now | ((now & MAPPED_EXEC) != 0 ? MAPPED_FLAGGED : 0u));
 }
 
+/* What a flush leaves of page i of the region. */
+static uint32_t page_now(const struct engine_vcpu *v, const struct native_region *r,
+                         const struct leaf *leaf, bool is_there, unsigned i)
+{
+    return is_there ? page_left(r->page[i], leaf_page(v, leaf, i)) : MAPPED_NONE;
+}
+
+static void count_region(const struct engine_vcpu *v, const struct native_region *r,
+                         struct check *check)
+{
+    struct leaf leaf;
+    const bool is_there = leaf_find(v, r->va, &leaf);
+
+    for (unsigned word = 0; word < REGION_WORDS; word++) {
+        for (uint64_t bits = r->present[word]; bits != 0; bits &= bits - 1) {
+            unsigned i = word * 64 + (unsigned)__builtin_ctzll(bits);
+
+            check->checked++;
+            check->dropped += page_now(v, r, &leaf, is_there, i) == MAPPED_NONE ? 1 : 0;
+        }
+    }
+}
+
+/* Before anything is changed: most of what is mapped is gone from these tables. */
+static bool is_another(const struct engine_vcpu *v, const struct native_space *space)
+{
+    struct check check = {0};
+
+    for (unsigned bucket = 0; bucket < REGION_BUCKETS; bucket++) {
+        for (uint32_t i = space->buckets[bucket]; i != 0; i = space->regions[i].next) {
+            count_region(v, &space->regions[i], &check);
+        }
+    }
+    return check.checked >= CHECK_MIN_PAGES && check.dropped >= check.checked / 2;
+}
+
 static int check_region(struct engine_vcpu *v, struct native_space *space, struct native_region *r,
                         struct native_batch *batch, struct check *check)
 {
@@ -257,11 +293,10 @@ static int check_region(struct engine_vcpu *v, struct native_space *space, struc
     for (unsigned word = 0; word < REGION_WORDS; word++) {
         for (uint64_t bits = r->present[word]; rc == 0 && bits != 0; bits &= bits - 1) {
             unsigned i = word * 64 + (unsigned)__builtin_ctzll(bits);
-            uint32_t old = r->page[i];
-            uint32_t now = is_there ? page_left(old, leaf_page(v, &leaf, i)) : MAPPED_NONE;
+            uint32_t now = page_now(v, r, &leaf, is_there, i);
 
             check->checked++;
-            if (now != old) {
+            if (now != r->page[i]) {
                 check->dropped++;
                 rc = native_batch_add(user, space, batch, r->va + i * PAGE_BYTES,
                                       native_page_set(user, space, r, i, now));
@@ -310,6 +345,10 @@ enum native_checked native_map_check(struct engine_vcpu *v, struct native_space 
         return NATIVE_SAME;
     }
     batch->count = 0;
+    if (all && is_another(v, space)) {
+        native_space_clear(user, space);
+        return NATIVE_ANOTHER;
+    }
     for (unsigned bucket = 0; rc == 0 && bucket < REGION_BUCKETS; bucket++) {
         for (uint32_t i = space->buckets[bucket]; rc == 0 && i != 0; i = space->regions[i].next) {
             unsigned bit = native_dirty_bit(space->regions[i].va);
@@ -329,5 +368,5 @@ enum native_checked native_map_check(struct engine_vcpu *v, struct native_space 
     if (!all || check.checked < CHECK_MIN_PAGES || check.dropped < check.checked / 8) {
         return NATIVE_SAME;
     }
-    return check.dropped < check.checked / 2 ? NATIVE_LESSENED : NATIVE_ANOTHER;
+    return NATIVE_LESSENED;
 }

@@ -394,6 +394,35 @@ static void test_other_address_space_has_its_own_space(void **state)
     assert_true((mapped(n, 1, 0x51000) & P) != 0);
 }
 
+static void test_address_space_that_has_gone_is_cleared_at_once(void **state)
+{
+    struct native_rig *n = *state;
+    struct native_space *space;
+    unsigned changes;
+
+    for (uint64_t va = 0x60000; va < 0x80000; va += 4096) {
+        rig_map(n->rig, va, va + 0x100000, P | RW | US | A | D);
+    }
+    space = prepare(n);
+    RIG_CODE_AT(n->rig, RIG_USER,
+                "\x48\x8b\x04\x25\x00\x00\x06\x00\x0f\x05"); /* mov rax, [0x60000] */
+    run(n);
+    assert_true(space->pages >= 16);
+    for (uint64_t va = 0x60000; va < 0x80000; va += 4096) {
+        rig_map(n->rig, va, 0, 0);
+    }
+    rig_map(n->rig, 0x60000, 0x60000, P | RW | US);
+    rig_poke64(n->rig, 0x60000, 77);
+    changes = n->changes;
+    mmu_flush_non_global(n->v);
+    again(n);
+    assert_int_equal(n->rig->st.gpr[X86_RAX], 77);
+    assert_int_equal(n->clears, 1);
+    assert_int_equal(n->changes, changes);
+    assert_int_equal(space->pages, 0);
+    assert_int_equal(mapped(n, 0, 0x61000), 0);
+}
+
 static void test_page_that_becomes_code_is_not_writable(void **state)
 {
     struct native_rig *n = *state;
@@ -623,6 +652,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_neighbours_that_were_used_come_along, setup, teardown),
         cmocka_unit_test_setup_teardown(test_flush_looks_at_what_is_mapped_again, setup, teardown),
         cmocka_unit_test_setup_teardown(test_other_address_space_has_its_own_space, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_address_space_that_has_gone_is_cleared_at_once, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(test_page_that_becomes_code_is_not_writable, setup,
                                         teardown),
