@@ -58,7 +58,8 @@ test-platform: all
 # What machines get of a CPU by their weights and caps, by the clock: a minute. What is measured comes
 # before all else that the host does, so others may work meanwhile.
 test-limits: all
-	@CORBEL_BUILD=$(abspath $(BUILD)) PYTHONDONTWRITEBYTECODE=1 tests/e2e/test_limits.py --full
+	@export CORBEL_BUILD=$(abspath $(BUILD)) CORBEL_E2E_LIMIT=10000 PYTHONDONTWRITEBYTECODE=1; \
+	tests/e2e/test_limits.py --full; here=$$?; tests/e2e/test_cgroup2.py && exit $$here
 
 # A Debian kernel on KVM: minutes where KVM emulates each instruction.
 test-kvm: all

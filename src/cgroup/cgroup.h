@@ -34,6 +34,8 @@ enum cgroup_control {
 struct cgroup_config {
     const char *name;   /* of our own group, among those of others: "corbel-1f3a" */
     const char *parent; /* a group in each hierarchy, "/tests"; "": none is used; NULL: found */
+    /* Version 2 makes no groups beside processes: this one may be moved to a group of its own. */
+    bool may_move;
     const char *mountinfo, *self; /* files to read; NULL: those of /proc/self */
 };
 

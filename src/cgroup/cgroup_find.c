@@ -165,10 +165,13 @@ static int climb(const struct mount *mount, char dir[PATH_MAX], struct err *err)
 
 /* Where our own group is to be. */
 static int find_parent(const struct search *search, const struct mount *mount, const char *control,
-                       char out[PATH_MAX], struct err *err)
+                       struct hierarchy *hierarchy, struct err *err)
 {
+    char *out = hierarchy->parent;
     char own[PATH_MAX];
     int rc;
+
+    hierarchy->may_move = false;
 
     if (search->config->parent != NULL) {
         return path_format(out, err, "%s/%s", mount->point,
@@ -179,7 +182,13 @@ static int find_parent(const struct search *search, const struct mount *mount, c
         return err_set(err, rc, "this process is in no control group of \"%s\"", control);
     }
     rc = group_dir(mount, own, out, err);
-    return rc == 0 && mount->ops == &cgroup_v2_ops ? climb(mount, out, err) : rc;
+    if (rc < 0 || mount->ops != &cgroup_v2_ops) {
+        return rc;
+    }
+    rc = path_format(own, err, "%s", out);
+    rc = rc < 0 ? rc : climb(mount, out, err);
+    hierarchy->may_move = rc == 0 && search->config->may_move && strcmp(own, out) == 0;
+    return rc;
 }
 
 /* The mount that has a control: version 1's own, else version 2, which has what is left. */
@@ -226,7 +235,7 @@ static int find_control(struct cgroup *cgroup, const struct search *search,
     }
     name = mount->ops->controls[control];
     hierarchy.ops = mount->ops;
-    rc = find_parent(search, mount, name, hierarchy.parent, err);
+    rc = find_parent(search, mount, name, &hierarchy, err);
     rc = rc < 0 ? rc
                 : path_format(hierarchy.dir, err, "%s/%s", hierarchy.parent, search->config->name);
     rc = rc < 0 ? rc : hierarchy.ops->prepare(&hierarchy, name, err);

@@ -8,6 +8,9 @@
 
 #define MAX_HIERARCHIES CGROUP_CONTROL_COUNT
 
+/* Where a process goes that was in the parent of our own group. */
+#define CGROUP_ASIDE "daemon"
+
 struct hierarchy;
 
 /* One of the kernel's interfaces. */
@@ -31,6 +34,7 @@ struct hierarchy {
     const struct cgroup_ops *ops;
     char parent[PATH_MAX]; /* directory that our own group is in */
     char dir[PATH_MAX];    /* our own group */
+    bool may_move;         /* the parent is this process's, which may leave it */
 };
 
 struct cgroup {

@@ -25,18 +25,48 @@ static int hand_down(const char *dir, const char *control, struct err *err)
                        dir);
     }
     (void)snprintf(text, sizeof(text), "+%s", control);
-    rc = rc < 0 ? rc : cgroup_write(dir, "cgroup.subtree_control", text, err);
-    return rc == -EBUSY ? err_set(err, rc,
-                                  "%s has processes of its own, so it has no limited "
-                                  "groups in it",
-                                  dir)
-                        : rc;
+    return rc < 0 ? rc : cgroup_write(dir, "cgroup.subtree_control", text, err);
+}
+
+/*
+ * A service that was given its own group is in it, where groups cannot be made
+ * beside it: it moves into one of its own. "0" is who writes.
+ */
+static int move_aside(const struct hierarchy *hierarchy, struct err *err)
+{
+    char dir[PATH_MAX];
+    int rc = path_format(dir, err, "%s/" CGROUP_ASIDE, hierarchy->parent);
+
+    rc = rc < 0 ? rc : cgroup_mkdir(dir, err);
+    return rc < 0 ? rc : cgroup_write(dir, "cgroup.procs", "0", err);
+}
+
+/*
+ * No group but the root can have both processes and groups with all controllers;
+ * the kernel would take "+cpu" all the same and make the others useless.
+ */
+static int make_room(const struct hierarchy *hierarchy, struct err *err)
+{
+    char path[PATH_MAX], first[LIST_BYTES];
+    int rc = path_format(path, err, "%s/cgroup.type", hierarchy->parent);
+
+    if (rc < 0 || !path_exists(path)) {
+        return rc;
+    }
+    rc = hierarchy->may_move ? move_aside(hierarchy, err) : 0;
+    rc = rc < 0 ? rc : cgroup_read(hierarchy->parent, "cgroup.procs", first, sizeof(first), err);
+    return rc < 0 || first[0] == '\0'
+               ? rc
+               : err_set(err, -EBUSY,
+                         "%s has processes of its own, so it has no limited groups in it",
+                         hierarchy->parent);
 }
 
 static int v2_prepare(const struct hierarchy *hierarchy, const char *control, struct err *err)
 {
-    int rc = hand_down(hierarchy->parent, control, err);
+    int rc = make_room(hierarchy, err);
 
+    rc = rc < 0 ? rc : hand_down(hierarchy->parent, control, err);
     rc = rc < 0 ? rc : cgroup_mkdir(hierarchy->dir, err);
     return rc < 0 ? rc : hand_down(hierarchy->dir, control, err);
 }

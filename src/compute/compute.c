@@ -489,7 +489,9 @@ static int open_groups(struct compute *compute, struct err *err)
     static const char *const controls[] = {
         [CGROUP_CPU] = "CPU time", [CGROUP_CPUSET] = "CPUs", [CGROUP_MEMORY] = "memory"};
     char name[32];
-    const struct cgroup_config config = {.name = name, .parent = compute->config.cgroup};
+    const struct cgroup_config config = {
+        .name = name, .parent = compute->config.cgroup, .may_move = true};
+    struct timespec now = {0};
     uint32_t sum = 0x811c9dc5u;
     int rc;
 
@@ -497,6 +499,8 @@ static int open_groups(struct compute *compute, struct err *err)
         sum = (sum ^ (unsigned char)*p) * 0x01000193u;
     }
     (void)snprintf(name, sizeof(name), "corbel-%08x", sum);
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    compute->life = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
     rc = cgroup_open(&config, err, &compute->group);
     for (unsigned i = 0; rc == 0 && i < CGROUP_CONTROL_COUNT; i++) {
         const char *lack = cgroup_lack(compute->group, i);

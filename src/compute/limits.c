@@ -270,6 +270,7 @@ int limits_of(struct compute *compute, const struct object *instance, struct lim
     int rc;
 
     *ret_limits = (struct limits){
+        .life = compute->life,
         .group = {.cpu_cap = has_group ? (unsigned)(cap * object_number(instance, "cpus")) : 0,
                   .memory_bytes = memory_limit_bytes(instance)},
         .vcpu_cap = has_group ? 0 : (unsigned)cap,

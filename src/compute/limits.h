@@ -16,6 +16,7 @@
 #define LIMITS_MAX_DISKS 9 /* its own, and 8 volumes */
 
 struct limits {
+    int64_t life; /* of the daemon that sets them: between two, groups may have lost theirs */
     struct cgroup_limits group;
     unsigned vcpu_cap; /* percent of its CPUs' time, by the monitor; 0: none */
     int64_t net_bps, net_pps, balloon_mib;

@@ -21,9 +21,9 @@ static json_t *describe(const struct limits *limits)
                                                      (json_int_t)limits->disks[i].bps,
                                                      (json_int_t)limits->disks[i].iops));
     }
-    return json_pack("{s:I, s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:o}", "cpu_weight",
-                     (json_int_t)limits->group.cpu_weight, "cpu_cap",
-                     (json_int_t)limits->group.cpu_cap, "memory_bytes",
+    return json_pack("{s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:o}", "life",
+                     (json_int_t)limits->life, "cpu_weight", (json_int_t)limits->group.cpu_weight,
+                     "cpu_cap", (json_int_t)limits->group.cpu_cap, "memory_bytes",
                      (json_int_t)limits->group.memory_bytes, "cpus", limits->group.cpus, "vcpu_cap",
                      (json_int_t)limits->vcpu_cap, "net_bps", (json_int_t)limits->net_bps,
                      "net_pps", (json_int_t)limits->net_pps, "balloon_mib",
