@@ -211,6 +211,15 @@ struct thunk_dispatch {
     const uint8_t *offset_in_slot[2];
 };
 #define THUNK_DISPATCH_COPIES 16u
+#define THUNK_DISPATCHES (THUNK_DISPATCH_COPIES * 3 * 2 * 3) /* modes, flags, ways in */
+#define THUNK_WAYS_TO_C 4u
+
+/* Offsets of instructions in the cache: from the first up to before the last. */
+struct thunk_range {
+    uint32_t from;
+    uint32_t to;
+};
+
 /* Registers, in the order in which units borrow them, that have lookups of their own. */
 #define THUNK_LOOKUP_REGS 8u
 
@@ -271,6 +280,12 @@ struct translator {
     uint32_t lookup_borrowed[THUNK_DISPATCH_COPIES][THUNK_LOOKUP_REGS][THUNK_LOOKUP_REGS][2];
     uint32_t calls[4]; /* offsets of the thunks' calls into C */
     unsigned call_count;
+    struct thunk_range resume;                /* takes all from st and goes to hot.resume */
+    struct thunk_range to_c[THUNK_WAYS_TO_C]; /* where all ways lead to such a call */
+    unsigned to_c_count;
+    /* Within a dispatch: hot.target and hot.flags_in_slot say where, R10, R11 and RCX are borrowed. */
+    struct thunk_range on_the_way[THUNK_DISPATCHES];
+    unsigned on_the_way_count;
     uint32_t ret; /* offset of the return to run() */
 
     _Atomic bool stop;           /* vCPUs must stay out of translated code */

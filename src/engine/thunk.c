@@ -170,11 +170,14 @@ enum dispatch_page {
  * To the unit for the address in RCX; R10, R11 and RCX are borrowed. The flags stay where they
  * are, for most units do not read those they begin with: hence LEA, and JRCXZ to compare.
  */
-static void emit_dispatch(const struct translator *t, struct emit *e, unsigned mode,
-                          unsigned in_slot, enum dispatch_page page)
+static uint32_t emit_dispatch(const struct translator *t, struct emit *e, unsigned mode,
+                              unsigned in_slot, enum dispatch_page page)
 {
+    uint32_t on_the_way;
+
     emit_gs_store(e, X86_RCX, GS_HOT(target));
     emit_gs_store_imm32(e, GS_HOT(flags_in_slot), in_slot);
+    on_the_way = code_offset(t, e->p);
     emit_jump_entry(e, mode);
     emit_load_jump_field(e, X86_R11, offsetof(struct jump_entry, minus_rip));
     emit_mem(e, true, EMIT_LEA, X86_RCX, X86_RCX, X86_R11, 1, 0);
@@ -187,6 +190,16 @@ static void emit_dispatch(const struct translator *t, struct emit *e, unsigned m
     emit_gs_load(e, X86_RCX, GS_SPILL(X86_RCX));
     emit_jump_by_field(e, in_slot != 0 ? offsetof(struct jump_entry, host_slot)
                                        : offsetof(struct jump_entry, host));
+    return on_the_way;
+}
+
+/* In a thunk: notes where. */
+static void emit_noted_dispatch(struct translator *t, struct emit *e, unsigned mode,
+                                unsigned in_slot, enum dispatch_page page)
+{
+    uint32_t from = emit_dispatch(t, e, mode, in_slot, page);
+
+    t->on_the_way[t->on_the_way_count++] = (struct thunk_range){from, code_offset(t, e->p)};
 }
 
 static void emit_borrow_standard(struct emit *e)
@@ -212,7 +225,7 @@ static enum dispatch_page emit_page_of_target(struct emit *e, unsigned in_slot)
 
 void thunk_emit_jump(const struct translator *t, struct emit *e, unsigned mode, unsigned in_slot)
 {
-    emit_dispatch(t, e, mode, in_slot, emit_page_of_target(e, in_slot));
+    (void)emit_dispatch(t, e, mode, in_slot, emit_page_of_target(e, in_slot));
 }
 
 void thunk_emit_jump_by(const struct translator *t, struct emit *e, unsigned mode, unsigned in_slot,
@@ -222,7 +235,7 @@ void thunk_emit_jump_by(const struct translator *t, struct emit *e, unsigned mod
     emit_lea(e, X86_R11, X86_RCX, offset & -(int32_t)GMEM_PAGE_BYTES);
     emit_gs_store(e, X86_R11, GS_HOT(page));
     emit_lea(e, X86_RCX, X86_RCX, offset);
-    emit_dispatch(t, e, mode, in_slot, PAGE_DONE);
+    (void)emit_dispatch(t, e, mode, in_slot, PAGE_DONE);
 }
 
 static void emit_dispatches(struct translator *t, struct emit *e, struct thunk_dispatch *out,
@@ -234,7 +247,7 @@ static void emit_dispatches(struct translator *t, struct emit *e, struct thunk_d
     emit_gs(e, 0x63, X86_RCX, GS_HOT(offset)); /* movsxd */
     emit_gs_load(e, X86_R11, GS_HOT(page));
     emit_mem(e, true, EMIT_LEA, X86_RCX, X86_RCX, X86_R11, 1, 0);
-    emit_dispatch(t, e, mode, in_slot, emit_page_of_target(e, in_slot));
+    emit_noted_dispatch(t, e, mode, in_slot, emit_page_of_target(e, in_slot));
 
     out->offset[in_slot] = here(t, e);
     emit_gs_store(e, X86_RCX, GS_SPILL(X86_RCX));
@@ -244,12 +257,12 @@ static void emit_dispatches(struct translator *t, struct emit *e, struct thunk_d
     emit_mem(e, true, EMIT_LEA, X86_R11, X86_R11, X86_RCX, 1, 0);
     emit_gs_store(e, X86_R11, GS_HOT(page));
     emit_mem(e, true, EMIT_LEA, X86_RCX, X86_RCX, X86_R10, 1, 0);
-    emit_dispatch(t, e, mode, in_slot, PAGE_DONE);
+    emit_noted_dispatch(t, e, mode, in_slot, PAGE_DONE);
 
     out->target_in_rcx[in_slot] = here(t, e);
     emit_borrow_standard(e);
     out->target[in_slot] = here(t, e);
-    emit_dispatch(t, e, mode, in_slot, emit_page_of_target(e, in_slot));
+    emit_noted_dispatch(t, e, mode, in_slot, emit_page_of_target(e, in_slot));
 }
 
 /* Not in the jump cache: C looks for hot.target. R10, R11 and RCX are borrowed. */
@@ -524,6 +537,37 @@ static void emit_lookups_borrowed(struct translator *t, struct emit *e, unsigned
     }
 }
 
+/* From start up to there, C is called next, whatever happens. */
+static void note_way_to_c(struct translator *t, const uint8_t *start, uint32_t end)
+{
+    t->to_c[t->to_c_count++] = (struct thunk_range){(uint32_t)(start - t->rx), end};
+}
+
+static bool is_within(const struct thunk_range *ranges, unsigned count, uint32_t code)
+{
+    for (unsigned i = 0; i < count; i++) {
+        if (code - ranges[i].from < ranges[i].to - ranges[i].from) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool thunk_is_resuming(const struct translator *t, uint32_t code)
+{
+    return is_within(&t->resume, 1, code);
+}
+
+bool thunk_leads_to_c(const struct translator *t, uint32_t code)
+{
+    return is_within(t->to_c, t->to_c_count, code);
+}
+
+bool thunk_is_on_the_way(const struct translator *t, uint32_t code)
+{
+    return is_within(t->on_the_way, t->on_the_way_count, code);
+}
+
 void thunk_emit_all(struct translator *t)
 {
     struct emit e = {t->rw, t->vcpu_at};
@@ -545,10 +589,12 @@ void thunk_emit_all(struct translator *t)
     emit_bytes(&e, "\x04\x7f\x9e", 3); /* add al, 0x7f; sahf */
     emit_load_gprs(&e);
     emit_resume_jump(&e);
+    t->resume = (struct thunk_range){(uint32_t)(resume - t->rx), code_offset(t, e.p)};
 
     const uint8_t *access = here(t, &e);
     emit_store_gprs(&e);
     emit_call(t, &e, GS_HOT(fn_access));
+    note_way_to_c(t, access, t->calls[t->call_count - 1]);
     emit_jcc_to(&e, EMIT_CC_E, rw_of(t, t->leave));
     emit_gs_store(&e, X86_RAX, GS_HOT(resume));
     emit_jmp_to(&e, rw_of(t, resume));
@@ -561,12 +607,14 @@ void thunk_emit_all(struct translator *t)
     t->exit_slot = here(t, &e);
     emit_store_gprs(&e);
     emit_call(t, &e, GS_HOT(fn_exit));
+    note_way_to_c(t, t->exit_host, t->calls[t->call_count - 1]);
     emit_jcc_to(&e, EMIT_CC_E, rw_of(t, t->leave));
     emit_gs_store(&e, X86_RAX, GS_HOT(resume));
     emit_jmp_to(&e, rw_of(t, resume));
 
     emit_jump_misses(t, &e);
     emit_dead(t, &e);
+    note_way_to_c(t, t->jump_miss[0], code_offset(t, e.p));
     emit_restore_flags(t, &e);
     for (unsigned copy = 0; copy < THUNK_DISPATCH_COPIES; copy++) {
         for (unsigned mode = 0; mode < ARRAY_LEN(t->dispatch[0]); mode++) {
@@ -575,7 +623,9 @@ void thunk_emit_all(struct translator *t)
         }
         emit_lookups_borrowed(t, &e, copy);
     }
+    const uint8_t *borrowed = here(t, &e);
     emit_exits_borrowed(t, &e);
+    note_way_to_c(t, borrowed, code_offset(t, e.p));
     emit_accesses(t, &e, access);
     emit_align(&e, 64);
     t->compact_slots = code_offset(t, e.p);

@@ -49,6 +49,16 @@ void thunk_emit_jump_by(const struct translator *translator, struct emit *e, uns
 
 void thunk_emit_all(struct translator *translator);
 
+/* At that offset the state is complete but for the vectors, and hot.leave says why it may leave. */
+bool thunk_is_resuming(const struct translator *translator, uint32_t code);
+/* At that offset C is called next, whatever happens; the thunk looks at the kick flag then. */
+bool thunk_leads_to_c(const struct translator *translator, uint32_t code);
+/*
+ * At that offset a thunk is on the way to hot.target: R10, R11 and RCX are borrowed, and
+ * hot.flags_in_slot says where the flags are.
+ */
+bool thunk_is_on_the_way(const struct translator *translator, uint32_t code);
+
 /*
  * The thunk (RW) that checks the address in one register, clobbering it and the
  * flags, and puts the addend into the other, which held where it goes on: the RX

@@ -4,7 +4,9 @@
  *
  * A kick between two boundaries single-steps to the next one. In C functions
  * that translated code calls there is nothing to do, for the thunk behind the
- * call looks at the kick flag; so stepping ends before a call or return.
+ * call looks at the kick flag; so stepping ends where only a call can come, or
+ * a return. A step costs microseconds: on the way between two units, where a
+ * good deal of the time goes, there are none.
  */
 #include "engine/hostsig.h"
 #include "engine/mirror.h"
@@ -25,11 +27,21 @@ static bool at_string(const ucontext_t *context)
     return unit_at_string((const uint8_t *)(uintptr_t)context->uc_mcontext.gregs[REG_RIP]);
 }
 
+static void leave_instead(struct engine_vcpu *v, ucontext_t *context)
+{
+    greg_t *gregs = context->uc_mcontext.gregs;
+
+    v->hot.stepping = false;
+    gregs[REG_RIP] = (greg_t)v->vm->translator->leave;
+    gregs[REG_RSP] = (greg_t)v->hot.host_rsp;
+    gregs[REG_EFL] &= ~(greg_t)(EFLAGS_TF | EFLAGS_DF);
+}
+
 /* Takes the guest's registers out of the context, and has it leave instead of going on. */
 static void capture(struct engine_vcpu *v, ucontext_t *context, const struct unit_insn *at,
                     enum translate_leave why)
 {
-    greg_t *gregs = context->uc_mcontext.gregs;
+    const greg_t *gregs = context->uc_mcontext.gregs;
 
     for (unsigned r = 0; r < X86_GPR_COUNT; r++) {
         v->st.gpr[r] =
@@ -45,10 +57,7 @@ static void capture(struct engine_vcpu *v, ucontext_t *context, const struct uni
     }
     v->st.rip = v->hot.page + at->offset;
     v->hot.leave = why;
-    v->hot.stepping = false;
-    gregs[REG_RIP] = (greg_t)v->vm->translator->leave;
-    gregs[REG_RSP] = (greg_t)v->hot.host_rsp;
-    gregs[REG_EFL] &= ~(greg_t)(EFLAGS_TF | EFLAGS_DF);
+    leave_instead(v, context);
 }
 
 /* A place where single-stepping must end: what follows is C. */
@@ -60,6 +69,16 @@ static bool is_way_to_c(const struct translator *t, uint32_t code)
         }
     }
     return code == t->ret;
+}
+
+/* Between two units: the last instruction is done, and the next one is at hot.target. */
+static void capture_on_the_way(struct engine_vcpu *v, ucontext_t *context)
+{
+    const struct unit_insn at = {.spilled = UNIT_STANDARD_BORROWED | REG_BIT(X86_RCX),
+                                 .flags = v->hot.flags_in_slot != 0 ? FLAGS_SLOT : FLAGS_HOST};
+
+    capture(v, context, &at, LEAVE_KICK);
+    v->st.rip = v->hot.target;
 }
 
 /* Leaves when this is a boundary, else goes on step by step. */
@@ -75,7 +94,15 @@ static void seek_boundary(struct engine_vcpu *v, ucontext_t *context)
         capture(v, context, &at, LEAVE_KICK);
         return;
     }
-    v->hot.stepping = !is_way_to_c(t, code);
+    if (unit == NULL && thunk_is_on_the_way(t, code)) {
+        capture_on_the_way(v, context);
+        return;
+    }
+    if (unit == NULL && thunk_is_resuming(t, code)) {
+        leave_instead(v, context);
+        return;
+    }
+    v->hot.stepping = !is_way_to_c(t, code) && !thunk_leads_to_c(t, code);
     if (v->hot.stepping) {
         gregs[REG_EFL] |= EFLAGS_TF;
     } else {
