@@ -80,12 +80,10 @@ NORETURN static void be_daemon(struct rig *rig, int told)
     _exit(1);
 }
 
-/* A child that the killed daemon was about to make a monitor of has its lock for a moment longer. */
-static void test_killed_daemons_child_is_waited_for(void **state)
+/* A daemon that has the store, and a child which has it too. */
+static pid_t start_daemon(struct rig *rig)
 {
-    struct rig *rig = *state;
-    struct store *store = NULL;
-    int told[2], status;
+    int told[2];
     char byte;
     pid_t pid;
 
@@ -95,36 +93,41 @@ static void test_killed_daemons_child_is_waited_for(void **state)
         be_daemon(rig, told[1]);
     }
     assert_int_equal(read(told[0], &byte, 1), 1);
+    (void)close(told[0]);
+    (void)close(told[1]);
+    return pid;
+}
+
+static void kill_daemon(pid_t pid)
+{
+    int status;
+
     assert_int_equal(kill(pid, SIGKILL), 0);
     assert_int_equal(waitpid(pid, &status, 0), pid);
+}
+
+/* A child that the killed daemon was about to make a monitor of has its lock for a moment longer. */
+static void test_killed_daemons_child_is_waited_for(void **state)
+{
+    struct rig *rig = *state;
+    struct store *store = NULL;
+
+    kill_daemon(start_daemon(rig));
     if (open_store(rig, &store) != 0) {
         fail_msg("%s", rig->err.text);
     }
     store_close(store);
-    (void)close(told[0]);
-    (void)close(told[1]);
 }
 
 static void test_daemon_that_lives_is_not(void **state)
 {
     struct rig *rig = *state;
     struct store *store = NULL;
-    int told[2], status;
-    char byte;
-    pid_t pid;
+    pid_t pid = start_daemon(rig);
 
-    assert_int_equal(pipe2(told, O_CLOEXEC), 0);
-    pid = fork();
-    if (pid == 0) {
-        be_daemon(rig, told[1]);
-    }
-    assert_int_equal(read(told[0], &byte, 1), 1);
     assert_int_equal(open_store(rig, &store), -EBUSY);
     assert_non_null(strstr(rig->err.text, "another process"));
-    assert_int_equal(kill(pid, SIGKILL), 0);
-    assert_int_equal(waitpid(pid, &status, 0), pid);
-    (void)close(told[0]);
-    (void)close(told[1]);
+    kill_daemon(pid);
 }
 
 int main(void)
