@@ -184,6 +184,7 @@ static bool is_repeatable(const struct insn *in)
     case INSN_OP_XLAT:
     case INSN_OP_SYSCALL:
     case INSN_OP_SYSRET:
+    case INSN_OP_MOV_FROM_SEG:
     case INSN_OP_CLI:
     case INSN_OP_STI:
     case INSN_OP_STAC:

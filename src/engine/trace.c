@@ -109,6 +109,9 @@ static enum trace_role role_system(const struct insn *insn, unsigned mode)
     case INSN_OP_PUSHF:
         is_inline = insn->opsize_bytes == 8;
         break;
+    case INSN_OP_MOV_FROM_SEG:
+        is_inline = insn->mem_bytes == 0 && insn->opsize_bytes >= 4 && insn->reg_seg <= X86_GS;
+        break;
     case INSN_OP_BIT_MEM:
         /* A 32-bit address is cut after the bit offset is added: rare, so not here. */
         is_inline = operand_simple(insn) && insn->opsize_bytes >= 4 && insn->addrsize_bytes == 8;

@@ -58,6 +58,24 @@ static void emit_mov_from_cr(struct xlate *x)
     emit_gs_load(&x->e, x->ti->insn.rm, slots[x->ti->insn.reg]);
 }
 
+/* MOVZX of the selector: the whole register is written. */
+static void emit_mov_from_seg(struct xlate *x)
+{
+    const struct insn *insn = &x->ti->insn;
+    uint32_t slot = (uint32_t)(offsetof(struct engine_vcpu, st.seg) +
+                               insn->reg_seg * sizeof(struct x86_segment) +
+                               offsetof(struct x86_segment, selector));
+
+    emit_gs_prefix(&x->e);
+    if (insn->rm >= 8) {
+        emit_u8(&x->e, 0x44);
+    }
+    emit_bytes(&x->e, "\x0f\xb7", 2);
+    emit_u8(&x->e, (insn->rm & 7u) << 3 | 4u);
+    emit_u8(&x->e, 0x25);
+    emit_u32(&x->e, (uint32_t)emit_gs_disp(&x->e, slot));
+}
+
 static void emit_rdtsc(struct xlate *x)
 {
     struct emit *e = &x->e;
@@ -341,6 +359,9 @@ void xlate_system(struct xlate *x)
         break;
     case INSN_OP_MOV_FROM_CR:
         emit_mov_from_cr(x);
+        break;
+    case INSN_OP_MOV_FROM_SEG:
+        emit_mov_from_seg(x);
         break;
     case INSN_OP_RDTSC:
     case INSN_OP_RDTSCP:
