@@ -139,7 +139,7 @@ struct compute {
     struct compute_config config;
     char state_dir[PATH_MAX], runtime_dir[PATH_MAX], images_dir[PATH_MAX], vmm[PATH_MAX];
     struct cgroup *group;
-    int64_t life; /* another for each start of the daemon */
+    int64_t life;                  /* another for each start of the daemon */
     _Atomic bool has_reservations; /* somebody reserves CPU time, or did */
     struct mutex calls;            /* one change by a call at a time */
 
