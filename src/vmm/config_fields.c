@@ -1,6 +1,7 @@
 #include "vmm/config_fields.h"
 
 #include "base/io.h"
+#include "base/mac.h"
 #include "vmm/config.h"
 #include "vmm/disk_option.h"
 #include "vmm/parse.h"
@@ -268,6 +269,20 @@ static int set_net_limit(const struct vmm_setting *setting, const char *part)
     return 0;
 }
 
+/* "mac=52:54:00:ab:cd:ef": 1 when it was one, 0 when it is something else. */
+static int set_net_mac(const struct vmm_setting *setting, const char *part)
+{
+    static const char key[] = "mac=";
+
+    if (strncmp(part, key, sizeof(key) - 1) != 0) {
+        return 0;
+    }
+    return mac_parse(part + sizeof(key) - 1, setting->config->machine.net.mac)
+               ? 1
+               : refuse(setting, "mac= with the address of one card, such as "
+                                 "mac=52:54:00:ab:cd:ef; the second digit is even");
+}
+
 static int set_net(const struct vmm_setting *setting)
 {
     static const char key[] = "forward=";
@@ -292,6 +307,7 @@ static int set_net(const struct vmm_setting *setting)
 
         next = parse_split(part, ',');
         rc = set_net_limit(setting, part);
+        rc = rc != 0 ? rc : set_net_mac(setting, part);
         if (rc < 0) {
             return rc;
         }
@@ -525,7 +541,7 @@ const struct vmm_field vmm_fields[] = {
      .set = set_disk,
      .is_repeatable = true},
     {.name = "net",
-     .value = "user[,forward=HOSTPORT:GUESTPORT][,bps=SIZE][,pps=N]",
+     .value = "user[,mac=ADDRESS][,forward=HOSTPORT:GUESTPORT][,bps=SIZE][,pps=N]",
      .help =
          "user-mode network; forwards listen on 127.0.0.1, as many as needed; limits are each way",
      .set = set_net},

@@ -144,6 +144,22 @@ static void test_net_forwards_taken_in_order(void **state)
     assert_false(net->is_present);
 }
 
+static void test_net_has_the_address_given(void **state)
+{
+    static const uint8_t given[] = {0x52, 0x54, 0x00, 0xab, 0xCD, 0x0f}, none[6] = {0};
+    struct vmm_config *config = *state;
+    struct machine_net *net = &config->machine.net;
+    struct err err;
+
+    assert_int_equal(parse(config, "--net", "user,forward=0:22,mac=52:54:00:ab:CD:0f,pps=9", &err),
+                     0);
+    assert_memory_equal(net->mac, given, sizeof(given));
+    assert_int_equal(net->forward_count, 1);
+    assert_int_equal(net->limits.ops_per_second, 9);
+    assert_int_equal(parse(config, "--net", "user", &err), 0);
+    assert_memory_equal(net->mac, none, sizeof(none));
+}
+
 static void test_wrong_values_refused_naming_flag_value_and_mend(void **state)
 {
     static const struct {
@@ -169,6 +185,14 @@ static void test_wrong_values_refused_naming_flag_value_and_mend(void **state)
         {"--net", "user,forward=65536:22", "up to 65535"},
         {"--net", "user,forward=2222:22,forward=2222:23", "host port once"},
         {"--net", "user,mtu=9000", "forward="},
+        {"--net", "user,mac=52:54:00:ab:cd", "one card"},
+        {"--net", "user,mac=52:54:00:ab:cd:ef:01", "one card"},
+        {"--net", "user,mac=52:54:00:ab:cd:eg", "one card"},
+        {"--net", "user,mac=52:54:00:ab:cd:+1", "one card"},
+        {"--net", "user,mac=52-54-00-ab-cd-ef", "one card"},
+        {"--net", "user,mac=53:54:00:ab:cd:ef", "one card"},
+        {"--net", "user,mac=00:00:00:00:00:00", "one card"},
+        {"--net", "user,mac=", "one card"},
         {"--net", "none,forward=2222:22", "user"},
         {"--serial", "pty", "file:FILE"},
         {"--serial", "file:", "name of a file"},
@@ -307,6 +331,7 @@ int main(void)
         CONFIG_TEST(test_switch_on_and_off),
         CONFIG_TEST(test_disks_repeat_and_read_only_suffix_is_cut),
         CONFIG_TEST(test_net_forwards_taken_in_order),
+        CONFIG_TEST(test_net_has_the_address_given),
         CONFIG_TEST(test_wrong_values_refused_naming_flag_value_and_mend),
         CONFIG_TEST(test_unknown_and_incomplete_flags_refused),
         CONFIG_TEST(test_json_says_the_same_as_flags),
