@@ -84,6 +84,7 @@ static void offer_value(const struct completion *c, const struct option_spec *op
         {"--volume", NULL, "volumes"},
         {"--instance", NULL, "instances"},
         {"--key", NULL, "keys"},
+        {"--nic", NULL, "nics"},
         {"--snapshot", NULL, "snapshots"},
     };
 
@@ -105,10 +106,13 @@ static void offer_argument(const struct completion *c, const struct verb *v, uns
     static const struct {
         const char *group, *names;
     } kinds[] = {
-        {"image", "images"},         {"volume", "volumes"},    {"snapshot", "snapshots"},
-        {"type", "types"},           {"key", "keys"},          {"project", "projects"},
-        {"quota", "projects"},       {"user", "users"},        {"token", "tokens"},
-        {"operation", "operations"}, {"forward", "instances"}, {"alarm", "alarms"},
+        {"image", "images"},       {"volume", "volumes"},
+        {"snapshot", "snapshots"}, {"type", "types"},
+        {"key", "keys"},           {"project", "projects"},
+        {"quota", "projects"},     {"user", "users"},
+        {"token", "tokens"},       {"operation", "operations"},
+        {"forward", "instances"},  {"alarm", "alarms"},
+        {"nic", "nics"},
     };
     bool is_new = strcmp(v->name, "create") == 0 || strcmp(v->name, "build") == 0;
     bool is_name = strstr(v->arguments, "NAME") != NULL ||

@@ -108,6 +108,17 @@ static const struct column snapshot_columns[] = {
     {"ID", "id", CELL_TEXT},       {NULL, NULL, CELL_TEXT},
 };
 
+static const struct column nic_columns[] = {
+    {"NAME", "name", CELL_TEXT},
+    {"MAC", "mac", CELL_TEXT},
+    {"NETWORK", "network", CELL_TEXT},
+    {"STATE", "state", CELL_TEXT},
+    {"INSTANCE", "instance", CELL_TEXT},
+    {"ADDED", "created", CELL_AGE},
+    {"ID", "id", CELL_TEXT},
+    {NULL, NULL, CELL_TEXT},
+};
+
 static const struct column alarm_columns[] = {
     {"NAME", "name", CELL_TEXT},     {"STATE", "state", CELL_TEXT},
     {"METRIC", "metric", CELL_TEXT}, {"IS", "comparison", CELL_TEXT},
@@ -235,6 +246,15 @@ static int fill_snapshot(const struct api_options *options, const struct args *a
     return 0;
 }
 
+static int fill_nic(const struct api_options *options, const struct args *args, json_t *body,
+                    struct err *err)
+{
+    (void)args;
+    (void)err;
+    object_set_text(body, "mac", options->mac);
+    return 0;
+}
+
 /* A line from a file, from the terminal without showing it, or from standard input. */
 static int read_password(const struct api_options *options, char out[PASSWORD_BYTES],
                          struct err *err)
@@ -354,6 +374,7 @@ const struct collection collection_tokens = {"tokens", "token", token_columns, f
 const struct collection collection_events = {"events", "event", event_columns, NULL};
 const struct collection collection_operations = {"operations", "operation", operation_columns,
                                                  NULL};
+const struct collection collection_nics = {"nics", "nic", nic_columns, fill_nic};
 const struct collection collection_alarms = {"alarms", "alarm", alarm_columns, fill_alarm};
 const struct collection collection_volumes = {"volumes", "volume", volume_columns, fill_volume};
 

@@ -18,7 +18,8 @@ struct collection {
 extern const struct column instance_details[]; /* of each field that is shown as it is not */
 extern const struct collection collection_instances, collection_types, collection_keys,
     collection_projects, collection_quotas, collection_users, collection_tokens, collection_events,
-    collection_operations, collection_volumes, collection_snapshots, collection_alarms;
+    collection_operations, collection_volumes, collection_snapshots, collection_nics,
+    collection_alarms;
 
 /* A size as MiB or GiB, which it must be a multiple of, under a name of the body; text may be NULL. */
 int object_set_size(json_t *body, const char *name, const char *option, const char *text,

@@ -37,6 +37,7 @@ static int make_body(const struct run *run, json_t *body, struct err *err)
     object_set_text(body, "engine", options->engine);
     object_set_text(body, "cmdline", options->cmdline);
     object_set_text(body, "restart", options->restart);
+    object_set_text(body, "nic", options->nic);
     if (options->cpus != 0) {
         (void)json_object_set_new(body, "cpus", json_integer(options->cpus));
     }

@@ -225,7 +225,10 @@ static int change_sizes(struct act *act, const json_t *before, bool is_off, stru
     rc = call_resolve_instance(act->compute, &act->object, fault);
     if (is_off) {
         rc = rc < 0 ? rc : admit_instance(act->compute, &act->object, true, fault);
-        return rc < 0 ? rc : call_attach_volumes(&act->change, &act->object, false, fault);
+        rc = rc < 0 ? rc : call_attach_volumes(&act->change, &act->object, false, fault);
+        return rc < 0 || json_object_get(act->parameters, "nic") == NULL
+                   ? rc
+                   : nic_attach(&act->change, &act->object, before, fault);
     }
     if (!state_is(act, "running")) {
         return refuse_state(act, state_is(act, "paused") ? "resume it first" : "", fault);
@@ -359,7 +362,8 @@ static int fail_if_used(void *opaque, struct object *object)
 
 static int check_project_is_empty(struct act *act, struct fault *fault)
 {
-    static const enum kind kinds[] = {KIND_INSTANCE, KIND_VOLUME, KIND_SNAPSHOT, KIND_ALARM};
+    static const enum kind kinds[] = {KIND_INSTANCE, KIND_VOLUME, KIND_SNAPSHOT, KIND_NIC,
+                                      KIND_ALARM};
 
     if (object_is(&act->object, "name", COMPUTE_DEFAULT_PROJECT)) {
         return fault_set(fault, FAULT_CONFLICT, NULL, "the project \"%s\" stays",
@@ -405,6 +409,13 @@ static int do_delete(struct act *act, struct fault *fault)
             begin_work(act, "is to be deleted");
         }
         return rc;
+    case KIND_NIC:
+        if (!object_is(&act->object, "state", "available")) {
+            return refuse_state(act, "", fault);
+        }
+        act->is_removed = true;
+        nic_remove(&act->change, &act->object);
+        return 0;
     case KIND_PROJECT:
         rc = check_project_is_empty(act, fault);
         break;

@@ -10,6 +10,7 @@
 #define CORBEL_COMPUTE_COMPUTE_INT_H
 
 #include "base/loop.h"
+#include "base/mac.h"
 #include "base/thread.h"
 #include "cgroup/cgroup.h"
 #include "compute/kinds.h"
@@ -401,6 +402,23 @@ int snapshot_work_volume(struct task *task, struct object *volume) MUST_CHECK;
 int snapshot_tidy(struct task *task, struct object *instance) MUST_CHECK;
 int snapshot_path(const struct compute *compute, const char *id, char out[PATH_MAX],
                   struct err *err) MUST_CHECK;
+
+/* ---- nic.c: network cards; what they change of others is in the change ---- */
+
+/* Gives a new one an address that nobody has: the one that is wanted, or one by chance. */
+int nic_prepare(struct change *change, struct object *nic, struct fault *fault) MUST_CHECK;
+/* Away with it, its name and its address. */
+void nic_remove(struct change *change, const struct object *nic);
+/* Gives the instance the NIC that it names, or one of its own where it names none, and takes the one
+ * that it had before (NULL: it is new). */
+int nic_attach(struct change *change, struct object *instance, const json_t *before,
+               struct fault *fault) MUST_CHECK;
+/* Takes the NIC from the instance, if it has it; one of its own goes. id: "" for none. */
+int nic_release(struct change *change, const struct object *instance, const char *id,
+                struct fault *fault) MUST_CHECK;
+/* The address of the instance's; "" for one without. */
+int nic_mac(struct compute *compute, const struct object *instance, char out[MAC_TEXT_BYTES],
+            struct err *err) MUST_CHECK;
 
 /* ---- alarm.c ---- */
 

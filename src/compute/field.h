@@ -52,6 +52,7 @@ enum kind {
     KIND_IMAGE,
     KIND_VOLUME,
     KIND_SNAPSHOT,
+    KIND_NIC,
     KIND_KEY,
     KIND_ALARM,
     KIND_PROJECT,

@@ -303,12 +303,19 @@ static int set_disks(struct config *config, struct err *err)
     return rc;
 }
 
-static void set_net(struct config *config)
+static int set_net(struct config *config, struct err *err)
 {
     const json_t *forwards = json_object_get(config->instance->json, "forwards");
-    char text[1024] = "user";
+    char text[1024] = "user", mac[MAC_TEXT_BYTES];
     size_t used = strlen(text);
+    int rc = nic_mac(config->task->compute, config->instance, mac, err);
 
+    if (rc < 0) {
+        return rc;
+    }
+    if (mac[0] != '\0') {
+        used += (size_t)snprintf(text + used, sizeof(text) - used, ",mac=%s", mac);
+    }
     limits_net_text(config->limits, text + used, sizeof(text) - used);
     used = strlen(text);
     if (machine_has_ssh(config->instance, config->image)) {
@@ -324,6 +331,7 @@ static void set_net(struct config *config)
                              (long long)json_integer_value(json_object_get(forward, "guest_port")));
     }
     set_text(config, "net", text);
+    return 0;
 }
 
 /* The image's with the instance's name, which systemd takes as the host's: data for cloud-init would
@@ -375,7 +383,7 @@ static int make_config(struct config *config, struct err *err)
         (void)json_object_set_new(config->json, "cpu-cap", json_integer(config->limits->vcpu_cap));
     }
     rc = rc < 0 ? rc : set_disks(config, err);
-    set_net(config);
+    rc = rc < 0 ? rc : set_net(config, err);
     rc = rc < 0 ? rc : set_path(config, "serial", "socket:", config->runtime, "console.sock", err);
     rc = rc < 0 ? rc : set_path(config, "serial-log", "", config->dir, MACHINE_SERIAL_LOG, err);
     rc = rc < 0 ? rc : set_path(config, "control", "", config->runtime, "control.sock", err);

@@ -510,6 +510,7 @@ static int forget(struct task *task, struct object *instance)
     release.change = &change;
     rc = object_each(task->compute, KIND_VOLUME, instance->project, release_volume, &release,
                      &fault);
+    rc = rc < 0 ? rc : nic_release(&change, instance, object_text(instance, "nic"), &fault);
     if (rc < 0) {
         change_drop(&change);
         log_error("%s: %s", task->id, fault.text);

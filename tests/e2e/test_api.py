@@ -100,6 +100,7 @@ def own_objects(platform, project):
     for plural, body in (("volumes", {"name": f"{project}-data", "size_gib": 1}),
                          ("instances", {"name": f"{project}-vm", "image": "busybox", "desired": "stopped",
                                         "tags": {"secret": f"{project}-tag"}}),
+                         ("nics", {"name": f"{project}-card"}),
                          ("keys", {"name": f"{project}-key", "public_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43}),
                          ("snapshots", {"name": f"{project}-snap", "volume": f"{project}-data"})):
         answer = platform.ok("POST", f"/v1/{plural}{where}", body)
@@ -137,9 +138,9 @@ def leak_nothing_across(place):
         secrets = [*theirs.values(), "red-"]
         secrets.remove("red")
         foreign = {"image": "busybox", "snapshot": theirs["snapshots"], "volumes": [theirs["volumes"]], "volume": theirs["volumes"],
-                   "instance": theirs["instances"], "project": "red", "key": theirs["keys"], "keys": [theirs["keys"]]}
+                   "instance": theirs["instances"], "nic": theirs["nics"], "project": "red", "key": theirs["keys"], "keys": [theirs["keys"]]}
         before = {plural: platform.ok("GET", f"/v1/{plural}?project=red")["items"] for plural in
-                  ("instances", "volumes", "snapshots", "keys")}
+                  ("instances", "volumes", "snapshots", "keys", "nics")}
         document = platform.ok("GET", "/v1/openapi.json", token="")
         tried = 0
         for role in ("member", "admin"):
@@ -366,6 +367,86 @@ def reach_the_console(place):
         expect(Socket(platform.port, path, token).status == 409, "the console of a stopped instance")
 
 
+def address_inside(platform, machine, token):
+    """Of the network card, as the guest's kernel has it."""
+    console = Socket(platform.port, f"/v1/instances/{machine}/console", token)
+    expect(console.status == 101, f"{console.status}")
+    console.send(b"\n")
+    console.wait_text(b"# ")
+    console.send(b"echo $((6 * 7))-$(cat /sys/class/net/eth0/address)-$((6 * 7))\n")
+    console.wait_text(b"-42")
+    console.close()
+    return re.search(rb"42-(.*)-42", console.text)[1].decode()
+
+
+def keep_an_address(place):
+    """NICs: an address of one's own that stays the same, and goes from one instance to another."""
+    with Platform(place) as platform:
+        token = platform.ok("POST", "/v1/tokens", {"name": "t", "role": "member"})["token"]
+        mac = "52:54:00:c0:ff:ee"
+        card = platform.ok("POST", "/v1/nics", {"name": "front", "mac": mac})["nic"]
+        expect(card["id"].startswith("n-") and (card["mac"], card["network"], card["state"], card["own"]) ==
+               (mac, "user", "available", False), f"{card}")
+        for wrong in ("52:54:00:c0:ff", mac + ":00", mac.upper(), "52:54:00:c0:ff:eg", "53:54:00:c0:ff:ee",
+                      "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00", mac.replace(":", "-"), "", " " + mac):
+            platform.refused(400, "POST", "/v1/nics", {"name": "wrong", "mac": wrong}, code="invalid", field="mac")
+        platform.refused(409, "POST", "/v1/nics", {"name": "second", "mac": mac}, code="conflict", field="mac")
+        other = platform.ok("POST", "/v1/nics", {})["nic"]
+        expect(re.fullmatch("[0-9a-f][26ae](:[0-9a-f]{2}){5}", other["mac"]) and other["name"] == other["id"],
+               f"{other}")
+
+        machine = platform.launch("first", nic="front")
+        expect(platform.ok("GET", "/v1/instances/first")["nic"] == card["id"], "it has another")
+        shown = platform.ok("GET", "/v1/nics/front")
+        expect((shown["state"], shown["instance"]) == ("in-use", machine), f"{shown}")
+        expect(address_inside(platform, machine, token) == mac, "the guest has another address")
+        body = {"name": "thief", "image": "busybox", "nic": "front", "desired": "stopped"}
+        platform.refused(409, "POST", "/v1/instances", body, code="conflict", field="nic")
+        platform.refused(404, "POST", "/v1/instances", {**body, "nic": "none"}, field="nic")
+        platform.refused(409, "DELETE", "/v1/nics/front", code="conflict")
+        platform.refused(409, "PATCH", f"/v1/instances/{machine}", {"nic": other["id"]}, code="conflict")
+        platform.finish(platform.ok("POST", f"/v1/instances/{machine}/stop", {"force": True}))
+        platform.finish(platform.ok("POST", f"/v1/instances/{machine}/start"))
+        expect(address_inside(platform, machine, token) == mac, "another start, another address")
+
+        # Another while it is stopped: one of its own, which is nobody else's and gone with it.
+        platform.finish(platform.ok("POST", f"/v1/instances/{machine}/stop", {"force": True}))
+        own = platform.ok("PATCH", f"/v1/instances/{machine}", {"nic": None})["instance"]["nic"]
+        shown = platform.ok("GET", f"/v1/nics/{own}")
+        expect((shown["own"], shown["instance"], shown["state"]) == (True, machine, "in-use"), f"{shown}")
+        expect(platform.ok("PATCH", f"/v1/instances/{machine}", {"nic": None})["instance"]["nic"] == own,
+               "one of its own for one of its own")
+        expect(platform.ok("GET", "/v1/nics/front")["state"] == "available", "it was not let go")
+        platform.refused(409, "DELETE", f"/v1/nics/{own}", code="conflict")
+        platform.refused(409, "POST", "/v1/instances", {**body, "nic": own}, code="conflict", field="nic")
+        platform.finish(platform.ok("POST", f"/v1/instances/{machine}/start"))
+        expect(address_inside(platform, machine, token) == shown["mac"], "not the address of its own")
+        platform.finish(platform.ok("POST", f"/v1/instances/{machine}/stop", {"force": True}))
+        platform.ok("PATCH", f"/v1/instances/{machine}", {"nic": "front"})
+        platform.refused(404, "GET", f"/v1/nics/{own}")
+
+        # What is deleted lets go of the one that was given, and takes its own along.
+        alone = platform.ok("POST", "/v1/instances", {**body, "name": "alone", "nic": None})
+        platform.finish(alone)
+        expect(len(platform.ok("GET", "/v1/nics")["items"]) == 3, "not one of its own")
+        for name in ("first", "alone"):
+            platform.finish(platform.ok("DELETE", f"/v1/instances/{name}"))
+        left = {row["name"]: row for row in platform.ok("GET", "/v1/nics")["items"]}
+        expect(set(left) == {"front", other["id"]} and
+               all(row["state"] == "available" and "instance" not in row for row in left.values()), f"{left}")
+        platform.ok("PATCH", "/v1/nics/front", {"name": "back"})
+        platform.ok("DELETE", "/v1/nics/back")
+        platform.ok("POST", "/v1/nics", {"name": "front", "mac": mac})
+
+        # A project that has one is not deleted, and its address is nobody else's either.
+        platform.ok("POST", "/v1/projects", {"name": "blue"})
+        platform.refused(409, "POST", "/v1/nics?project=blue", {"mac": mac}, code="conflict", field="mac")
+        platform.ok("POST", "/v1/nics?project=blue", {"name": "card"})
+        platform.refused(409, "DELETE", "/v1/projects/blue", code="conflict")
+        platform.ok("DELETE", "/v1/nics/card?project=blue")
+        platform.ok("DELETE", "/v1/projects/blue")
+
+
 def survive_the_daemon(place):
     """Machines run on while the daemon is killed, and are found again; an address stays in use."""
     with Platform(place) as platform:
@@ -393,7 +474,8 @@ def describe_itself(place):
         schema = document["components"]["schemas"]
         platform.ok("POST", "/v1/instances", {"name": "x", "image": "busybox", "desired": "stopped"})
         for plural, kind in (("instances", "instance"), ("types", "type"), ("images", "image"),
-                             ("projects", "project"), ("operations", "operation"), ("events", "event")):
+                             ("projects", "project"), ("operations", "operation"), ("events", "event"),
+                             ("nics", "nic")):
             for item in platform.ok("GET", f"/v1/{plural}")["items"]:
                 unknown = set(item) - set(schema[kind]["properties"]) - {"revision"}
                 expect(not unknown, f"{kind}: {unknown} are not in the description")
@@ -435,7 +517,8 @@ if __name__ == "__main__":
         ("leak nothing across projects", leak_nothing_across),
         ("serve the good in a flood", serve_the_good_in_a_flood), ("sign in", sign_in), ("refuse what is malformed", refuse_what_is_malformed),
         ("repeat a request", repeat_a_request), ("follow changes", follow_changes),
-        ("reach the console", reach_the_console), ("survive the daemon", survive_the_daemon),
+        ("reach the console", reach_the_console), ("keep an address", keep_an_address),
+        ("survive the daemon", survive_the_daemon),
         ("describe itself", describe_itself), ("keep a record of calls", keep_a_record_of_calls),
         ("hold back the hasty", hold_back_the_hasty),
     ])

@@ -238,6 +238,30 @@ def keep_volumes_and_snapshots(_place):
     user.run("volume", "show", "data", status=3)
 
 
+def keep_nics(_place):
+    user = Shared.user
+    user.run("nic", "create", "front", "--mac", "52:54:00:0f:0f:0f", "--tag", "k=v")
+    _, err = user.run("nic", "create", "wrong", "--mac", "53:54:00:0f:0f:0f", status=2)
+    expect("mac" in err, err)
+    user.run("nic", "create", "second", "--mac", "52:54:00:0f:0f:0f", status=4)
+    user.run("run", "busybox", "--name", "carded", "--type", "micro", "--engine", ENGINE, "--nic", "nothing",
+             "--detach", status=3)
+    user.run("run", "busybox", "--name", "carded", "--type", "micro", "--engine", ENGINE, "--nic", "front",
+             "--detach")
+    card = Shared.json("nic", "show", "front")
+    expect(card["instance"] == Shared.json("show", "carded")["id"] and card["state"] == "in-use", card)
+    expect(card["id"] in user.run("show", "carded")[0], "the instance does not show it")
+    rows = [line.split() for line in user.run("nic", "list")[0].splitlines()]
+    expect(rows[0][:4] == ["NAME", "MAC", "NETWORK", "STATE"], rows)
+    expect(["front", "52:54:00:0f:0f:0f", "user", "in-use"] in [row[:4] for row in rows], rows)
+    expect(user.run("complete", "run", "--nic", "fr")[0].split() == ["front"], "no name is completed")
+    expect(user.run("complete", "nic", "delete", "fr")[0].split() == ["front"], "no name is completed")
+    user.run("nic", "delete", "front", status=4)
+    user.run("delete", "carded", "--force")
+    user.run("nic", "delete", "front")
+    user.run("nic", "show", "front", status=3)
+
+
 def keep_accounts(_place):
     """Projects, quotas, users, tokens; what a token may, over TCP, and what not."""
     user = Shared.user
@@ -470,6 +494,7 @@ TESTS = [
     ("logs outlive a machine's end, not its deletion", keep_logs),
     ("ports of a running machine are forwarded", forward_ports),
     ("volumes and snapshots are kept", keep_volumes_and_snapshots),
+    ("network cards are kept", keep_nics),
     ("projects, quotas, users and tokens are kept, and hold", keep_accounts),
     ("alarms are kept", keep_alarms),
     ("a link signs in once", sign_in_by_link),

@@ -320,6 +320,32 @@ unsigned rig_count_fds(void)
     return count_entries("/proc/self", "fd");
 }
 
+/* Each instance has a network card, and each that somebody has is that instance's; one that was made
+ * with an instance is nobody else's. */
+static void check_nics(struct daemon *daemon, size_t instances)
+{
+    json_t *nics = rig_list(daemon, KIND_NIC, NULL, NULL);
+    size_t used = 0;
+
+    for (size_t i = 0; i < json_array_size(nics); i++) {
+        const json_t *nic = json_array_get(nics, i);
+        const char *owner = rig_text(nic, "instance");
+        bool is_used = strcmp(rig_text(nic, "state"), "in-use") == 0;
+        json_t *found = rig_list(daemon, KIND_INSTANCE, "nic", rig_text(nic, "id"));
+
+        CHECK(is_used == (owner[0] != '\0') && json_array_size(found) == is_used,
+              "%s is %s and %s's", rig_text(nic, "name"), rig_text(nic, "state"), owner);
+        CHECK(!is_used || strcmp(rig_text(json_array_get(found, 0), "id"), owner) == 0,
+              "%s is another's than %s's", rig_text(nic, "name"), owner);
+        CHECK(is_used || !json_is_true(json_object_get(nic, "own")), "%s has lost its instance",
+              rig_text(nic, "name"));
+        used += is_used;
+        json_decref(found);
+    }
+    CHECK(used == instances, "%zu network cards for %zu instances", used, instances);
+    json_decref(nics);
+}
+
 /* What the records say, and what the host has: one monitor for each that runs, no more. */
 void rig_check_truth(struct daemon *daemon)
 {
@@ -345,6 +371,7 @@ void rig_check_truth(struct daemon *daemon)
                   rig_text(instance, "name"));
         }
     }
+    check_nics(daemon, json_array_size(instances));
     CHECK(count_monitors() == running, "%u monitors for %u instances that run", count_monitors(),
           running);
     CHECK(count_entries(state_dir, "machines") == json_array_size(instances), "%u directories",
@@ -385,8 +412,11 @@ void rig_check_empty(struct daemon *daemon)
     json_t *instances = rig_list(daemon, KIND_INSTANCE, NULL, NULL);
     json_t *volumes = rig_list(daemon, KIND_VOLUME, NULL, NULL);
     json_t *snapshots = rig_list(daemon, KIND_SNAPSHOT, NULL, NULL);
+    json_t *nics = rig_list(daemon, KIND_NIC, NULL, NULL);
 
-    CHECK(json_array_size(instances) + json_array_size(volumes) + json_array_size(snapshots) == 0,
+    CHECK(json_array_size(instances) + json_array_size(volumes) + json_array_size(snapshots) +
+                  json_array_size(nics) ==
+              0,
           "records are left");
     rig_check_truth(daemon);
     rig_check_snapshots(daemon);
@@ -396,6 +426,7 @@ void rig_check_empty(struct daemon *daemon)
     json_decref(instances);
     json_decref(volumes);
     json_decref(snapshots);
+    json_decref(nics);
 }
 
 /* ---- one after another ---- */

@@ -44,6 +44,8 @@ static void scenario(struct daemon *daemon)
     rig_delete(daemon, KIND_SNAPSHOT, "s9", "off");
     rig_delete(daemon, KIND_VOLUME, "s10", "copied");
     rig_change(daemon, KIND_INSTANCE, "t8", "vm", "{\"volumes\": []}");
+    rig_create(daemon, KIND_NIC, "n1", "{\"name\": \"card\"}");
+    rig_change(daemon, KIND_INSTANCE, "n2", "vm", "{\"nic\": \"card\"}");
     rig_change(daemon, KIND_VOLUME, "t9", "data", "{\"size_gib\": 2}");
     rig_act(daemon, "start", "t10", "vm", NULL);
     instances = rig_list(daemon, KIND_INSTANCE, "name", "vm");
@@ -66,6 +68,7 @@ static void scenario(struct daemon *daemon)
     rig_delete(daemon, KIND_INSTANCE, "t11", "vm");
     rig_delete(daemon, KIND_INSTANCE, "t12", "off");
     rig_delete(daemon, KIND_VOLUME, "t13", "data");
+    rig_delete(daemon, KIND_NIC, "n3", "card");
 }
 
 static void run_scenario(struct daemon *daemon, void *opaque)
