@@ -279,6 +279,8 @@ def resize_live(browser, platform):
     for text in ("weight 200", "at most 90 %", "on CPUs 0", "512 MiB", "5000 operations/s", "10 MB/s"):
         expect(text in shown["Limits"], f"{text}: {shown}")
     expect(shown["vCPUs"] == "1, up to 2 while it runs", f"{shown}")
+    card = platform.ok("GET", f"/v1/nics/{made['nic']}")
+    expect(card["mac"] in shown["NIC"] and "its own" in shown["NIC"], f"{shown}")
 
     browser.button("Resize").click()
     browser.wait(lambda: browser.one("#field-cpu_weight").get_attribute("value") == "200", "what it has now")

@@ -5,7 +5,7 @@ import { ChangeDialog } from "./change.jsx";
 import { useLive } from "./hooks.js";
 import { ACTIONS, actOn, canDo, deleteAll } from "./actions.js";
 import { limitsOf, Resize, RESIZABLE, sizeFact } from "./limits.jsx";
-import { address, EventTable, sizes } from "./pages.jsx";
+import { address, EventTable, nicsFor, sizes } from "./pages.jsx";
 import { size, tags } from "./format.js";
 import { attempt, Badge, Confirm, Empty, Page, Time, title } from "./ui.jsx";
 import { InstanceCharts } from "./charts.jsx";
@@ -15,6 +15,7 @@ import { get } from "./api.js";
 
 function Facts({ instance }) {
   const live = useLive();
+  const nic = live.find("nic", instance.nic);
   const facts = [
     ["Id", <code>{instance.id}</code>], ["State", <Badge state={instance.state} />],
     ["Reason", instance.reason], ["Type", instance.type], ["vCPUs", sizeFact(instance, sizes(instance).cpus, instance.cpus_now, instance.live_cpus, String)],
@@ -23,6 +24,7 @@ function Facts({ instance }) {
     ["Not kept by this host", instance.unenforced && <span class="warn">{instance.unenforced.split(" ").map(title).join(", ")}</span>],
     ["Restart", instance.restart_needed && <span class="warn">needed for all of its new size</span>], ["Image", instance.image],
     ["Snapshot", live.find("snapshot", instance.snapshot)?.name], ["Ports", address(instance)],
+    ["NIC", nic && <>{nic.own ? "its own" : nic.name}, <code>{nic.mac}</code></>],
     ["To get in", instance.ssh_port && <code>corbel ssh {instance.name ?? instance.id}</code>],
     ["Engine", instance.engine_used ?? instance.engine], ["Restarts", instance.restarts || null], ["Tags", tags(instance)],
     ["Created", <Time at={instance.created} />],
@@ -30,8 +32,8 @@ function Facts({ instance }) {
   return <dl class="facts">{facts.map(([name, value]) => <div key={name}><dt>{name}</dt><dd>{value}</dd></div>)}</dl>;
 }
 
-// Its own volumes, and those that nobody has.
-const volumesFor = (instance) => (live) => ({ volumes: live.all("volume")
+// Its own volumes and network card, and those that nobody has.
+const disksAndNics = (instance) => (live) => ({ nic: nicsFor(live, instance), volumes: live.all("volume")
   .filter((volume) => volume.state === "available" || instance.volumes?.includes(volume.id))
   .map((volume) => ({ value: volume.id, text: `${volume.name ?? volume.id}, ${volume.size_gib} GiB` })) });
 
@@ -75,7 +77,7 @@ export function Instance({ id, tab = "overview", canChange }) {
       {tab === "events" && <EventTable events={events} />}
       {dialog === "resize" && <Resize instance={instance} onClose={() => setDialog(null)} />}
       {dialog === "edit" && <ChangeDialog instance={instance} verb="Change" isIn={(name) => !RESIZABLE.has(name)}
-        choices={volumesFor(instance)} onClose={() => setDialog(null)} />}
+        choices={disksAndNics(instance)} onClose={() => setDialog(null)} />}
       {dialog === "delete" && <Confirm title="Delete instance" verb="Delete" onClose={() => setDialog(null)}
         text={`${instance.name ?? instance.id} is ended if it runs, and its disks go with it.`}
         onYes={() => { deleteAll("instances", [instance]); location.hash = "#/instances"; }} />}

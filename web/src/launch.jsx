@@ -5,7 +5,7 @@ import { post } from "./api.js";
 import { finish } from "./actions.js";
 import { useLive } from "./hooks.js";
 import { quotasOf, Quota } from "./tenants.jsx";
-import { choicesFor, useSchema } from "./pages.jsx";
+import { choicesFor, nicsFor, useSchema } from "./pages.jsx";
 import { size } from "./format.js";
 import { Empty, Form, Page } from "./ui.jsx";
 
@@ -23,7 +23,7 @@ const PARTS = [
   { title: "Size", names: ["type", "cpus", "memory_mib", "disk_gib"] },
   { title: "Resize while it runs", names: ROOM, isDense: true },
   { title: "Volumes", names: ["volumes", "new_volume_gib"] },
-  { title: "Network", names: ["forwards"] },
+  { title: "Network", names: ["nic", "forwards"] },
   { title: "Access", names: ["key", "user_data"] },
   { title: "Limits", names: LIMITS, isDense: true },
   { title: "Tags", names: ["tags"] },
@@ -89,6 +89,7 @@ export function Launch({ me, snapshot }) {
       .map((one) => ({ value: one.id, text: `${nameOf(one)} (of ${one.source})` })),
     volumes: live.all("volume").filter((volume) => volume.state === "available")
       .map((volume) => ({ value: volume.id, text: `${nameOf(volume)}, ${volume.size_gib} GiB` })),
+    nic: nicsFor(live),
     project_of: named(live.all("project")),
   };
   return (

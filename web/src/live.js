@@ -3,7 +3,7 @@
 import { listAll } from "./api.js";
 
 export const KINDS = {
-  instance: "instances", type: "types", image: "images", volume: "volumes", snapshot: "snapshots", key: "keys", alarm: "alarms",
+  instance: "instances", type: "types", image: "images", volume: "volumes", snapshot: "snapshots", nic: "nics", key: "keys", alarm: "alarms",
   project: "projects", operation: "operations", event: "events",
 };
 

@@ -176,6 +176,11 @@ export function choicesFor(live, schema) {
   return choices;
 }
 
+// The network cards that nobody has, and the instance's own.
+export const nicsFor = (live, instance) => live.all("nic")
+  .filter((nic) => nic.state === "available" || (instance && nic.instance === instance.id))
+  .map((nic) => ({ value: nic.id, text: nic.name === nic.id ? nic.mac : `${nic.name}, ${nic.mac}` }));
+
 // A list of one kind with all its fields, a form to create and a button to delete.
 const hidden = new Set(["id", "operation", "revision", "tags", "project", "created", "name", "since"]);
 
