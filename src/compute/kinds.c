@@ -17,6 +17,11 @@
     {                                                                                   \
         .name = "project", .type = FIELD_TEXT, .max = 64, .help = "whose it is: its id" \
     }
+#define FIELD_OF_NAME                                                                  \
+    {                                                                                  \
+        .name = "name", .type = FIELD_NAME, .access = FIELD_AT_CREATE | FIELD_CHANGES, \
+        .help = "unique in its project; the id when none is given"                     \
+    }
 #define FIELD_OF_TAGS                                                                  \
     {                                                                                  \
         .name = "tags", .type = FIELD_TAGS, .access = FIELD_AT_CREATE | FIELD_CHANGES, \
@@ -56,10 +61,7 @@
 static const struct field instance_fields[] = {
     FIELD_OF_ID,
     FIELD_OF_PROJECT,
-    {.name = "name",
-     .type = FIELD_NAME,
-     .access = FIELD_AT_CREATE | FIELD_CHANGES,
-     .help = "unique in its project; the id when none is given"},
+    FIELD_OF_NAME,
     {.name = "image",
      .type = FIELD_ID,
      .access = FIELD_AT_CREATE,
@@ -297,10 +299,7 @@ static const struct field image_fields[] = {
 static const struct field volume_fields[] = {
     FIELD_OF_ID,
     FIELD_OF_PROJECT,
-    {.name = "name",
-     .type = FIELD_NAME,
-     .access = FIELD_AT_CREATE | FIELD_CHANGES,
-     .help = "unique in its project; the id when none is given"},
+    FIELD_OF_NAME,
     {.name = "size_gib",
      .type = FIELD_NUMBER,
      .access = FIELD_AT_CREATE | FIELD_CHANGES,
@@ -337,10 +336,7 @@ static const struct field volume_fields[] = {
 static const struct field snapshot_fields[] = {
     FIELD_OF_ID,
     FIELD_OF_PROJECT,
-    {.name = "name",
-     .type = FIELD_NAME,
-     .access = FIELD_AT_CREATE | FIELD_CHANGES,
-     .help = "unique in its project; the id when none is given"},
+    FIELD_OF_NAME,
     {.name = "instance",
      .type = FIELD_ID,
      .access = FIELD_AT_CREATE,
@@ -383,10 +379,7 @@ static const struct field snapshot_fields[] = {
 static const struct field nic_fields[] = {
     FIELD_OF_ID,
     FIELD_OF_PROJECT,
-    {.name = "name",
-     .type = FIELD_NAME,
-     .access = FIELD_AT_CREATE | FIELD_CHANGES,
-     .help = "unique in its project; the id when none is given"},
+    FIELD_OF_NAME,
     {.name = "mac",
      .type = FIELD_TEXT,
      .access = FIELD_AT_CREATE,
@@ -434,10 +427,7 @@ static const struct field key_fields[] = {
 static const struct field alarm_fields[] = {
     FIELD_OF_ID,
     FIELD_OF_PROJECT,
-    {.name = "name",
-     .type = FIELD_NAME,
-     .access = FIELD_AT_CREATE | FIELD_CHANGES,
-     .help = "unique in its project; the id when none is given"},
+    FIELD_OF_NAME,
     {.name = "metric",
      .type = FIELD_CHOICE,
      .access = FIELD_AT_CREATE | FIELD_NEEDED | FIELD_CHANGES,
