@@ -26,6 +26,9 @@
 
 #define READY_MS 60000
 #define CONSOLE_PORT 8480 /* of the web console, where it is free */
+#define CONSOLE_BACKLOG 512
+#define PID_DIGITS 10
+#define FIRST_INHERITED 3 /* SD_LISTEN_FDS_START */
 
 static bool fill_address(const char *path, struct sockaddr_un *ret_address)
 {
@@ -46,24 +49,27 @@ bool start_is_listening(const char *path)
            connect(fd, (const struct sockaddr *)&address, sizeof(address)) == 0;
 }
 
-/* A port of 127.0.0.1 for the web console: the usual one, or another that is free now. */
-static unsigned choose_port(void)
+/*
+ * A socket for the web console, listening on the usual port of 127.0.0.1 or on
+ * another that is free. The daemon inherits it: a port that is only looked for
+ * could be another daemon's a moment later.
+ */
+static int listen_console(void)
 {
     for (unsigned port = CONSOLE_PORT;; port = 0) {
-        struct sockaddr_in address = {.sin_family = AF_INET,
-                                      .sin_port = htons((uint16_t)port),
-                                      .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-        socklen_t len = sizeof(address);
+        const struct sockaddr_in address = {.sin_family = AF_INET,
+                                            .sin_port = htons((uint16_t)port),
+                                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         CLEANUP_CLOSE int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
         int on = 1;
 
         (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
         if (fd >= 0 && bind(fd, (const struct sockaddr *)&address, sizeof(address)) == 0 &&
-            listen(fd, 1) == 0 && getsockname(fd, (struct sockaddr *)&address, &len) == 0) {
-            return ntohs(address.sin_port);
+            listen(fd, CONSOLE_BACKLOG) == 0) {
+            return steal_fd(&fd);
         }
         if (port == 0) {
-            return 0;
+            return -1; /* it has no console then; the command line needs none */
         }
     }
 }
@@ -89,41 +95,65 @@ static int open_notify(char name[64], struct err *err)
 }
 
 struct launch {
-    char program[PATH_MAX], log[PATH_MAX], notify[64], listen[32];
-    int log_fd;
+    char program[PATH_MAX], log[PATH_MAX], notify[64];
+    char notify_variable[96];
+    char pid_variable[sizeof("LISTEN_PID=") + PID_DIGITS];
+    int log_fd, console_fd; /* -1: none */
 };
 
-/* Only what is allowed after fork(). */
-static NORETURN void become_daemon(const struct launch *launch, char *const *environment)
+/* dup2() of a descriptor onto itself would leave it close-on-exec. */
+static bool inherit_at(int fd, int place)
 {
-    const char *const argv[] = {"corbeld", launch->listen[0] != '\0' ? "--listen" : NULL,
-                                launch->listen, NULL};
+    return fd == place ? fcntl(fd, F_SETFD, 0) == 0 : dup2(fd, place) == place;
+}
+
+/* Its own pid says that the inherited socket is meant for it (sd_listen_fds(3)). */
+static void name_self(struct launch *launch)
+{
+    char *end = launch->pid_variable + strlen("LISTEN_PID=") + PID_DIGITS;
+
+    for (pid_t rest = getpid(), i = 0; i < PID_DIGITS; i++, rest /= 10) {
+        *--end = (char)('0' + rest % 10);
+    }
+}
+
+/* Only what is allowed after fork(). */
+static NORETURN void become_daemon(struct launch *launch, char *const *environment)
+{
+    const char *const argv[] = {"corbeld", NULL};
     int null = open("/dev/null", O_RDWR);
     sigset_t none;
 
+    name_self(launch);
     (void)setsid();
     (void)sigemptyset(&none);
     (void)sigprocmask(SIG_SETMASK, &none, NULL);
-    if (null >= 0 && dup2(null, 0) == 0 && dup2(launch->log_fd, 1) == 1 &&
-        dup2(launch->log_fd, 2) == 2) {
+    if (null >= 0 && inherit_at(null, 0) && inherit_at(launch->log_fd, 1) &&
+        inherit_at(launch->log_fd, 2) &&
+        (launch->console_fd < 0 || inherit_at(launch->console_fd, FIRST_INHERITED))) {
         (void)execve(launch->program, (char *const *)(uintptr_t)argv, environment);
     }
     _exit(127);
 }
 
-/* This process's environment and one more variable; the strings stay theirs. */
-static char **extend_environment(char *variable)
+/* This process's environment and the variables of the launch; the strings stay theirs. */
+static char **extend_environment(struct launch *launch)
 {
+    static char one_socket[] = "LISTEN_FDS=1";
     size_t count = 0;
     char **longer;
 
     while (environ[count] != NULL) {
         count++;
     }
-    longer = calloc(count + 2, sizeof(*longer));
+    longer = calloc(count + 4, sizeof(*longer));
     if (longer != NULL) {
         memcpy(longer, environ, count * sizeof(*longer));
-        longer[count] = variable;
+        longer[count++] = launch->notify_variable;
+        if (launch->console_fd >= 0) {
+            longer[count++] = one_socket;
+            longer[count++] = launch->pid_variable;
+        }
     }
     return longer;
 }
@@ -169,20 +199,20 @@ static int await_ready(const struct launch *launch, pid_t pid, int notify_fd, st
 
 static int start(struct launch *launch, struct err *err)
 {
-    char variable[96];
-    unsigned port = choose_port();
     CLEANUP_CLOSE int notify_fd = open_notify(launch->notify, err);
+    CLEANUP_CLOSE int console_fd = listen_console();
     char **environment;
     pid_t pid;
 
     if (notify_fd < 0) {
         return notify_fd;
     }
-    (void)snprintf(variable, sizeof(variable), "NOTIFY_SOCKET=%s", launch->notify);
-    if (port != 0) {
-        (void)snprintf(launch->listen, sizeof(launch->listen), "127.0.0.1:%u", port);
-    }
-    environment = extend_environment(variable);
+    launch->console_fd = console_fd;
+    (void)snprintf(launch->notify_variable, sizeof(launch->notify_variable), "NOTIFY_SOCKET=%s",
+                   launch->notify);
+    (void)snprintf(launch->pid_variable, sizeof(launch->pid_variable), "LISTEN_PID=%0*d",
+                   PID_DIGITS, 0);
+    environment = extend_environment(launch);
     if (environment == NULL) {
         return err_set(err, -ENOMEM, "out of memory");
     }

@@ -64,14 +64,28 @@ static void note_url(struct daemon *daemon, int fd)
     daemon->url_count++;
 }
 
-/* The service manager's sockets, or our own. */
+static bool has_local_socket(const struct daemon *daemon)
+{
+    for (size_t i = 0; i < daemon->fd_count; i++) {
+        int domain = AF_UNSPEC;
+        socklen_t len = sizeof(domain);
+
+        if (getsockopt(daemon->fds[i], SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 &&
+            domain == AF_UNIX) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The service manager's sockets, and our own where it gives none for local use. */
 static int open_sockets(struct daemon *daemon, struct err *err)
 {
     const struct daemon_options *options = &daemon->options;
     int rc = 0;
 
     daemon->fd_count = notify_take_sockets(daemon->fds, MAX_SOCKETS);
-    if (daemon->fd_count == 0) {
+    if (!has_local_socket(daemon) && daemon->fd_count < MAX_SOCKETS) {
         rc = http_listen_unix(options->socket, options->is_system ? 0660 : 0600, err);
         if (rc >= 0) {
             daemon->fds[daemon->fd_count++] = rc;

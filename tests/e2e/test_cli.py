@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """The `corbel` command as an ordinary user types it: images, machines, consoles, and mistakes."""
 
+import contextlib
 import json
 import os
 import resource
@@ -104,6 +105,19 @@ def explain_mistakes(place):
             expect(text in err and len(lines) == 1, f"{words}: {err}")
         expect(json.loads(user.run("list", "--json")[0]) == [], "instances out of nowhere")
         expect(json.loads(user.run("image", "list", "--json")[0]) == [], "images out of nowhere")
+
+
+def start_daemons_at_once(place):
+    """Many users' first commands at one moment: each one's daemon has a console on a port of its own."""
+    with contextlib.ExitStack() as stack:
+        users = [stack.enter_context(User(place)) for _ in range(8)]
+        processes = [user.start("list", "--json") for user in users]
+        for process in processes:
+            out, err = process.communicate(timeout=LIMIT_S)
+            expect(process.returncode == 0 and json.loads(out) == [], f"status {process.returncode}: {err}")
+        hosts = [json.loads(user.run("daemon", "status", "--json")[0]) for user in users]
+        urls = {url for host in hosts for url in host["urls"]}
+        expect(len(urls) == len(users), hosts)
 
 
 def diagnose_host(place):
@@ -284,6 +298,7 @@ def build_twice_at_once(place):
 
 TESTS = [
     ("mistakes are explained in one sentence", explain_mistakes),
+    ("daemons of many users start at once", start_daemons_at_once),
     ("doctor names what is missing and the mend", diagnose_host),
     ("words are completed once it is installed", install_completion),
     ("busybox runs, is listed, stops and goes", live_through_busybox),
