@@ -65,6 +65,9 @@ static const struct column quota_columns[] = {
     {"CPUS", "max_cpus", CELL_LIMIT},
     {"MEMORY MIB", "max_memory_mib", CELL_LIMIT},
     {"VOLUMES GIB", "max_volume_gib", CELL_LIMIT},
+    {"SNAPSHOTS", "max_snapshots", CELL_LIMIT},
+    {"NICS", "max_nics", CELL_LIMIT},
+    {"ALARMS", "max_alarms", CELL_LIMIT},
     {NULL, NULL, CELL_TEXT},
 };
 
@@ -203,6 +206,9 @@ static int set_limits(const struct api_options *options, json_t *body, struct er
         {"max_cpus", "--cpus", options->max_cpus, 0},
         {"max_memory_mib", "--memory", options->max_memory, 20},
         {"max_volume_gib", "--volumes", options->max_volumes, 30},
+        {"max_snapshots", "--snapshots", options->max_snapshots, 0},
+        {"max_nics", "--nics", options->max_nics, 0},
+        {"max_alarms", "--alarms", options->max_alarms, 0},
     };
     int rc = 0;
 
@@ -500,7 +506,9 @@ int verb_quota_set(const struct cli *cli, const void *values, const struct args 
     int rc = set_limits(options, body, err);
 
     if (rc == 0 && json_object_size(body) == 0) {
-        rc = err_set(err, -EINVAL, "say what is limited: --instances, --cpus, --memory, --volumes");
+        rc = err_set(err, -EINVAL,
+                     "say what is limited: --instances, --cpus, --memory, --volumes, "
+                     "--snapshots, --nics, --alarms");
     }
     rc = rc < 0 ? rc : api_path(cli, path, "projects", args->words[0], NULL, err);
     rc = rc < 0 ? rc : api_open(cli, &client, err);

@@ -20,8 +20,12 @@
     {"--instances", "N", "how many instances; none: no limit", OPTION_TEXT, API(max_instances)}, \
         {"--cpus", "N", "virtual CPUs of them all", OPTION_TEXT, API(max_cpus)},                 \
         {"--memory", "SIZE", "memory of them all", OPTION_TEXT, API(max_memory)},                \
+        {"--volumes", "SIZE", "size of all volumes", OPTION_TEXT, API(max_volumes)},             \
+        {"--snapshots", "N", "how many snapshots", OPTION_TEXT, API(max_snapshots)},             \
+        {"--nics", "N", "how many network cards, instances' own ones too", OPTION_TEXT,          \
+         API(max_nics)},                                                                         \
     {                                                                                            \
-        "--volumes", "SIZE", "size of all volumes", OPTION_TEXT, API(max_volumes)                \
+        "--alarms", "N", "how many alarms", OPTION_TEXT, API(max_alarms)                         \
     }
 #define SHARE_SPECS                                                                             \
     {"--cpu-weight", "N", "share of busy CPUs, 1 to 10000 (100)", OPTION_TEXT,                  \

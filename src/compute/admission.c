@@ -187,6 +187,34 @@ int admit_disk(struct compute *compute, const struct object *object, int64_t mor
     return rc;
 }
 
+static int count_one(void *opaque, struct object *object)
+{
+    int64_t *count = opaque;
+
+    (void)object;
+    (*count)++;
+    return 0;
+}
+
+int admit_one(struct compute *compute, const struct object *object, struct fault *fault)
+{
+    static const struct {
+        const char *limit, *what;
+    } quotas[KIND_COUNT] = {
+        [KIND_NIC] = {"max_nics", "network cards"}, [KIND_ALARM] = {"max_alarms", "alarms"}};
+    struct object project = {0};
+    int64_t count = 0;
+    int rc = object_load(compute, KIND_PROJECT, GLOBAL_PROJECT, object->project, &project, fault);
+
+    rc =
+        rc < 0 ? rc : object_each(compute, object->kind, object->project, count_one, &count, fault);
+    rc = rc < 0 ? rc
+                : check_quota(&project, quotas[object->kind].limit, count, 1, NULL,
+                              quotas[object->kind].what, fault);
+    object_done(&project);
+    return rc;
+}
+
 int compute_host(struct compute *compute, json_t **ret_host, struct fault *fault)
 {
     struct sums sums = {.but = NULL};

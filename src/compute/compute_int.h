@@ -276,6 +276,8 @@ bool admit_is_running(const struct object *instance);
 int64_t admit_host_percent(const struct compute *compute);
 int admit_disk(struct compute *compute, const struct object *object, int64_t more_gib,
                struct fault *fault) MUST_CHECK;
+/* Whether its project may have one more: a NIC or an alarm, not kept yet. */
+int admit_one(struct compute *compute, const struct object *object, struct fault *fault) MUST_CHECK;
 
 /* ---- call.c: what calls have in common ---- */
 

@@ -87,7 +87,8 @@ static int prepare_kind(struct creation *creation, struct fault *fault)
     case KIND_KEY:
         return prepare_key(creation, fault);
     case KIND_ALARM:
-        return alarm_prepare(creation->compute, object, fault);
+        rc = alarm_prepare(creation->compute, object, fault);
+        return rc < 0 ? rc : admit_one(creation->compute, object, fault);
     case KIND_TYPE:
     case KIND_PROJECT:
         return 0;

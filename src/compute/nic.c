@@ -62,6 +62,7 @@ int nic_prepare(struct change *change, struct object *nic, struct fault *fault)
                  ? make_mac(nic, fault)
                  : check_mac(change->compute, object_text(nic, "mac"), fault);
 
+    rc = rc < 0 ? rc : admit_one(change->compute, nic, fault);
     if (rc < 0) {
         return rc;
     }

@@ -447,6 +447,49 @@ def keep_an_address(place):
         platform.ok("DELETE", "/v1/projects/blue")
 
 
+def keep_to_quotas(place):
+    """A project's cards and alarms stay within its limits, also when all ask at once; what is let go can be had again."""
+    with Platform(place) as platform:
+        platform.ok("PATCH", "/v1/projects/default", {"max_nics": 5, "max_alarms": 3})
+        alarm = {"metric": "cpu_percent", "threshold": 90, "tag": "tier=web"}
+        machine = {"image": "busybox", "memory_mib": 128, "desired": "stopped"}
+        wanted = [("nics", {}), ("instances", machine), ("alarms", alarm)] * 8
+        with concurrent.futures.ThreadPoolExecutor(len(wanted)) as pool:
+            answers = list(pool.map(lambda one: platform.call("POST", f"/v1/{one[0]}", one[1]), wanted))
+        for status, answer in answers:
+            expect(status in (201, 202) or (status, answer["error"]["code"]) == (403, "quota"), f"{status} {answer}")
+        made = {path: sum(status < 300 for (status, _), (of, _) in zip(answers, wanted) if of == path)
+                for path in ("nics", "instances", "alarms")}
+        expect(made["nics"] + made["instances"] == 5 and made["alarms"] == 3, f"{made}")
+        cards, alarms = (platform.ok("GET", f"/v1/{path}")["items"] for path in ("nics", "alarms"))
+        expect((len(cards), len(alarms)) == (5, 3), f"{cards} {alarms}")
+        expect(len(platform.ok("GET", "/v1/instances")["items"]) == made["instances"], "one without a card")
+
+        # What is refused says of what there are too many; what there is can be changed, and others have their own.
+        error = platform.refused(403, "POST", "/v1/nics", {}, code="quota")
+        expect("5 network cards" in error["message"], f"{error}")
+        platform.refused(403, "POST", "/v1/nics?dry_run=true", {}, code="quota")
+        expect("3 alarms" in platform.refused(403, "POST", "/v1/alarms", alarm, code="quota")["message"], "of what?")
+        platform.ok("PATCH", f"/v1/alarms/{alarms[0]['id']}", {"threshold": 95})
+        platform.ok("PATCH", "/v1/projects/default", {"max_nics": 2})  # fewer than there are
+        platform.ok("PATCH", f"/v1/nics/{cards[0]['id']}", {"tags": {"kept": "yes"}})
+        platform.ok("POST", "/v1/projects", {"name": "blue", "max_nics": 1})
+        platform.ok("POST", "/v1/nics?project=blue", {"name": "card"})
+        platform.refused(403, "POST", "/v1/nics?project=blue", {}, code="quota")
+
+        # An instance that takes a card brings none; one that lets it go needs another.
+        platform.finish(platform.ok("POST", "/v1/instances?project=blue", {**machine, "name": "taker", "nic": "card"}))
+        platform.refused(403, "PATCH", "/v1/instances/taker?project=blue", {"nic": None}, code="quota")
+        expect(platform.ok("GET", "/v1/nics/card?project=blue")["state"] == "in-use", "it was let go")
+        platform.ok("PATCH", "/v1/projects/blue", {"max_nics": 0})
+        platform.ok("PATCH", "/v1/instances/taker?project=blue", {"nic": None})
+        platform.finish(platform.ok("DELETE", "/v1/instances/taker?project=blue"))
+
+        platform.ok("DELETE", f"/v1/alarms/{alarms[0]['id']}")
+        platform.ok("POST", "/v1/alarms", alarm)
+        platform.settle()
+
+
 def survive_the_daemon(place):
     """Machines run on while the daemon is killed, and are found again; an address stays in use."""
     with Platform(place) as platform:
@@ -518,6 +561,7 @@ if __name__ == "__main__":
         ("serve the good in a flood", serve_the_good_in_a_flood), ("sign in", sign_in), ("refuse what is malformed", refuse_what_is_malformed),
         ("repeat a request", repeat_a_request), ("follow changes", follow_changes),
         ("reach the console", reach_the_console), ("keep an address", keep_an_address),
+        ("keep to quotas", keep_to_quotas),
         ("survive the daemon", survive_the_daemon),
         ("describe itself", describe_itself), ("keep a record of calls", keep_a_record_of_calls),
         ("hold back the hasty", hold_back_the_hasty),

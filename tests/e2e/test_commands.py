@@ -297,6 +297,13 @@ def keep_accounts(_place):
     row = next(row for row in Shared.json("quota", "list") if row["name"] == "red")
     expect(row["max_instances"] == 0 and row["max_memory_mib"] == 4096, row)
     user.run("quota", "set", "red", status=2)
+    user.run("quota", "set", "red", "--nics", "1", "--alarms", "none", "--snapshots", "2")
+    row = next(row for row in Shared.json("quota", "list") if row["name"] == "red")
+    expect((row["max_nics"], row["max_alarms"], row["max_snapshots"]) == (1, 0, 2), row)
+    user.run("--project", "red", "nic", "create", "only")
+    _, err = user.run("--project", "red", "nic", "create", "more", status=4)
+    expect("1 network cards" in err, err)
+    user.run("--project", "red", "nic", "delete", "only")
     for row in Shared.json("token", "list"):
         user.run("token", "delete", row["id"])
     remote("list", status=4)

@@ -62,7 +62,7 @@ function Summary({ values, live, me }) {
   const chosen = values.project_of ?? (me.project || "default");
   const project = live.find("project", chosen);
   const adds = { Instances: 1, vCPUs: values.cpus ?? type?.cpus ?? 0, Memory: values.memory_mib ?? type?.memory_mib ?? 0,
-    "Volumes and snapshots": values.new_volume_gib ?? 0 };
+    "Volumes and snapshots": values.new_volume_gib ?? 0, "Network cards": values.nic ? 0 : 1 };
   return (
     <div class="card" role="region" aria-label="The project's quota">
       <h2>{project ? `Quota of ${nameOf(project)}, with this` : "Quota"}</h2>

@@ -22,6 +22,8 @@ export function quotasOf(project, live) {
     { title: "Memory", used: total(instances, "memory_mib"), limit: project.max_memory_mib ?? 0, show: size },
     { title: "Volumes and snapshots", used: total(own("volume"), "size_gib") + total(own("snapshot"), "size_gib"), limit: project.max_volume_gib ?? 0, show: gib },
     { title: "Snapshots", used: own("snapshot").length, limit: project.max_snapshots ?? 0, show: String },
+    { title: "Network cards", used: own("nic").length, limit: project.max_nics ?? 0, show: String },
+    { title: "Alarms", used: own("alarm").length, limit: project.max_alarms ?? 0, show: String },
   ];
 }
 
