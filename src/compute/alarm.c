@@ -48,9 +48,11 @@ int alarm_prepare(struct compute *compute, struct object *alarm, struct fault *f
         object_set_text(alarm, "instance", found.id);
         object_done(&found);
     }
-    object_set_text(alarm, "state", "no-data");
-    object_set_time(alarm, "since");
-    (void)json_object_set_new(alarm->json, "firing", json_array());
+    if (json_object_get(alarm->json, "firing") == NULL) {
+        object_set_text(alarm, "state", "no-data");
+        object_set_time(alarm, "since");
+        (void)json_object_set_new(alarm->json, "firing", json_array());
+    }
     return 0;
 }
 

@@ -424,7 +424,8 @@ int nic_mac(struct compute *compute, const struct object *instance, char out[MAC
 
 /* ---- alarm.c ---- */
 
-/* Checks an alarm's wishes, and takes it back to where nothing is known. */
+/* Checks an alarm's wishes. Of a new one nothing is known; one that is changed stays raised until
+ * it is looked at, so that its end is told, and its beginning not twice. */
 int alarm_prepare(struct compute *compute, struct object *alarm, struct fault *fault) MUST_CHECK;
 
 /* From "forwards" of a monitor's answer, "ports" and "ssh_port" of the instance. */
