@@ -140,7 +140,7 @@ class Browser:
 
 
 PAGES = (("", "Dashboard"), ("instances", "Instances"), ("launch", "Launch instance"), ("images", "Images"),
-         ("volumes", "Volumes"), ("snapshots", "Snapshots"), ("keys", "Key pairs"), ("alarms", "Alarms"), ("types", "Instance types"),
+         ("volumes", "Volumes"), ("snapshots", "Snapshots"), ("nics", "Network cards"), ("keys", "Key pairs"), ("alarms", "Alarms"), ("types", "Instance types"),
          ("projects", "Projects"), ("quotas", "Quotas"), ("events", "Events"), ("operations", "Operations"),
          ("tokens", "API tokens"), ("users", "Users"))
 
@@ -208,7 +208,7 @@ def work_with_snapshots(browser, platform):
     browser.pick("engine", "soft")
     browser.fill("memory_mib", "128")
     browser.fill("new_volume_gib", "1")
-    browser.wait(lambda: "Instances\n2" in browser.one(".card").text, "the quota with this one")
+    browser.wait(lambda: "Instances\n3" in browser.one(".card").text, "the quota with this one")
     browser.button("Launch").click()
     browser.wait(lambda: browser.one("h1").text == "again", "the instance's page")
     browser.wait(lambda: any(b.text == "running" for b in browser.all(".badge")), "running")
@@ -280,7 +280,7 @@ def resize_live(browser, platform):
         expect(text in shown["Limits"], f"{text}: {shown}")
     expect(shown["vCPUs"] == "1, up to 2 while it runs", f"{shown}")
     card = platform.ok("GET", f"/v1/nics/{made['nic']}")
-    expect(card["mac"] in shown["NIC"] and "its own" in shown["NIC"], f"{shown}")
+    expect(card["mac"] in shown["Network card"] and "its own" in shown["Network card"], f"{shown}")
 
     browser.button("Resize").click()
     browser.wait(lambda: browser.one("#field-cpu_weight").get_attribute("value") == "200", "what it has now")
@@ -355,23 +355,143 @@ def look_at_charts(browser):
     browser.wait(lambda: "no value" not in browser.one(".chart").get_attribute("aria-label"), "the day")
 
 
-def work_with_alarms(browser):
-    browser.go("alarms", "Alarms")
-    browser.button("New").click()
+def rows_of(browser, label):
+    """A table's rows as texts, by their first cell that says something."""
+    return {next((cell for cell in cells if cell), ""): cells for cells in browser.driver.execute_script(
+        "return [...document.querySelectorAll(`table[aria-label='${arguments[0]}'] tbody tr`)].map(row =>"
+        " [...row.querySelectorAll('td')].map(cell => cell.textContent))", label)}
+
+
+def press(browser, label):
+    browser.wait(lambda: browser.one(f"main button[aria-label='{label}']").is_enabled(), f"the button {label!r}")
+    browser.one(f"main button[aria-label='{label}']").click()
+
+
+def work_with_alarms(browser, platform):
+    """One on the instance's page, raised and ended; one by tag, with all that can follow."""
+    browser.go("instances/web/alarms", "web")
+    browser.button("New alarm").click()
     browser.fill("name", "full")
-    browser.pick("metric", "memory_resident_bytes")
+    browser.pick("metric", "Memory of the host (bytes)")
     browser.fill("threshold", "1")
     browser.fill("for_s", "0")
-    browser.pick("instance", "web")
+    browser.wait(lambda: "memory of the host above 1 bytes: then an event" in browser.one("dialog .note").text, "the alarm in words")
     browser.picture("alarm-new")
     browser.check_access("new alarm")
     browser.button("Create", "dialog").click()
-    browser.wait(lambda: [b.text for b in browser.all("tbody .badge")] == ["alarm"], "the alarm's state")
-    browser.picture("alarms")
-    browser.one("thead input[type=checkbox]").click()
-    browser.button("Delete", ".bulk").click()
-    browser.button("Delete", "dialog").click()
-    browser.wait(lambda: "No alarms" in browser.text(), "no alarm")
+    browser.wait(lambda: "alarm" in rows_of(browser, "Alarms")["full"], "the alarm's state")
+    web = platform.ok("GET", "/v1/instances/web")["id"]
+    made = platform.ok("GET", "/v1/alarms/full")
+    expect((made["instance"], made["firing"], made["for_s"]) == (web, [web], 0), f"{made}")
+    browser.button("full").click()
+    browser.wait(lambda: browser.one("h1").text == "full", "the alarm's page")
+    browser.wait(lambda: "alarm.raised" in browser.one("table[aria-label=Events]").text, "what it did")
+    browser.wait(lambda: browser.all(".chart canvas"), "what it watches")
+    expect(facts(browser)["In alarm"] == "web", f"{facts(browser)}")
+    browser.picture("alarm")
+    browser.check_access("alarm")
+    browser.button("Change").click()
+    browser.wait(lambda: browser.one("#field-threshold").get_attribute("value") == "1", "its threshold")
+    browser.fill("threshold", str(1 << 40))
+    browser.button("Change", "dialog").click()
+    browser.wait(lambda: facts(browser)["State"].startswith("ok") and "In alarm" not in facts(browser), "its end")
+    browser.wait(lambda: "alarm.ended" in browser.one("table[aria-label=Events]").text, "the event of its end")
+    expect(facts(browser)["When"] == "memory of the host above 1 TiB", f"{facts(browser)}")
+
+    browser.go("alarms", "Alarms")
+    browser.button("New").click()
+    wanted = {"name": "busy", "tag": "env=prod", "threshold": 99, "webhook": "http://192.0.2.1/told"}
+    for field, value in wanted.items():
+        browser.fill(field, str(value))
+    browser.pick("metric", "CPU in use (%)")
+    browser.pick("action", "reboot")
+    browser.button("Create", "dialog").click()
+    browser.wait(lambda: rows_of(browser, "Alarms")["busy"][3:6] == ["CPU in use above 99 % for 1 minute", "each with env=prod",
+                                                                     "it is rebooted, 192.0.2.1 is told"], "the second alarm")
+    made = platform.ok("GET", "/v1/alarms/busy")
+    expect({**wanted, "action": "reboot", "comparison": "above"}.items() <= made.items() and "instance" not in made, f"{made}")
+
+
+def work_with_cards(browser, platform):
+    """A card of one's own: to an instance and away again; ports and limits of one that runs."""
+    spare = platform.ok("POST", "/v1/instances", {"name": "spare", "image": "busybox", "memory_mib": 128, "desired": "stopped"})
+    platform.finish(spare)
+    own = spare["instance"]["nic"]
+    browser.go("nics", "Network cards")
+    browser.button("New").click()
+    browser.fill("name", "front")
+    browser.fill("mac", "52:54:00:c0:ff:ee")
+    browser.button("Create", "dialog").click()
+    browser.wait(lambda: rows_of(browser, "Network cards")["front"][2:5] == ["52:54:00:c0:ff:ee", "user", "available"], "the card")
+    expect(not browser.one("input[aria-label='Select " + own + "']").is_enabled(), "an instance's own card can be deleted")
+    press(browser, "Attach front")
+    browser.pick("instance", "spare")
+    browser.check_access("attach a card")
+    browser.button("Attach", "dialog").click()
+    browser.wait(lambda: rows_of(browser, "Network cards")["front"][4:6] == ["in-use", "spare"], "the card at its instance")
+    expect(platform.ok("GET", "/v1/instances/spare")["nic"] == platform.ok("GET", "/v1/nics/front")["id"], "it has another")
+    platform.refused(404, "GET", f"/v1/nics/{own}")
+    press(browser, "Detach front")
+    browser.button("Detach", "dialog").click()
+    browser.wait(lambda: rows_of(browser, "Network cards")["front"][4] == "available", "the card alone")
+    platform.refused(404, "GET", f"/v1/nics/{own}")
+
+    browser.go("instances/web/network", "web")
+    expect(not browser.button("Change card").is_enabled(), "a running machine changes its card")
+    browser.button("Add forward").click()
+    browser.fill("guest_port", "80")
+    browser.button("Add", "dialog").click()
+    browser.wait(lambda: any(row[1:3] == ["80", "open"] for row in rows_of(browser, "Forwarded ports").values()), "the forward")
+    (port,) = [one["host_port"] for one in platform.ok("GET", "/v1/instances/web")["ports"] if one["guest_port"] == 80]
+    expect(f"127.0.0.1:{port}" in rows_of(browser, "Forwarded ports"), "another port")
+    browser.picture("instance-network")
+    browser.check_access("the instance's network")
+    press(browser, "Remove the forward to 80")
+    browser.wait(lambda: "No port leads into it" in browser.text(), "no forward")
+    expect(platform.ok("GET", "/v1/instances/web")["forwards"] == [], "it is still wanted")
+    browser.button("Change limits").click()
+    browser.fill("net_pps", "500")
+    browser.button("Change", "dialog").click()
+    browser.wait(lambda: "500 frames/s" in facts(browser)["Limits, each way"], "the limit")
+    expect(platform.ok("GET", "/v1/instances/web")["net_pps"] == 500, "another limit")
+
+
+def work_with_volumes(browser, platform):
+    """Made with limits, grown, given to an instance and taken away; one that is made for its instance."""
+    browser.go("volumes", "Volumes")
+    browser.button("New").click()
+    for field, value in (("name", "data"), ("size_gib", "1"), ("bps", "20000000")):
+        browser.fill(field, value)
+    browser.button("Create", "dialog").click()
+    browser.wait(lambda: rows_of(browser, "Volumes")["data"][2:6] == ["1 GiB", "available", "", "20 MB/s"], "the volume")
+    press(browser, "Change data")
+    browser.wait(lambda: browser.one("#field-size_gib").get_attribute("value") == "1", "what it has")
+    browser.fill("size_gib", "2")
+    browser.fill("iops", "300")
+    browser.button("Change", "dialog").click()
+    browser.wait(lambda: rows_of(browser, "Volumes")["data"][2:6] == ["2 GiB", "available", "", "20 MB/s, 300 operations/s"], "its growth")
+    press(browser, "Attach data")
+    browser.pick("instance", "spare")
+    browser.button("Attach", "dialog").click()
+    browser.wait(lambda: rows_of(browser, "Volumes")["data"][3:5] == ["in-use", "spare"], "the volume at its instance")
+    expect(not browser.one("input[aria-label='Select data']").is_enabled(), "one that is in use can be deleted")
+    now = platform.ok("GET", "/v1/volumes/data")
+    expect((now["size_gib"], now["bps"], now["iops"]) == (2, 20000000, 300), f"{now}")
+    browser.picture("volumes")
+    browser.button("spare").click()
+    browser.wait(lambda: browser.one("h1").text == "spare" and "data" in rows_of(browser, "Volumes"), "the instance's disks")
+    browser.button("New volume").click()
+    browser.fill("name", "more")
+    browser.fill("size_gib", "1")
+    browser.button("Create", "dialog").click()
+    browser.wait(lambda: rows_of(browser, "Volumes")["more"][1:3] == ["1 GiB", "in-use"], "a volume that was made for it")
+    browser.picture("instance-storage")
+    browser.check_access("the instance's disks")
+    press(browser, "Detach data")
+    browser.button("Detach", "dialog").click()
+    browser.wait(lambda: "data" not in rows_of(browser, "Volumes"), "that it is gone")
+    expect(platform.ok("GET", "/v1/instances/spare")["volumes"] == [platform.ok("GET", "/v1/volumes/more")["id"]], "others")
+    expect(platform.ok("GET", "/v1/volumes/data")["state"] == "available", "it is not free")
 
 
 def work_in_the_console(place):
@@ -420,14 +540,9 @@ def work_in_the_console(place):
             browser.wait(lambda: "42-inside" in browser.one(".console .xterm-rows").text, "the guest's answer")
             browser.picture("console")
 
-            # A refusal stands at its field, in words.
-            browser.go("volumes", "Volumes")
-            browser.button("New").click()
-            browser.fill("name", "data")
-            browser.fill("size_gib", "1")
-            browser.button("Create", "dialog").click()
-            browser.wait(lambda: "available" in browser.text(), "the volume")
-            browser.picture("volumes")
+            work_with_alarms(browser, platform)
+            work_with_cards(browser, platform)
+            work_with_volumes(browser, platform)
 
             # All at once: filter, select, stop.
             browser.go("instances", "Instances")
@@ -442,7 +557,6 @@ def work_in_the_console(place):
             browser.wait(lambda: [b.text for b in browser.all("tbody .badge")] == ["paused"], "paused")
             browser.button("Resume", ".bulk").click()
 
-            work_with_alarms(browser)
             work_with_snapshots(browser, platform)
             work_with_tenants(browser, platform)
             look_at_pages(browser, PAGES)

@@ -1,6 +1,6 @@
-// What can be done to instances, and when.
+// What can be done to objects, and when.
 
-import { get, post, remove } from "./api.js";
+import { get, patch, post, remove } from "./api.js";
 import { attempt, show } from "./ui.jsx";
 
 export const ACTIONS = [
@@ -27,6 +27,25 @@ export async function finish({ operation }) {
     operation = await get(`/v1/operations/${operation.id}/wait`);
   }
   return operation;
+}
+
+// ... and says how it ended.
+export async function report(answer, name, done) {
+  const operation = await finish(answer);
+  if (operation?.state === "failed") show(`${name}: ${operation.error}`, "error");
+  else show(done);
+}
+
+// Changes a list that is a field of an instance, whoever else changes that instance meanwhile.
+export async function editList(id, field, change) {
+  for (let tries = 0; ; tries++) {
+    const now = await get(`/v1/instances/${id}`);
+    try {
+      return await patch(`/v1/instances/${id}?revision=${now.revision}`, { [field]: change(now[field] ?? []) });
+    } catch (error) {
+      if (error.code !== "stale" || tries === 4) throw error;
+    }
+  }
 }
 
 export async function deleteAll(plural, objects) {

@@ -2,6 +2,7 @@
 
 import { useEffect, useRef, useState } from "preact/hooks";
 import { get } from "./api.js";
+import { nameOf } from "./format.js";
 import { usePolled } from "./hooks.js";
 import { Chart } from "./chart.jsx";
 import { Empty } from "./ui.jsx";
@@ -44,6 +45,15 @@ const INSTANCE_CHARTS = [
       return count > 0 ? rateOf(...names.map((name) => `${name}_ns`))(before, now, 1) / count / 1e3 : null;
     } }] },
 ];
+
+// Series that have no chart of their own on an instance's page.
+const rare = (title, unit, series, factor) => ({ title, unit, lines: [{ label: "now", series, factor }] });
+const RARE_CHARTS = {
+  disk_reads_per_s: rare("Disk reads", " /s", "disk_reads_per_s", 1), disk_writes_per_s: rare("Disk writes", " /s", "disk_writes_per_s", 1),
+  disk_latency_us: rare("Answer of the disk", " µs", "disk_latency_us", 1),
+  net_received_packets_per_s: rare("Frames received", " /s", "net_received_packets_per_s", 1),
+  net_sent_packets_per_s: rare("Frames sent", " /s", "net_sent_packets_per_s", 1),
+};
 
 const HOST_CHARTS = [
   { title: "Host CPU", unit: " %", top: 100, lines: [
@@ -104,7 +114,8 @@ function History({ path, range, charts }) {
   if (!history) return null;
   const any = Object.values(history.series)[0] ?? [];
   const times = any.map((_, i) => history.since + i * history.step);
-  const values = (line) => history.series[line.series].map((value) => (value === null ? null : value * line.factor));
+  const values = (line) => history.series[line.series].map((value) =>
+    (line.constant !== undefined ? line.constant * line.factor : value === null ? null : value * line.factor));
   return <Charts charts={charts} times={times} values={values} />;
 }
 
@@ -125,6 +136,21 @@ export function InstanceCharts({ instance }) {
       <RangeSwitch ranges={RANGES} range={range} onChange={setRange} />
       {range === "live" ? <Live key="live" instance={instance} />
         : <History key={range} path={`/v1/instances/${instance.id}/history`} range={range} charts={INSTANCE_CHARTS} />}
+    </section>
+  );
+}
+
+// What an alarm watches of an instance, with the line that it has not to pass.
+export function AlarmChart({ alarm, instance }) {
+  const [range, setRange] = useState("hour");
+  const chart = INSTANCE_CHARTS.find(({ lines }) => lines.some((line) => line.series === alarm.metric)) ?? RARE_CHARTS[alarm.metric];
+  const line = chart.lines.find(({ series }) => series === alarm.metric);
+  const lines = [line, { label: "threshold", series: alarm.metric, factor: line.factor, constant: alarm.threshold }];
+  return (
+    <section aria-label={`What it watches of ${nameOf(instance)}`}>
+      <RangeSwitch ranges={RANGES.slice(1)} range={range} onChange={setRange} />
+      <History key={range} path={`/v1/instances/${instance.id}/history`} range={range}
+        charts={[{ ...chart, title: `${chart.title} of ${nameOf(instance)}`, lines }]} />
     </section>
   );
 }

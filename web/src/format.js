@@ -19,3 +19,25 @@ export const when = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleStr
 
 export const tags = (object) =>
   Object.entries(object.tags ?? {}).map(([name, value]) => (value ? `${name}=${value}` : name)).join(" ");
+
+export const nameOf = (object) => object.name ?? object.id;
+
+// 10000000: "10 M"; the unit comes behind it.
+export function rate(number) {
+  const units = ["", "K", "M", "G", "T"];
+  let unit = 0;
+  for (; number >= 10000 && unit < units.length - 1; unit++) number /= 1000;
+  return `${+number.toFixed(1)} ${units[unit]}`;
+}
+
+export function bytes(number) {
+  const units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+  let unit = 0;
+  for (; number >= 1024 && unit < units.length - 1; unit++) number /= 1024;
+  return `${+number.toFixed(1)} ${units[unit]}`;
+}
+
+export function span(seconds) {
+  const [count, unit] = seconds % 3600 === 0 ? [seconds / 3600, "hour"] : seconds % 60 === 0 ? [seconds / 60, "minute"] : [seconds, "second"];
+  return `${count} ${unit}${count === 1 ? "" : "s"}`;
+}

@@ -5,11 +5,11 @@ import { post } from "./api.js";
 import { finish } from "./actions.js";
 import { useLive } from "./hooks.js";
 import { quotasOf, Quota } from "./tenants.jsx";
-import { choicesFor, nicsFor, useSchema } from "./pages.jsx";
-import { size } from "./format.js";
+import { choicesFor, namesOf, nicsFor, projectField, projectOf, useSchema } from "./pages.jsx";
+import { nameOf, size } from "./format.js";
 import { Empty, Form, Page } from "./ui.jsx";
+import { useWho } from "./who.js";
 
-const nameOf = (object) => object.name ?? object.id;
 
 // What may be changed of a machine that runs, within these two.
 export const ROOM = ["max_cpus", "max_memory_mib"];
@@ -30,14 +30,13 @@ const PARTS = [
 ];
 
 // The interface's own fields, with two of this page: the project, and a volume that is made for it.
-function complete(schema, live, project) {
+function complete(schema, live, who) {
   const { name, ...rest } = schema.properties;
-  const projects = live.all("project");
   return {
     ...schema,
     properties: {
       name,
-      ...(projects.length > 1 && !project ? { project_of: { type: "string", default: "default", description: "whose it is, and whose quota counts" } } : {}),
+      ...projectField(live, who),
       ...rest,
       new_volume_gib: { type: "integer", minimum: 1, maximum: 65536, description: "makes a new, empty volume of that size for it" },
     },
@@ -57,10 +56,8 @@ async function launch({ project_of: project, new_volume_gib: gib, ...wanted }) {
   location.hash = `#/instances/${answer.instance.id}`;
 }
 
-function Summary({ values, live, me }) {
+function Summary({ values, live, project }) {
   const type = live.find("type", values.type ?? "small");
-  const chosen = values.project_of ?? (me.project || "default");
-  const project = live.find("project", chosen);
   const adds = { Instances: 1, vCPUs: values.cpus ?? type?.cpus ?? 0, Memory: values.memory_mib ?? type?.memory_mib ?? 0,
     "Volumes and snapshots": values.new_volume_gib ?? 0, "Network cards": values.nic ? 0 : 1 };
   return (
@@ -74,30 +71,36 @@ function Summary({ values, live, me }) {
 
 const typeText = (type) => `${nameOf(type)} (${type.cpus} vCPU, ${size(type.memory_mib)}${type.disk_gib ? `, ${type.disk_gib} GiB` : ""})`;
 
-export function Launch({ me, snapshot }) {
+// What there is to choose from in the project.
+function choicesIn(live, schema, project) {
+  const own = (kind) => live.all(kind).filter((object) => object.project === project?.id);
+  return {
+    ...choicesFor(live, schema, project?.id),
+    type: live.all("type").sort((a, b) => a.memory_mib - b.memory_mib).map((type) => ({ value: nameOf(type), text: typeText(type) })),
+    snapshot: own("snapshot").filter((one) => one.instance && one.state === "available")
+      .map((one) => ({ value: one.id, text: `${nameOf(one)} (of ${one.source})` })),
+    volumes: own("volume").filter((volume) => volume.state === "available")
+      .map((volume) => ({ value: volume.id, text: `${nameOf(volume)}, ${volume.size_gib} GiB` })),
+    nic: nicsFor(live, project?.id),
+    project_of: namesOf(live.all("project")),
+  };
+}
+
+export function Launch({ snapshot }) {
   const live = useLive();
+  const who = useWho();
   const described = useSchema("/v1/instances", "post");
-  if (!described) return <Page title="Launch instance"><Empty>Loading ...</Empty></Page>;
-  const schema = complete(described, live, me.project);
+  if (!described || !live.isLoaded) return <Page title="Launch instance"><Empty>Loading ...</Empty></Page>;
   const images = live.all("image");
   const from = snapshot && live.find("snapshot", snapshot);
-  const named = (objects) => objects.map((object) => ({ value: nameOf(object), text: nameOf(object) }));
-  const choices = {
-    ...choicesFor(live, described),
-    type: live.all("type").sort((a, b) => a.memory_mib - b.memory_mib).map((type) => ({ value: nameOf(type), text: typeText(type) })),
-    snapshot: live.all("snapshot").filter((one) => one.instance && one.state === "available")
-      .map((one) => ({ value: one.id, text: `${nameOf(one)} (of ${one.source})` })),
-    volumes: live.all("volume").filter((volume) => volume.state === "available")
-      .map((volume) => ({ value: volume.id, text: `${nameOf(volume)}, ${volume.size_gib} GiB` })),
-    nic: nicsFor(live),
-    project_of: named(live.all("project")),
-  };
+  const initial = { ...(from && projectField(live, who).project_of ? { project_of: nameOf(live.find("project", from.project)) } : {}),
+    ...(from ? { snapshot: from.id } : images.length === 1 ? { image: nameOf(images[0]) } : {}) };
   return (
     <Page title="Launch instance">
       {images.length === 0 && <p class="note">There is no image on this host yet. <code>corbel image build debian</code> makes one.</p>}
-      <Form schema={schema} sections={PARTS} verb="Launch" choices={choices} onSubmit={launch} onCancel={() => history.back()}
-        initial={from ? { snapshot: from.id } : images.length === 1 ? { image: nameOf(images[0]) } : {}}>
-        {(values) => <Summary values={values} live={live} me={me} />}
+      <Form schema={complete(described, live, who)} sections={PARTS} verb="Launch" initial={initial}
+        choices={(values) => choicesIn(live, described, projectOf(live, who, values))} onSubmit={launch} onCancel={() => history.back()}>
+        {(values) => <Summary values={values} live={live} project={projectOf(live, who, values)} />}
       </Form>
     </Page>
   );

@@ -1,11 +1,10 @@
 // What an instance may use: as facts, and as the dialog that changes it.
 
-import { finish } from "./actions.js";
+import { report } from "./actions.js";
 import { ChangeDialog, isOff } from "./change.jsx";
 import { LIMITS, ROOM } from "./launch.jsx";
 import { sizes } from "./pages.jsx";
-import { size } from "./format.js";
-import { show } from "./ui.jsx";
+import { nameOf, rate, size } from "./format.js";
 
 const SIZES = ["type", "cpus", "memory_mib"];
 const PARTS = [
@@ -16,13 +15,6 @@ const PARTS = [
 export const RESIZABLE = new Set([...SIZES, ...ROOM, ...LIMITS]);
 
 const vcpus = (count) => `${count} vCPU${count === 1 ? "" : "s"}`;
-
-const rate = (number) => {
-  const units = ["", "K", "M", "G", "T"];
-  let unit = 0;
-  for (; number >= 10000 && unit < units.length - 1; unit++) number /= 1000;
-  return `${+number.toFixed(1)} ${units[unit]}`;
-};
 
 // Those that are set, in words.
 export function limitsOf(instance) {
@@ -58,12 +50,8 @@ function Intro({ instance, values }) {
 }
 
 export function Resize({ instance, onClose }) {
-  const name = instance.name ?? instance.id;
-  const done = async (answer) => {
-    const operation = await finish(answer);
-    if (operation?.state === "failed") show(`${name}: ${operation.error}`, "error");
-    else show(`${name} has what it was to have`);
-  };
-  return <ChangeDialog instance={instance} verb="Resize" isIn={(field) => RESIZABLE.has(field)} sections={PARTS} done={done}
+  const name = nameOf(instance);
+  return <ChangeDialog object={instance} plural="instances" verb="Resize" isIn={(field) => RESIZABLE.has(field)} sections={PARTS}
+    done={(answer) => report(answer, name, `${name} has what it was to have`)}
     intro={(values) => <Intro instance={instance} values={values} />} onClose={onClose} />;
 }

@@ -3,45 +3,54 @@ import { useEffect, useState } from "preact/hooks";
 import { get, post, remove, ApiError } from "./api.js";
 import { live } from "./live.js";
 import { useLive, useRoute } from "./hooks.js";
+import { Alarm, Alarms } from "./alarms.jsx";
+import { Nics } from "./nics.jsx";
 import { Dashboard, Events, Instances, Kind, Operations, Tokens } from "./pages.jsx";
+import { Volumes } from "./volumes.jsx";
 import { Launch } from "./launch.jsx";
 import { Snapshots } from "./snapshots.jsx";
 import { Projects, Quotas, Users } from "./tenants.jsx";
 import { Instance } from "./instance.jsx";
-import { attempt, Form, show, Toasts } from "./ui.jsx";
+import { attempt, Empty, Form, Link, Page, show, Toasts } from "./ui.jsx";
+import { Who, whoOf } from "./who.js";
 import "./style.css";
 
 const MENU = [
   ["", "Dashboard"], ["instances", "Instances"], ["images", "Images"], ["volumes", "Volumes"],
-  ["snapshots", "Snapshots"],
+  ["snapshots", "Snapshots"], ["nics", "Network cards"],
   ["keys", "Key pairs"], ["types", "Instance types"], ["projects", "Projects"],
   ["quotas", "Quotas"], ["alarms", "Alarms"], ["events", "Events"],
   ["operations", "Operations"], ["tokens", "API tokens"], ["users", "Users", "admin"],
 ];
 
-function Body({ route, me }) {
+// What a role has no use for it is not shown.
+function Refused({ what }) {
+  return <Page title={what}><Empty>Your role does not go so far. <Link to="">To the dashboard</Link></Empty></Page>;
+}
+
+function Body({ route, who }) {
   const [page, id, tab] = route;
-  const isAdmin = me.role === "admin";
-  const isMember = isAdmin || me.role === "member";
+  const { canChange, isAdmin } = who;
   switch (page) {
     case "": return <Dashboard />;
-    case "instances": return id ? <Instance key={id} id={id} tab={tab} canChange={isMember} /> : <Instances />;
-    case "launch": return <Launch key={id} me={me} snapshot={id} />;
-    case "snapshots": return <Snapshots canChange={isMember} />;
+    case "instances": return id ? <Instance key={id} id={id} tab={tab} /> : <Instances />;
+    case "launch": return canChange ? <Launch key={id} snapshot={id} /> : <Refused what="Launch instance" />;
+    case "snapshots": return <Snapshots />;
     case "images": return <Kind kind="image" heading="Images" path="images"
       note={<p class="note">Images come by <code>corbel image build</code>, <code>fetch</code> and <code>import</code>.</p>} />;
-    case "volumes": return <Kind key={page} kind="volume" heading="Volumes" path="volumes" canCreate={isMember} canDelete={isMember} />;
-    case "keys": return <Kind key={page} kind="key" heading="Key pairs" path="keys" canCreate={isMember} canDelete={isMember} />;
-    case "alarms": return <Kind key={page} kind="alarm" heading="Alarms" path="alarms" canCreate={isMember} canDelete={isMember}
-      note={<p class="note">An alarm watches one instance, or all with a tag (NAME=VALUE), and can stop or reboot it, or call an address.</p>} />;
-    case "types": return <Kind key={page} kind="type" heading="Instance types" path="types" canCreate={isAdmin} canDelete={isAdmin} />;
-    case "projects": return <Projects canChange={isAdmin} />;
-    case "quotas": return <Quotas canChange={isAdmin} />;
+    case "volumes": return <Volumes />;
+    case "nics": return <Nics />;
+    case "keys": return <Kind key={page} kind="key" heading="Key pairs" path="keys" canChange={canChange}
+      secretOf={(answer) => answer.key.private_key} />;
+    case "alarms": return id ? <Alarm key={id} id={id} /> : <Alarms />;
+    case "types": return <Kind key={page} kind="type" heading="Instance types" path="types" canChange={isAdmin} />;
+    case "projects": return <Projects />;
+    case "quotas": return <Quotas />;
     case "events": return <Events />;
     case "operations": return <Operations />;
     case "tokens": return <Tokens />;
-    case "users": return <Users />;
-    default: return <main id="main"><h1>There is no such page</h1></main>;
+    case "users": return isAdmin ? <Users /> : <Refused what="Users" />;
+    default: return <Page title="There is no such page"><Empty><Link to="">To the dashboard</Link></Empty></Page>;
   }
 }
 
@@ -72,7 +81,7 @@ function SignIn({ onDone }) {
   );
 }
 
-function Shell({ me, onSignOut }) {
+function Shell({ who, onSignOut }) {
   const route = useRoute();
   const state = useLive();
   const [isOpen, setOpen] = useState(false);
@@ -85,15 +94,15 @@ function Shell({ me, onSignOut }) {
         <a class="brand" href="#/"><img src="/icon.svg" alt="" width="24" height="24" /> Corbel</a>
         <span class="spring" />
         {state.isLoaded && !state.isConnected && <span class="badge failed" role="status">reconnecting</span>}
-        <span class="who">{me.actor}</span>
+        <span class="who">{who.actor}</span>
         <ThemeSwitch />
-        {me.actor.startsWith("user:") && <button type="button" onClick={onSignOut}>Sign out</button>}
+        {who.actor.startsWith("user:") && <button type="button" onClick={onSignOut}>Sign out</button>}
       </header>
       <nav id="menu" class={isOpen ? "menu open" : "menu"} aria-label="Main">
-        {MENU.filter(([, , role]) => !role || role === me.role).map(([path, text]) =>
+        {MENU.filter(([, , role]) => !role || who.isAdmin).map(([path, text]) =>
           <a key={path} href={`#/${path}`} aria-current={route[0] === path ? "page" : undefined}>{text}</a>)}
       </nav>
-      <Body route={route} me={me} />
+      <Body route={route} who={who} />
     </div>
   );
 }
@@ -102,7 +111,7 @@ function App() {
   const [me, setMe] = useState(undefined); // undefined: not known yet, null: nobody
   const identify = async () => {
     try {
-      setMe(await get("/v1/session"));
+      setMe(whoOf(await get("/v1/session")));
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       setMe(null);
@@ -120,7 +129,7 @@ function App() {
   return (
     <>
       {me === null && <SignIn onDone={identify} />}
-      {me && <Shell me={me} onSignOut={signOut} />}
+      {me && <Who value={me}><Shell who={me} onSignOut={signOut} /></Who>}
       <Toasts />
     </>
   );

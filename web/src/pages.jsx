@@ -4,10 +4,12 @@ import { useEffect, useState } from "preact/hooks";
 import { get, post, remove } from "./api.js";
 import { useLive, usePolled } from "./hooks.js";
 import { KINDS, live } from "./live.js";
-import { size, tags, when } from "./format.js";
+import { nameOf, size, tags, when } from "./format.js";
 import { ACTIONS, actOn, canDo, deleteAll } from "./actions.js";
 import { HostCharts } from "./charts.jsx";
-import { attempt, Badge, Confirm, Dialog, Empty, Filter, Form, Link, matching, Page, Table, Time, title } from "./ui.jsx";
+import { List } from "./list.jsx";
+import { attempt, Badge, Confirm, Dialog, Filter, Form, Link, matching, Page, Table, Time, title } from "./ui.jsx";
+import { useWho } from "./who.js";
 
 let description;
 // The schema of an operation's body, as the server describes it.
@@ -37,12 +39,15 @@ export function Meter({ label, used, total, text }) {
 
 export function Dashboard() {
   const live = useLive();
+  const { canChange } = useWho();
   const host = usePolled(() => get("/v1/host"), 5, []);
   const instances = live.all("instance");
   const count = (state) => instances.filter((instance) => instance.state === state).length;
+  const alarms = live.all("alarm");
+  const raised = alarms.filter((alarm) => alarm.state === "alarm");
   const events = live.all("event").sort((a, b) => (b.created ?? 0) - (a.created ?? 0)).slice(0, 12);
   return (
-    <Page title="Dashboard" actions={<Link to="launch" class="button primary">Launch instance</Link>}>
+    <Page title="Dashboard" actions={canChange && <Link to="launch" class="button primary">Launch instance</Link>}>
       <div class="cards">
         <div class="card"><h2>Instances</h2>
           <p class="big">{instances.length}</p>
@@ -54,6 +59,9 @@ export function Dashboard() {
         <div class="card"><h2>Storage</h2>
           <p class="big">{live.all("volume").length}</p>
           <p>{live.all("volume").length === 1 ? "volume" : "volumes"}, images: {live.all("image").length}</p></div>
+        <div class="card"><h2>Alarms</h2>
+          <p class={raised.length > 0 ? "big bad" : "big"}>{raised.length}</p>
+          <p>of <Link to="alarms">{alarms.length} {alarms.length === 1 ? "alarm" : "alarms"}</Link>{raised.length > 0 && `: ${raised.map(nameOf).join(", ")}`}</p></div>
       </div>
       <h2>The host</h2>
       <HostCharts />
@@ -63,11 +71,13 @@ export function Dashboard() {
   );
 }
 
+const PAGED = new Set(["instance", "alarm"]); // each has a page of its own
+
 // The name of the object that an event or operation is about, while it is there.
 function Target({ of }) {
   const object = KINDS[of.kind] && live.find(of.kind, of.target);
   const name = object?.name ?? of.target;
-  return of.kind === "instance" && object ? <Link to={`instances/${of.target}`}>{name}</Link> : <>{name}</>;
+  return object && PAGED.has(of.kind) ? <Link to={`${KINDS[of.kind]}/${of.target}`}>{name}</Link> : <>{name}</>;
 }
 
 export function EventTable({ events }) {
@@ -97,6 +107,7 @@ export function Events() {
 
 export function Operations() {
   const live = useLive();
+  const { canChange } = useWho();
   const operations = live.all("operation").sort((a, b) => (b.created ?? 0) - (a.created ?? 0)).slice(0, 500);
   return (
     <Page title="Operations">
@@ -109,7 +120,7 @@ export function Operations() {
           { name: "progress", title: "Progress", of: (o) => <progress max={100} value={o.progress ?? 0} aria-label={`Progress of ${o.id}`} /> },
           { name: "step", title: "Step" },
           { name: "error", title: "Error" },
-          { name: "cancel", title: "", of: (o) => (["pending", "running"].includes(o.state)
+          { name: "cancel", title: "", of: (o) => (canChange && ["pending", "running"].includes(o.state)
             ? <button type="button" onClick={() => attempt(() => post(`/v1/operations/${o.id}/cancel`))}>Cancel</button> : null) },
         ]} />
     </Page>
@@ -127,6 +138,7 @@ export function sizes(instance) {
 
 export function Instances() {
   const live = useLive();
+  const { canChange } = useWho();
   const [filter, setFilter] = useState("");
   const [selected, setSelected] = useState(new Set());
   const [isDeleting, setDeleting] = useState(false);
@@ -135,7 +147,7 @@ export function Instances() {
   return (
     <Page title="Instances" actions={<>
       <Filter label="Filter instances" value={filter} onInput={setFilter} />
-      <Link to="launch" class="button primary">Launch instance</Link></>}>
+      {canChange && <Link to="launch" class="button primary">Launch instance</Link>}</>}>
       {chosen.length > 0 && (
         <div class="bulk" role="toolbar" aria-label="What to do with the selected instances">
           <span>{chosen.length} selected</span>
@@ -143,8 +155,8 @@ export function Instances() {
             <button key={action.name} type="button" onClick={() => actOn(action, chosen)}>{action.title}</button>)}
           <button type="button" class="danger" onClick={() => setDeleting(true)}>Delete</button>
         </div>)}
-      <Table label="Instances" rows={rows} selected={selected} onSelect={setSelected}
-        empty={filter ? "No instance matches the filter." : "No instance yet. Launch the first one."}
+      <Table label="Instances" rows={rows} selected={selected} onSelect={canChange ? setSelected : undefined}
+        empty={filter ? "No instance matches the filter." : canChange ? "No instance yet. Launch the first one." : "No instance yet."}
         columns={[
           { name: "name", title: "Name", of: (i) => <Link to={`instances/${i.id}`}>{i.name ?? i.id}</Link>, sort: (i) => i.name ?? i.id },
           { name: "state", title: "State", of: (i) => <Badge state={i.state} /> },
@@ -162,27 +174,34 @@ export function Instances() {
   );
 }
 
-// The objects that a field can name.
-export function choicesFor(live, schema) {
+// The objects that a field can name: of one project, where that is known.
+export function choicesFor(live, schema, project) {
   const choices = {};
   for (const name of Object.keys(schema.properties)) {
     const kind = name in KINDS ? name : null;
     if (kind) {
-      const all = live.all(kind).sort((a, b) =>
-        (a.memory_mib ?? 0) - (b.memory_mib ?? 0) || (a.name ?? a.id).localeCompare(b.name ?? b.id));
-      choices[name] = all.map((object) => ({ value: object.name ?? object.id, text: object.name ?? object.id }));
+      const all = live.all(kind).filter((object) => !project || !object.project || object.project === project).sort((a, b) =>
+        (a.memory_mib ?? 0) - (b.memory_mib ?? 0) || nameOf(a).localeCompare(nameOf(b)));
+      choices[name] = all.map((object) => ({ value: nameOf(object), text: nameOf(object) }));
     }
   }
   return choices;
 }
 
 // The network cards that nobody has, and the instance's own.
-export const nicsFor = (live, instance) => live.all("nic")
-  .filter((nic) => nic.state === "available" || (instance && nic.instance === instance.id))
-  .map((nic) => ({ value: nic.id, text: nic.name === nic.id ? nic.mac : `${nic.name}, ${nic.mac}` }));
+export const nicsFor = (live, project, instance) => live.all("nic")
+  .filter((nic) => nic.project === project && (nic.state === "available" || (instance && nic.instance === instance.id)))
+  .map((nic) => ({ value: nic.id, text: `${nic.name === nic.id ? nic.mac : `${nic.name}, ${nic.mac}`}${nic.network === "user" ? "" : `, ${nic.network}`}` }));
+
+// Where a new object may go: a field for whoever has a choice, and which project it is then.
+export const projectField = (live, who) => (who.project || live.all("project").length < 2 ? {} : {
+  project_of: { type: "string", default: "default", description: "whose it is, and whose quota counts" } });
+export const projectOf = (live, who, values) => live.find("project", values.project_of ?? (who.project || "default"));
+export const inProject = (project) => (project ? `?project=${encodeURIComponent(project)}` : "");
+export const namesOf = (objects) => objects.map((object) => ({ value: nameOf(object), text: nameOf(object) }));
 
 // A list of one kind with all its fields, a form to create and a button to delete.
-const hidden = new Set(["id", "operation", "revision", "tags", "project", "created", "name", "since"]);
+const hidden = new Set(["id", "operation", "revision", "tags", "project", "created", "name", "public_key"]);
 
 function cell(value) {
   if (value === null || value === undefined) return "";
@@ -191,45 +210,71 @@ function cell(value) {
   return String(value);
 }
 
-export function Kind({ kind, heading, path, rows, canCreate, canDelete, note }) {
+function cellOf(name, object) {
+  const value = object[name];
+  if (/^(size|memory)_mib$/.test(name)) return size(value);
+  if (/_bytes$/.test(name)) return size(Math.ceil(value / 2 ** 20));
+  return cell(value);
+}
+
+// secretOf(answer): what only the answer to a creation has.
+export function Kind({ kind, heading, path, canChange, note, secretOf }) {
   const live = useLive();
-  const [filter, setFilter] = useState("");
-  const [selected, setSelected] = useState(new Set());
-  const [isCreating, setCreating] = useState(false);
-  const [isDeleting, setDeleting] = useState(false);
-  const all = rows ?? live.all(kind);
+  const [made, setMade] = useState(null);
+  const all = live.all(kind);
   const names = [...new Set(all.flatMap((object) => Object.keys(object)))].filter((name) => !hidden.has(name)).slice(0, 7);
-  const chosen = all.filter((object) => selected.has(object.id));
+  const one = heading.toLowerCase().replace(/s$/, "");
   return (
-    <Page title={heading} actions={<>
-      <Filter label={`Filter ${heading.toLowerCase()}`} value={filter} onInput={setFilter} />
-      {canCreate && <button type="button" class="primary" onClick={() => setCreating(true)}>New</button>}</>}>
-      {note}
-      {chosen.length > 0 && canDelete && (
-        <div class="bulk"><span>{chosen.length} selected</span>
-          <button type="button" class="danger" onClick={() => setDeleting(true)}>Delete</button></div>)}
-      <Table label={heading} rows={matching(all, filter)} selected={selected} onSelect={canDelete ? setSelected : undefined}
-        empty={`No ${heading.toLowerCase()}.`}
+    <>
+      <List heading={heading} plural={path} rows={all} note={note} canDelete={canChange}
+        create={canChange && ((onClose) => <Create path={path} heading={`New ${one}`} onClose={onClose}
+          onDone={(answer) => setMade(secretOf?.(answer) ?? null)} />)}
         columns={[
-          { name: "name", title: "Name", of: (o) => o.name ?? o.id },
-          ...names.map((name) => ({ name, title: title(name), of: (o) => (/^(size|memory)_mib$/.test(name) ? size(o[name]) : /_bytes$/.test(name) ? size(Math.ceil(o[name] / 2 ** 20)) : name in KINDS ? live.find(name, o[name])?.name ?? o[name] : name === "state" ? <Badge state={o.state} /> : cell(o[name])) })),
-          { name: "created", title: "Age", of: (o) => <Time at={o.created} />, sort: (o) => o.created ?? 0 },
+          { name: "name", title: "Name", of: nameOf, sort: nameOf },
+          ...names.map((name) => ({ name, title: title(name), of: (object) => cellOf(name, object) })),
+          { name: "created", title: "Age", of: (object) => <Time at={object.created} />, sort: (object) => object.created ?? 0 },
         ]} />
-      {isCreating && <Create path={path} heading={heading} onClose={() => setCreating(false)} />}
-      {isDeleting && <Confirm title={`Delete ${heading.toLowerCase()}`} verb="Delete" onClose={() => setDeleting(false)}
-        text={chosen.map((o) => o.name ?? o.id).join(", ")}
-        onYes={() => { deleteAll(path, chosen); setSelected(new Set()); }} />}
-    </Page>
+      {made && <Once title={`The new ${one}`} secret={made} onClose={() => setMade(null)} />}
+    </>
   );
 }
 
-export function Create({ path, heading, onClose, onDone }) {
-  const live = useLive();
-  const schema = useSchema(`/v1/${path}`, "post");
+// A secret that nobody can ask for again.
+function Once({ title, secret, onClose }) {
   return (
-    <Dialog title={`New: ${heading.toLowerCase()}`} onClose={onClose}>
-      {schema && <Form schema={schema} verb="Create" choices={choicesFor(live, schema)} onCancel={onClose}
-        onSubmit={async (values) => { const answer = await post(`/v1/${path}`, values); onClose(); onDone?.(answer); }} />}
+    <Dialog title={title} onClose={onClose}>
+      <p>It is shown this once. Keep it where nobody else reads it.</p>
+      <p><code class="secret" tabIndex={0} role="textbox" aria-readonly="true" aria-label={title}>{secret}</code></p>
+      <div class="actions end"><button type="button" class="primary" onClick={onClose}>Done</button></div>
+    </Dialog>
+  );
+}
+
+// What belongs to a project; the rest is the host's.
+const OWNED = new Set(["volumes", "snapshots", "nics", "keys", "alarms"]);
+
+// choices(live, project, values) adds to those that follow from the fields; send(values) changes what is sent.
+export function Create({ path, heading, initial, sections, titles, choices, extra, intro, project, send, onClose, onDone }) {
+  const live = useLive();
+  const who = useWho();
+  const schema = useSchema(`/v1/${path}`, "post");
+  if (!schema) return null;
+  const asks = OWNED.has(path) && !project ? projectField(live, who) : {};
+  const { name, ...rest } = schema.properties;
+  const whole = { ...schema, properties: { ...(name ? { name } : {}), ...asks, ...rest, ...extra } };
+  const offered = (values) => {
+    const id = OWNED.has(path) ? project ?? projectOf(live, who, values)?.id : undefined;
+    return { ...choicesFor(live, schema, id), ...choices?.(live, id, values), project_of: namesOf(live.all("project")) };
+  };
+  const submit = async ({ project_of: chosen, ...values }) => {
+    const answer = await post(`/v1/${path}${inProject(project ?? chosen)}`, send ? send(values) : values);
+    onClose();
+    if (onDone) await attempt(() => onDone(answer));
+  };
+  return (
+    <Dialog title={heading} onClose={onClose}>
+      <Form schema={whole} verb="Create" initial={initial} sections={sections} titles={titles} choices={offered} intro={intro}
+        onSubmit={submit} onCancel={onClose} />
     </Dialog>
   );
 }
@@ -257,14 +302,9 @@ export function Tokens() {
             <button type="button" class="danger" onClick={() =>
               attempt(() => remove(`/v1/tokens/${token.id}`), "Token revoked").then(load)}>Revoke</button>) },
         ]} />
-      {isCreating && <Create path="tokens" heading="Token" onClose={() => setCreating(false)}
+      {isCreating && <Create path="tokens" heading="New API token" onClose={() => setCreating(false)}
         onDone={(answer) => { setMade(answer.token); load(); }} />}
-      {made && (
-        <Dialog title="The new token" onClose={() => setMade(null)}>
-          <p>It is shown this once. Keep it where nobody else reads it.</p>
-          <p><code class="secret">{made}</code></p>
-          <div class="actions end"><button type="button" class="primary" onClick={() => setMade(null)}>Done</button></div>
-        </Dialog>)}
+      {made && <Once title="The new API token" secret={made} onClose={() => setMade(null)} />}
     </Page>
   );
 }

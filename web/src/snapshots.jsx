@@ -1,14 +1,16 @@
 // Snapshots as trees, one for each disk that they were taken of.
 
 import { useState } from "preact/hooks";
-import { patch, post } from "./api.js";
+import { post } from "./api.js";
 import { useLive } from "./hooks.js";
 import { deleteAll } from "./actions.js";
-import { choicesFor, Create, useSchema } from "./pages.jsx";
-import { attempt, Badge, Confirm, Dialog, Empty, Filter, Form, Link, matching, Page, Time } from "./ui.jsx";
+import { ChangeDialog } from "./change.jsx";
+import { nameOf } from "./format.js";
+import { Create, inProject } from "./pages.jsx";
+import { attempt, Badge, Confirm, Empty, Filter, Link, matching, Page, Time } from "./ui.jsx";
+import { useWho } from "./who.js";
 
 const sourceKind = (snapshot) => (snapshot.volume ? "volume" : "instance");
-const nameOf = (object) => object.name ?? object.id;
 
 // The trees: [{kind, id, source, roots}], and of each snapshot those that came after it.
 function plant(snapshots, live) {
@@ -69,25 +71,8 @@ function Node({ snapshot, tree, after, canChange, selected, onSelect, onAct }) {
 }
 
 function NewVolume({ snapshot, onClose }) {
-  const live = useLive();
-  const schema = useSchema("/v1/volumes", "post");
-  return (
-    <Dialog title={`New volume from ${nameOf(snapshot)}`} onClose={onClose}>
-      {schema && <Form schema={schema} verb="Create" choices={choicesFor(live, schema)} onCancel={onClose}
-        initial={{ snapshot: nameOf(snapshot), size_gib: snapshot.size_gib }}
-        onSubmit={async (values) => { await post("/v1/volumes", values); onClose(); }} />}
-    </Dialog>
-  );
-}
-
-function Rename({ snapshot, onClose }) {
-  const schema = useSchema("/v1/snapshots/{id}", "patch");
-  return (
-    <Dialog title={`Change ${nameOf(snapshot)}`} onClose={onClose}>
-      {schema && <Form schema={schema} verb="Change" initial={{ name: snapshot.name }} onCancel={onClose}
-        onSubmit={async (values) => { await patch(`/v1/snapshots/${snapshot.id}`, values); onClose(); }} />}
-    </Dialog>
-  );
+  return <Create path="volumes" heading={`New volume from ${nameOf(snapshot)}`} project={snapshot.project} onClose={onClose}
+    initial={{ snapshot: nameOf(snapshot), size_gib: snapshot.size_gib }} />;
 }
 
 // What was asked for of one or several snapshots, until it is decided.
@@ -95,7 +80,7 @@ function Decide({ act, onClose }) {
   const [verb, snapshots] = act;
   const [first] = snapshots;
   if (verb === "volume") return <NewVolume snapshot={first} onClose={onClose} />;
-  if (verb === "rename") return <Rename snapshot={first} onClose={onClose} />;
+  if (verb === "rename") return <ChangeDialog object={first} plural="snapshots" isIn={(name) => name === "name"} onClose={onClose} />;
   if (verb === "restore") {
     return <Confirm title={`Restore ${nameOf(first)}`} verb="Restore" onClose={onClose}
       text={`The disk of ${first.source} goes back to ${nameOf(first)}. What was written since is lost, unless there is a snapshot of it.`}
@@ -137,8 +122,9 @@ function Forest({ snapshots, canChange, empty }) {
   );
 }
 
-export function Snapshots({ canChange }) {
+export function Snapshots() {
   const live = useLive();
+  const { canChange } = useWho();
   const [filter, setFilter] = useState("");
   const [isCreating, setCreating] = useState(false);
   return (
@@ -147,17 +133,18 @@ export function Snapshots({ canChange }) {
       {canChange && <button type="button" class="primary" onClick={() => setCreating(true)}>New</button>}</>}>
       <Forest snapshots={matching(live.all("snapshot"), filter)} canChange={canChange}
         empty={filter ? "No snapshot matches the filter." : "No snapshot yet. One of a running instance takes milliseconds."} />
-      {isCreating && <Create path="snapshots" heading="Snapshot" onClose={() => setCreating(false)} />}
+      {isCreating && <Create path="snapshots" heading="New snapshot" onClose={() => setCreating(false)} />}
     </Page>
   );
 }
 
 // On an instance's page: those of its own disk and of its volumes.
-export function SnapshotsOf({ instance, canChange }) {
+export function SnapshotsOf({ instance }) {
   const live = useLive();
+  const { canChange } = useWho();
   const volumes = new Set(instance.volumes ?? []);
   const own = live.all("snapshot").filter((snapshot) => snapshot.instance === instance.id || volumes.has(snapshot.volume));
-  const take = () => attempt(() => post("/v1/snapshots", { instance: instance.id }), "Snapshot taken");
+  const take = () => attempt(() => post(`/v1/snapshots${inProject(instance.project)}`, { instance: instance.id }), "Snapshot taken");
   return (
     <>
       {canChange && <div class="actions bar"><button type="button" class="primary" onClick={take}>Take snapshot</button></div>}

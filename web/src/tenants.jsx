@@ -4,11 +4,12 @@ import { useState } from "preact/hooks";
 import { patch } from "./api.js";
 import { useLive } from "./hooks.js";
 import { deleteAll } from "./actions.js";
+import { ChangeDialog } from "./change.jsx";
 import { choicesFor, Create, useList, useSchema } from "./pages.jsx";
-import { size, tags, when } from "./format.js";
+import { nameOf, size, tags, when } from "./format.js";
 import { attempt, Confirm, Dialog, Empty, Filter, Form, matching, Page, Table, Time } from "./ui.jsx";
+import { useWho } from "./who.js";
 
-const nameOf = (object) => object.name ?? object.id;
 const total = (objects, field) => objects.reduce((sum, object) => sum + (object[field] ?? 0), 0);
 const gib = (count) => `${count} GiB`;
 
@@ -40,19 +41,16 @@ export function Quota({ quota }) {
   );
 }
 
+const TITLES = { max_instances: "Instances", max_cpus: "vCPUs", max_memory_mib: "Memory (MiB)", max_volume_gib: "Volumes and snapshots (GiB)",
+  max_snapshots: "Snapshots", max_nics: "Network cards", max_alarms: "Alarms" };
+
 function Limits({ project, onClose }) {
-  const schema = useSchema("/v1/projects/{id}", "patch");
-  const initial = schema && Object.fromEntries(Object.keys(schema.properties).map((name) => [name, project[name]]));
-  return (
-    <Dialog title={`Limits of ${nameOf(project)}`} onClose={onClose}>
-      {schema && <Form schema={schema} verb="Change" initial={initial} onCancel={onClose}
-        onSubmit={async (values) => { await patch(`/v1/projects/${project.id}`, values); onClose(); }} />}
-    </Dialog>
-  );
+  return <ChangeDialog object={project} plural="projects" heading={`Limits of ${nameOf(project)}`} titles={TITLES} onClose={onClose} />;
 }
 
-export function Quotas({ canChange }) {
+export function Quotas() {
   const live = useLive();
+  const { isAdmin: canChange } = useWho();
   const [filter, setFilter] = useState("");
   const [changing, setChanging] = useState(null);
   const projects = matching(live.all("project"), filter);
@@ -74,8 +72,9 @@ export function Quotas({ canChange }) {
   );
 }
 
-export function Projects({ canChange }) {
+export function Projects() {
   const live = useLive();
+  const { isAdmin: canChange } = useWho();
   const [filter, setFilter] = useState("");
   const [selected, setSelected] = useState(new Set());
   const [dialog, setDialog] = useState(null);
@@ -99,7 +98,7 @@ export function Projects({ canChange }) {
           ...(canChange ? [{ name: "limits", title: "", of: (project) => (
             <button type="button" aria-label={`Change limits of ${nameOf(project)}`} onClick={() => setDialog(project)}>Limits</button>) }] : []),
         ]} />
-      {dialog === "create" && <Create path="projects" heading="Project" onClose={() => setDialog(null)} />}
+      {dialog === "create" && <Create path="projects" heading="New project" titles={TITLES} onClose={() => setDialog(null)} />}
       {dialog === "delete" && <Confirm title="Delete projects" verb="Delete" onClose={() => setDialog(null)}
         text={`${chosen.map(nameOf).join(", ")}: a project has to be empty first.`}
         onYes={() => { deleteAll("projects", chosen); setSelected(new Set()); }} />}
@@ -150,7 +149,7 @@ export function Users() {
           { name: "change", title: "", of: (user) => (
             <button type="button" aria-label={`Change ${user.name}`} onClick={() => setDialog(user)}>Change</button>) },
         ]} />
-      {dialog === "create" && <Create path="users" heading="User" onClose={() => setDialog(null)} onDone={load} />}
+      {dialog === "create" && <Create path="users" heading="New user" onClose={() => setDialog(null)} onDone={load} />}
       {dialog === "delete" && <Confirm title="Delete users" verb="Delete" onClose={() => setDialog(null)}
         text={`${chosen.map(nameOf).join(", ")}: their sessions and tokens end, too.`}
         onYes={() => { deleteAll("users", chosen).then(load); setSelected(new Set()); }} />}

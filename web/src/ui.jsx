@@ -36,8 +36,8 @@ export function Empty({ children }) {
   return <p class="empty">{children}</p>;
 }
 
-// columns: [{name, title, of(object), sort(object)}]. With onSelect, rows can be chosen.
-export function Table({ label, columns, rows, selected, onSelect, empty }) {
+// columns: [{name, title, of(object), sort(object)}]. With onSelect, rows can be chosen; fixed(row) says why one cannot.
+export function Table({ label, columns, rows, selected, onSelect, fixed, empty }) {
   const [order, setOrder] = useState({ name: null, isDown: false });
   const column = columns.find((c) => c.name === order.name);
   const key = column && (column.sort ?? ((row) => row[column.name] ?? ""));
@@ -47,7 +47,8 @@ export function Table({ label, columns, rows, selected, onSelect, empty }) {
     return order.isDown ? -less : less;
   }) : rows;
   if (rows.length === 0) return <Empty>{empty}</Empty>;
-  const allChosen = onSelect && rows.every((row) => selected.has(row.id));
+  const free = onSelect ? rows.filter((row) => !fixed?.(row)) : [];
+  const allChosen = free.length > 0 && free.every((row) => selected.has(row.id));
   const toggle = (id) => {
     const next = new Set(selected);
     if (!next.delete(id)) next.add(id);
@@ -59,8 +60,8 @@ export function Table({ label, columns, rows, selected, onSelect, empty }) {
         <thead>
           <tr>
             {onSelect && (
-              <th class="check"><input type="checkbox" aria-label="Select all" checked={allChosen}
-                onChange={() => onSelect(allChosen ? new Set() : new Set(rows.map((row) => row.id)))} /></th>)}
+              <th class="check"><input type="checkbox" aria-label="Select all" checked={allChosen} disabled={free.length === 0}
+                onChange={() => onSelect(allChosen ? new Set() : new Set(free.map((row) => row.id)))} /></th>)}
             {columns.map((c) => (
               <th key={c.name} scope="col"
                 aria-sort={order.name === c.name ? (order.isDown ? "descending" : "ascending") : undefined}>
@@ -77,7 +78,7 @@ export function Table({ label, columns, rows, selected, onSelect, empty }) {
             <tr key={row.id} class={selected?.has(row.id) ? "selected" : ""}>
               {onSelect && (
                 <td class="check"><input type="checkbox" aria-label={`Select ${row.name ?? row.id}`}
-                  checked={selected.has(row.id)} onChange={() => toggle(row.id)} /></td>)}
+                  disabled={Boolean(fixed?.(row))} title={fixed?.(row)} checked={selected.has(row.id) && !fixed?.(row)} onChange={() => toggle(row.id)} /></td>)}
               {columns.map((c) => <td key={c.name} data-title={c.title}>{c.of ? c.of(row) : row[c.name]}</td>)}
             </tr>))}
         </tbody>
@@ -127,7 +128,7 @@ export function Confirm({ title, text, verb, onYes, onClose }) {
 }
 
 // One input for one field of the interface's own description. barred: why it cannot be changed now.
-function Input({ name, schema, value, required, error, onInput, options, barred }) {
+function Input({ name, text: called, schema, value, required, error, onInput, options, barred }) {
   const id = `field-${name}`;
   const help = error ?? [schema.description, barred].filter(Boolean).join(". ");
   const common = {
@@ -146,7 +147,7 @@ function Input({ name, schema, value, required, error, onInput, options, barred 
     };
     return (
       <div class="field" role="group" aria-labelledby={`${id}-label`} aria-describedby={`${id}-help`}>
-        <span class="label" id={`${id}-label`}>{title(name)}</span>
+        <span class="label" id={`${id}-label`}>{called}</span>
         {options.length === 0 && <small>There is none.</small>}
         {options.map((choice) => (
           <label key={choice.value} class="choice">
@@ -158,7 +159,7 @@ function Input({ name, schema, value, required, error, onInput, options, barred 
   if (options || schema.enum) {
     input = (
       <select {...common} value={value ?? schema.default ?? ""} onChange={text}>
-        {!required && schema.default === undefined && <option value="">(none)</option>}
+        {!required && schema.default === undefined && <option value="">{NONE[name] ?? "(none)"}</option>}
         {required && value === undefined && <option value="">choose ...</option>}
         {(options ?? schema.enum.map((choice) => ({ value: choice, text: choice }))).map((choice) =>
           <option key={choice.value} value={choice.value}>{choice.text}</option>)}
@@ -187,7 +188,7 @@ function Input({ name, schema, value, required, error, onInput, options, barred 
   }
   return (
     <div class="field">
-      <label for={id}>{title(name)}{required ? " *" : ""}</label>
+      <label for={id}>{called}{required ? " *" : ""}</label>
       {input}
       <small id={`${id}-help`} class={error ? "error" : ""}>{help}</small>
     </div>
@@ -206,12 +207,15 @@ const readForwards = (text) => readWords(text).map((word) => {
   return { host_port: host, guest_port: guest };
 });
 
+// What it means to choose nothing, where that is something.
+const NONE = { nic: "(one of its own)" };
+
 // Where the interface's word alone would not do.
 const TITLES = {
   max_cpus: "Most vCPUs while it runs", max_memory_mib: "Most memory while it runs (MiB)",
   cpu_weight: "CPU weight", cpu_cap_percent: "CPU cap (%)", cpu_reserved_percent: "CPU reserved (% of one)", pinned_cpus: "Pinned to CPUs",
   disk_bps: "Disk (bytes/s)", disk_iops: "Disk (operations/s)", net_bps: "Network (bytes/s)", net_pps: "Network (frames/s)",
-  bps: "Bytes/s", iops: "Operations/s",
+  bps: "Bytes/s", iops: "Operations/s", for_s: "For (seconds)", mac: "MAC address", nic: "Network card",
 };
 
 export const title = (name) => {
@@ -220,10 +224,10 @@ export const title = (name) => {
   return words.startsWith("vCPU") ? words : words[0].toUpperCase() + words.slice(1);
 };
 
-// A form from a schema. choices: field -> [{value, text}] where another object is named.
+// A form from a schema. choices: field -> [{value, text}] where another object is named, or a function of values that gives them.
 // sections: [{title, names, isDense}] puts fields in that order; what no section names comes last, as "More".
-// barred: field -> why it cannot be changed now. intro(values) stands above it, children(values) beside it.
-export function Form({ schema, verb, initial = {}, choices = {}, barred = {}, sections, intro, children, onSubmit, onCancel }) {
+// titles: field -> its word here, where that is another. barred: field -> why it cannot be changed now. intro(values) stands above it, children(values) beside it.
+export function Form({ schema, verb, initial = {}, choices = {}, barred = {}, titles = {}, sections, intro, children, onSubmit, onCancel }) {
   const [values, setValues] = useState(initial);
   const [fault, setFault] = useState(null);
   const [isBusy, setBusy] = useState(false);
@@ -241,10 +245,11 @@ export function Form({ schema, verb, initial = {}, choices = {}, barred = {}, se
     }
   };
   const names = Object.keys(schema.properties);
+  const offered = typeof choices === "function" ? choices(values) : choices;
   const set = (name, value) => setValues((before) => ({ ...before, [name]: value }));
   const input = (name) => (
-    <Input key={name} name={name} schema={schema.properties[name]} value={values[name]}
-      required={schema.required?.includes(name)} options={choices[name]} barred={barred[name]}
+    <Input key={name} name={name} text={titles[name] ?? title(name)} schema={schema.properties[name]} value={values[name]}
+      required={schema.required?.includes(name)} options={offered[name]} barred={barred[name]}
       error={fault?.field === name || fault?.field?.startsWith(`${name}.`) ? fault.message : null}
       onInput={(value) => set(name, value)} />);
   const placed = new Set((sections ?? []).flatMap((section) => section.names));
