@@ -114,6 +114,10 @@ struct machine_net {
     unsigned forward_count;
     struct machine_forward forwards[MACHINE_MAX_FORWARDS];
     struct limit_config limits; /* of each direction */
+    bool is_tap;                /* on a wire of the host's, in place of the user-mode network */
+    bool is_guarded;            /* with mac: it sends as nobody else (netdev/netdev.h) */
+    uint16_t tap_mtu;
+    int tap_fd; /* the caller's; the machine has a copy */
 };
 
 /*

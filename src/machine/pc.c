@@ -13,6 +13,7 @@
 #include "virtio/virtio_devices.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -245,16 +246,11 @@ static void on_address(void *opaque)
     io_eventfd_signal(machine->event_fd); /* who watches looks for itself */
 }
 
-static int net_build(struct machine *machine, const struct virtio_env *env, struct err *err)
+static int user_net_create(struct machine *machine, struct err *err)
 {
     const struct machine_net *net = &machine->config.net;
     struct netdev_user_config config = {.forward_count = net->forward_count};
-    struct virtio_dev *dev = NULL;
-    int rc = 0;
 
-    if (!net->is_present) {
-        return 0;
-    }
     for (unsigned i = 0; i < net->forward_count; i++) {
         config.forwards[i] = (struct netdev_forward){
             .host_address = net->forwards[i].host_address,
@@ -263,7 +259,38 @@ static int net_build(struct machine *machine, const struct virtio_env *env, stru
             .is_udp = net->forwards[i].is_udp,
         };
     }
-    rc = netdev_user_create(&config, err, &machine->netdev);
+    return netdev_user_create(&config, err, &machine->netdev);
+}
+
+static int tap_net_create(struct machine *machine, struct err *err)
+{
+    const struct machine_net *net = &machine->config.net;
+    CLEANUP_CLOSE int fd = fcntl(net->tap_fd, F_DUPFD_CLOEXEC, 0);
+    struct netdev_tap_config config = {
+        .fd = fd, .mtu = net->tap_mtu, .is_guarded = net->is_guarded};
+    int rc;
+
+    if (fd < 0) {
+        return err_set_errno(err, -errno, "the network card's tap cannot be taken");
+    }
+    memcpy(config.mac, net->mac, sizeof(config.mac));
+    rc = netdev_tap_create(&config, err, &machine->netdev);
+    if (rc == 0) {
+        (void)steal_fd(&fd);
+    }
+    return rc;
+}
+
+static int net_build(struct machine *machine, const struct virtio_env *env, struct err *err)
+{
+    const struct machine_net *net = &machine->config.net;
+    struct virtio_dev *dev = NULL;
+    int rc = 0;
+
+    if (!net->is_present) {
+        return 0;
+    }
+    rc = net->is_tap ? tap_net_create(machine, err) : user_net_create(machine, err);
     if (rc != 0) {
         return rc;
     }

@@ -79,6 +79,20 @@ struct netdev_user_config {
  */
 int netdev_user_create(const struct netdev_user_config *config, struct err *err,
                        struct netdev **ret_netdev) MUST_CHECK;
+
+struct netdev_tap_config {
+    int fd; /* non-blocking; a read and a write is one frame. The netdev's after success */
+    uint16_t mtu;
+    /* The card has this address and sends as nobody else: other frames, those of virtual networks
+     * and those of bridges to each other are dropped, and it gets none that is for others. */
+    bool is_guarded;
+    uint8_t mac[6];
+};
+
+/* A wire of the host's behind a descriptor, such as a tap's (hostnet/hostnet.h). -ENOMEM. */
+int netdev_tap_create(const struct netdev_tap_config *config, struct err *err,
+                      struct netdev **ret_netdev) MUST_CHECK;
+
 void netdev_destroy(struct netdev *netdev); /* stopped; accepts NULL */
 
 int netdev_start(struct netdev *netdev, struct err *err) MUST_CHECK;

@@ -23,23 +23,52 @@ static uint32_t sum_words(const uint8_t *data, size_t len, uint32_t sum)
     return sum;
 }
 
-int net_guest_create(void **state, bool is_isolated)
+static struct net_guest *create_on(struct netdev *netdev)
 {
     struct net_guest *f = calloc(1, sizeof(*f));
+    static const uint8_t no_mac[6];
+    struct err err = {0};
+
+    assert_non_null(f);
+    test_machine_init(&f->machine);
+    f->netdev = netdev;
+    f->wire = -1;
+    assert_int_equal(virtio_net_create(&f->machine.env, f->netdev, no_mac, &f->dev), 0);
+    assert_int_equal(netdev_start(f->netdev, &err), 0);
+    return f;
+}
+
+int net_guest_create(void **state, bool is_isolated)
+{
     const struct netdev_user_config config = {
         .is_isolated = is_isolated,
         .forward_count = 2,
         .forwards = {{.host_address = 0x7f000001, .guest_port = 22},
                      {.host_address = 0x7f000001, .guest_port = 53, .is_udp = true}},
     };
-    static const uint8_t no_mac[6];
+    struct netdev *netdev;
     struct err err = {0};
 
-    assert_non_null(f);
-    test_machine_init(&f->machine);
-    assert_int_equal(netdev_user_create(&config, &err, &f->netdev), 0);
-    assert_int_equal(virtio_net_create(&f->machine.env, f->netdev, no_mac, &f->dev), 0);
-    assert_int_equal(netdev_start(f->netdev, &err), 0);
+    assert_int_equal(netdev_user_create(&config, &err, &netdev), 0);
+    *state = create_on(netdev);
+    return 0;
+}
+
+int net_guest_create_on_wire(void **state, bool is_guarded)
+{
+    struct netdev_tap_config config = {.mtu = NET_WIRE_MTU, .is_guarded = is_guarded};
+    struct netdev *netdev;
+    struct net_guest *f;
+    struct err err = {0};
+    int ends[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends),
+                     0);
+    config.fd = ends[0];
+    memcpy(config.mac, net_guest_mac, sizeof(config.mac));
+    assert_int_equal(netdev_tap_create(&config, &err, &netdev), 0);
+    f = create_on(netdev);
+    f->wire = ends[1];
     *state = f;
     return 0;
 }
@@ -52,6 +81,9 @@ int net_guest_destroy(void **state)
     virtio_dev_destroy(f->dev);
     netdev_destroy(f->netdev);
     test_machine_done(&f->machine);
+    if (f->wire >= 0) {
+        (void)close(f->wire);
+    }
     free(f);
     return 0;
 }

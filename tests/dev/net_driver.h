@@ -1,6 +1,6 @@
 /*
  * A guest's side of a network card in a test: frames of its own making, to the
- * user-mode network and through it to sockets of this process.
+ * user-mode network and through it to sockets of this process, or to a wire.
  */
 #ifndef CORBEL_TESTS_NET_DRIVER_H
 #define CORBEL_TESTS_NET_DRIVER_H
@@ -20,6 +20,7 @@
 #define NET_RX_AREA TEST_DATA
 #define NET_TX_AREA (TEST_DATA + 0x200000)
 #define NET_HEADER 12u
+#define NET_WIRE_MTU 1500u
 #define NET_F_CSUM 1ull
 #define NET_F_MRG (1ull << 15)
 
@@ -39,6 +40,7 @@ struct net_guest {
     uint64_t rx_at[256]; /* buffer address by head */
     uint8_t frame[80000];
     uint32_t frame_len;
+    int wire; /* the other end of net_guest_create_on_wire() */
 };
 
 /* One end of a TCP connection, without retransmission: the other end is in this process. */
@@ -56,6 +58,8 @@ extern const uint8_t net_mss_option[4]; /* how much fits our buffers */
 
 /* A guest with a card, which it has yet to start; for setups and teardowns. */
 int net_guest_create(void **state, bool is_isolated);
+/* One whose card is on a wire, as on a tap: a socket that keeps frames apart. */
+int net_guest_create_on_wire(void **state, bool is_guarded);
 int net_guest_destroy(void **state);
 void net_start(struct net_guest *f, uint64_t features, unsigned rx_buffers);
 
