@@ -16,6 +16,7 @@
 #include "base/compiler.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "hostnet/hostnet.h"
 #include "machine/machine.h"
 
 #include <stdio.h>
@@ -30,11 +31,26 @@ enum vmm_serial {
     VMM_SERIAL_SOCKET /* serial_path is listened on */
 };
 
+enum vmm_net_kind {
+    VMM_NET_NONE,
+    VMM_NET_USER,
+    VMM_NET_BRIDGE, /* a tap is made and put into the bridge of that name */
+    VMM_NET_TAP     /* one that is there, of that name, or the open descriptor */
+};
+
+/* Where the network card leads; the rest of it is in machine.net. */
+struct vmm_net {
+    enum vmm_net_kind kind;
+    char device[HOSTNET_NAME_BYTES];
+    int fd; /* -1: by the name */
+};
+
 /* What the parsed flags ask for. */
 enum vmm_action { VMM_ACTION_RUN, VMM_ACTION_HELP, VMM_ACTION_VERSION };
 
 struct vmm_config {
-    struct machine_config machine; /* but serial, which needs descriptors */
+    struct machine_config machine; /* but serial and taps, which need descriptors */
+    struct vmm_net net;
     enum vmm_serial serial;
     const char *serial_path;
     const char *serial_log_path; /* NULL: no log of it is kept */

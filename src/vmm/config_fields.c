@@ -1,19 +1,16 @@
 #include "vmm/config_fields.h"
 
 #include "base/io.h"
-#include "base/mac.h"
 #include "vmm/config.h"
 #include "vmm/disk_option.h"
+#include "vmm/net_option.h"
 #include "vmm/parse.h"
 
 #include <errno.h>
 #include <limits.h>
 #include <string.h>
 
-#define LOOPBACK 0x7f000001u
-
-/* Refuses the value; mend says what to give instead. */
-static int refuse(const struct vmm_setting *setting, const char *mend)
+int vmm_setting_refuse(const struct vmm_setting *setting, const char *mend)
 {
     char shown[200];
 
@@ -56,7 +53,7 @@ static int keep_text(const struct vmm_setting *setting, const char *text, const 
 /* Copies a value that names a file. */
 static int keep_path(const struct vmm_setting *setting, const char *text, const char **ret_path)
 {
-    return *text == '\0' ? refuse(setting, "the name of a file")
+    return *text == '\0' ? vmm_setting_refuse(setting, "the name of a file")
                          : keep_text(setting, text, ret_path);
 }
 
@@ -93,7 +90,7 @@ static int set_engine(const struct vmm_setting *setting)
                strcmp(setting->value, "reference") == 0) {
         machine->engine = MACHINE_ENGINE_SOFT;
     } else {
-        return refuse(setting, "auto, kvm, soft or reference");
+        return vmm_setting_refuse(setting, "auto, kvm, soft or reference");
     }
     machine->engine_reference = strcmp(setting->value, "reference") == 0;
     return 0;
@@ -132,7 +129,7 @@ static int set_cpus(const struct vmm_setting *setting)
         (void)snprintf(mend, sizeof(mend),
                        "a number of CPUs from 1 to %d, and ,max=M for as many as there may be",
                        MACHINE_MAX_CPUS);
-        return refuse(setting, mend);
+        return vmm_setting_refuse(setting, mend);
     }
     setting->config->machine.cpus = (unsigned)cpus;
     setting->config->machine.cpus_max = (unsigned)cpus_max;
@@ -150,7 +147,7 @@ static int set_cpu_cap(const struct vmm_setting *setting)
     uint64_t percent;
 
     if (!parse_number(setting->value, 0, 100, &percent)) {
-        return refuse(setting, "percent of the CPUs' time, from 1 to 100; 0 is no cap");
+        return vmm_setting_refuse(setting, "percent of the CPUs' time, from 1 to 100; 0 is no cap");
     }
     setting->config->machine.cpu_cap = (unsigned)percent;
     return 0;
@@ -168,8 +165,9 @@ static int set_memory(const struct vmm_setting *setting)
     max = split_max(text);
     if (!is_memory(text, MACHINE_MIN_MEMORY_BYTES, &bytes) ||
         (max != NULL && !is_memory(max, bytes, &max_bytes))) {
-        return refuse(setting, "a size in whole MiB from 16M to 256G, such as 512M or 2G, and "
-                               ",max=SIZE for as much as there may be");
+        return vmm_setting_refuse(setting,
+                                  "a size in whole MiB from 16M to 256G, such as 512M or 2G, and "
+                                  ",max=SIZE for as much as there may be");
     }
     setting->config->machine.memory_bytes = bytes;
     setting->config->machine.memory_max_bytes = max_bytes;
@@ -213,116 +211,12 @@ static int set_disk(const struct vmm_setting *setting)
     return rc;
 }
 
-/* "HOSTPORT:GUESTPORT" */
-static int add_forward(const struct vmm_setting *setting, char *ports)
-{
-    struct machine_net *net = &setting->config->machine.net;
-    char *guest = parse_split(ports, ':');
-    uint64_t host_port, guest_port;
-
-    if (guest == NULL || !parse_number(ports, 0, UINT16_MAX, &host_port) ||
-        !parse_number(guest, 1, UINT16_MAX, &guest_port)) {
-        return refuse(
-            setting,
-            "forward=HOSTPORT:GUESTPORT with ports up to 65535; HOSTPORT 0 takes a free one");
-    }
-    if (net->forward_count == MACHINE_MAX_FORWARDS) {
-        return err_set(setting->err, -EINVAL, "%s: more than %d forwards; leave some out",
-                       setting->place, MACHINE_MAX_FORWARDS);
-    }
-    for (unsigned i = 0; i < net->forward_count; i++) {
-        if (host_port != 0 && net->forwards[i].host_port == host_port) {
-            return refuse(setting, "each host port once");
-        }
-    }
-    net->forwards[net->forward_count++] = (struct machine_forward){
-        .host_address = LOOPBACK,
-        .host_port = (uint16_t)host_port,
-        .guest_port = (uint16_t)guest_port,
-    };
-    return 0;
-}
-
-/* "bps=50M", "pps=1000": 1 when it was one, 0 when it is something else. */
-static int set_net_limit(const struct vmm_setting *setting, const char *part)
-{
-    struct limit_config *limits = &setting->config->machine.net.limits;
-    const struct {
-        const char *key;
-        uint64_t *rate;
-    } rows[] = {
-        {"bps=", &limits->bytes_per_second},
-        {"bps-burst=", &limits->burst_bytes},
-        {"pps=", &limits->ops_per_second},
-        {"pps-burst=", &limits->burst_ops},
-    };
-
-    for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
-        if (strncmp(part, rows[i].key, strlen(rows[i].key)) == 0) {
-            return parse_size(part + strlen(rows[i].key), rows[i].rate) &&
-                           *rows[i].rate <= LIMIT_MAX_RATE
-                       ? 1
-                       : refuse(setting, "bps= with bytes and pps= with frames per second, such "
-                                         "as bps=50M; 0 is no limit");
-        }
-    }
-    return 0;
-}
-
-/* "mac=52:54:00:ab:cd:ef": 1 when it was one, 0 when it is something else. */
-static int set_net_mac(const struct vmm_setting *setting, const char *part)
-{
-    static const char key[] = "mac=";
-
-    if (strncmp(part, key, sizeof(key) - 1) != 0) {
-        return 0;
-    }
-    return mac_parse(part + sizeof(key) - 1, setting->config->machine.net.mac)
-               ? 1
-               : refuse(setting, "mac= with the address of one card, such as "
-                                 "mac=52:54:00:ab:cd:ef; the second digit is even");
-}
-
 static int set_net(const struct vmm_setting *setting)
 {
-    static const char key[] = "forward=";
-    struct machine_net *net = &setting->config->machine.net;
     CLEANUP_FREE char *text = strdup(setting->value);
-    char *part, *next;
 
-    if (text == NULL) {
-        return err_set(setting->err, -ENOMEM, "out of memory");
-    }
-    next = parse_split(text, ',');
-    *net = (struct machine_net){0};
-    if (strcmp(text, "none") == 0 && next == NULL) {
-        return 0;
-    }
-    if (strcmp(text, "user") != 0) {
-        return refuse(setting, "user, or user,forward=HOSTPORT:GUESTPORT, or none");
-    }
-    net->is_present = true;
-    while ((part = next) != NULL) {
-        int rc;
-
-        next = parse_split(part, ',');
-        rc = set_net_limit(setting, part);
-        rc = rc != 0 ? rc : set_net_mac(setting, part);
-        if (rc < 0) {
-            return rc;
-        }
-        if (rc == 1) {
-            continue;
-        }
-        if (strncmp(part, key, sizeof(key) - 1) != 0) {
-            return refuse(setting, "user,forward=HOSTPORT:GUESTPORT, forward= as often as needed");
-        }
-        rc = add_forward(setting, part + sizeof(key) - 1);
-        if (rc < 0) {
-            return rc;
-        }
-    }
-    return 0;
+    return text == NULL ? err_set(setting->err, -ENOMEM, "out of memory")
+                        : net_option_parse(text, setting);
 }
 
 static int set_serial(const struct vmm_setting *setting)
@@ -345,7 +239,7 @@ static int set_serial(const struct vmm_setting *setting)
         config->serial = VMM_SERIAL_SOCKET;
         return keep_path(setting, setting->value + 7, &config->serial_path);
     }
-    return refuse(setting, "stdio, none, file:FILE or socket:FILE");
+    return vmm_setting_refuse(setting, "stdio, none, file:FILE or socket:FILE");
 }
 
 static int set_serial_log(const struct vmm_setting *setting)
@@ -358,7 +252,7 @@ static int set_ready_fd(const struct vmm_setting *setting)
     uint64_t fd;
 
     if (!parse_number(setting->value, 3, INT_MAX, &fd)) {
-        return refuse(setting, "the number of an open descriptor above 2");
+        return vmm_setting_refuse(setting, "the number of an open descriptor above 2");
     }
     setting->config->ready_fd = (int)fd;
     return 0;
@@ -389,7 +283,7 @@ static int set_gdb(const struct vmm_setting *setting)
         return keep_path(setting, setting->value, &machine->gdb_listen);
     }
     if (!parse_number(setting->value, 1, UINT16_MAX, &port)) {
-        return refuse(setting, "a port from 1 to 65535, or unix:FILE");
+        return vmm_setting_refuse(setting, "a port from 1 to 65535, or unix:FILE");
     }
     (void)snprintf(listen, sizeof(listen), "127.0.0.1:%u", (unsigned)port);
     return keep_text(setting, listen, &machine->gdb_listen);
@@ -425,7 +319,7 @@ static int set_vsock(const struct vmm_setting *setting)
     }
     path = parse_split(text, ',');
     if (path == NULL || *path == '\0' || !parse_number(text, 3, UINT32_MAX - 1, &cid)) {
-        return refuse(setting, "CID,FILE with a CID from 3 to 4294967294");
+        return vmm_setting_refuse(setting, "CID,FILE with a CID from 3 to 4294967294");
     }
     machine->has_vsock = true;
     machine->vsock_guest_cid = (uint32_t)cid;
@@ -452,7 +346,7 @@ static int set_on_reset(const struct vmm_setting *setting)
     } else if (strcmp(setting->value, "exit") == 0) {
         setting->config->machine.on_reset = MACHINE_POLICY_STOP;
     } else {
-        return refuse(setting, "restart or exit");
+        return vmm_setting_refuse(setting, "restart or exit");
     }
     return 0;
 }
@@ -466,7 +360,7 @@ static int set_on_crash(const struct vmm_setting *setting)
     } else if (strcmp(setting->value, "exit") == 0 || strcmp(setting->value, "pause") == 0) {
         config->machine.on_crash = MACHINE_POLICY_STOP;
     } else {
-        return refuse(setting, "exit, restart or pause");
+        return vmm_setting_refuse(setting, "exit, restart or pause");
     }
     config->stay_after_crash = strcmp(setting->value, "pause") == 0;
     return 0;
@@ -487,7 +381,7 @@ static int set_log_level(const struct vmm_setting *setting)
             return 0;
         }
     }
-    return refuse(setting, "error, warning, info or debug");
+    return vmm_setting_refuse(setting, "error, warning, info or debug");
 }
 
 static int set_config(const struct vmm_setting *setting)
@@ -541,9 +435,9 @@ const struct vmm_field vmm_fields[] = {
      .set = set_disk,
      .is_repeatable = true},
     {.name = "net",
-     .value = "user[,mac=ADDRESS][,forward=HOSTPORT:GUESTPORT][,bps=SIZE][,pps=N]",
-     .help =
-         "user-mode network; forwards listen on 127.0.0.1, as many as needed; limits are each way",
+     .value = NET_OPTION_VALUE,
+     .help = "a network card: user|bridge,bridge=NAME|tap,ifname=NAME|tap,fd=N; of user mode with "
+             "forward=HOSTPORT:GUESTPORT on 127.0.0.1, as many as needed; of the others with guard",
      .set = set_net},
     {.name = "serial",
      .value = "stdio|none|file:FILE|socket:FILE",

@@ -30,6 +30,9 @@ struct vmm_field {
     bool is_flag_only;
 };
 
+/* Refuses the value; mend says what to give instead. -EINVAL. */
+int vmm_setting_refuse(const struct vmm_setting *setting, const char *mend);
+
 extern const struct vmm_field vmm_fields[];
 extern const unsigned vmm_field_count;
 

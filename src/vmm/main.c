@@ -13,6 +13,7 @@
 #include "vmm/console.h"
 #include "vmm/control.h"
 #include "vmm/listen.h"
+#include "vmm/network.h"
 #include "vmm/terminal.h"
 
 #include <errno.h>
@@ -216,8 +217,12 @@ static void vmm_tell_ready(struct vmm *vmm)
 static int vmm_open(struct vmm *vmm, struct err *err)
 {
     struct machine_status status;
-    int rc = loop_create(&vmm->loop);
+    int rc = vmm_network_open(&vmm->config, err); /* first: a privilege ends with it */
 
+    if (rc < 0) {
+        return rc;
+    }
+    rc = loop_create(&vmm->loop);
     if (rc < 0) {
         return err_set_errno(err, rc, "cannot make an event loop");
     }
@@ -246,7 +251,8 @@ static int vmm_open(struct vmm *vmm, struct err *err)
     if (rc < 0) {
         return rc;
     }
-    vmm->agent_listener.fd = -1; /* the machine's now; we remove its name */
+    vmm_network_close(&vmm->config); /* the machine has a copy */
+    vmm->agent_listener.fd = -1;     /* the machine's now; we remove its name */
     rc = vmm_console_start(vmm->console);
     if (rc < 0) {
         return err_set_errno(err, rc, "--serial: cannot set up the terminal");
@@ -306,6 +312,7 @@ static void vmm_close(struct vmm *vmm)
     if (vmm->signal_fd >= 0) {
         (void)close(vmm->signal_fd);
     }
+    vmm_network_close(&vmm->config);
     loop_destroy(vmm->loop);
 }
 

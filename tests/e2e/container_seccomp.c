@@ -334,6 +334,9 @@ static void drop_privileges(long uid)
     for (int cap = 0; prctl(PR_CAPBSET_READ, cap) >= 0; cap++) {
         (void)prctl(PR_CAPBSET_DROP, cap); /* fails without privilege, when there is none to drop */
     }
+    if (geteuid() != 0) { /* root's user gives them up with its number, but may need them before */
+        (void)prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    }
     if (uid >= 0 &&
         (setgroups(0, NULL) != 0 || setgid((gid_t)uid) != 0 || setuid((uid_t)uid) != 0)) {
         fail("the user cannot be changed");

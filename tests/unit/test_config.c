@@ -160,6 +160,34 @@ static void test_net_has_the_address_given(void **state)
     assert_memory_equal(net->mac, none, sizeof(none));
 }
 
+static void test_net_leads_where_it_says(void **state)
+{
+    struct vmm_config *config = *state;
+    struct machine_net *net = &config->machine.net;
+    struct err err;
+
+    assert_int_equal(
+        parse(config, "--net", "bridge,bridge=br-0.1_a,guard,mac=52:54:00:00:00:01,bps=5K", &err),
+        0);
+    assert_int_equal(config->net.kind, VMM_NET_BRIDGE);
+    assert_string_equal(config->net.device, "br-0.1_a");
+    assert_true(net->is_present && net->is_guarded && !net->is_tap);
+    assert_int_equal(net->limits.bytes_per_second, 5120);
+    assert_int_equal(parse(config, "--net", "tap,pps=7,ifname=abcdefghijklmno", &err), 0);
+    assert_int_equal(config->net.kind, VMM_NET_TAP);
+    assert_string_equal(config->net.device, "abcdefghijklmno");
+    assert_int_equal(config->net.fd, -1);
+    assert_false(net->is_guarded);
+    assert_int_equal(net->limits.bytes_per_second, 0);
+    assert_int_equal(net->limits.ops_per_second, 7);
+    assert_int_equal(parse(config, "--net", "tap,fd=11", &err), 0);
+    assert_int_equal(config->net.fd, 11);
+    assert_string_equal(config->net.device, "");
+    assert_int_equal(parse(config, "--net", "none", &err), 0);
+    assert_int_equal(config->net.kind, VMM_NET_NONE);
+    assert_false(net->is_present);
+}
+
 static void test_wrong_values_refused_naming_flag_value_and_mend(void **state)
 {
     static const struct {
@@ -179,7 +207,30 @@ static void test_wrong_values_refused_naming_flag_value_and_mend(void **state)
         {"--memory", "99999999999T", "such as 512M"},
         {"--memory", "0x20000000", "such as 512M"},
         {"--kernel", "", "name of a file"},
-        {"--net", "tap", "user"},
+        {"--net", "tun", "user"},
+        {"--net", "tap", "tap,ifname=NAME or tap,fd=N"},
+        {"--net", "tap,guard", "tap,ifname=NAME or tap,fd=N"},
+        {"--net", "tap,ifname=", "1 to 15 letters"},
+        {"--net", "tap,ifname=abcdefghijklmnop", "1 to 15 letters"},
+        {"--net", "tap,ifname=a/b", "1 to 15 letters"},
+        {"--net", "tap,ifname=tap%d", "1 to 15 letters"},
+        {"--net", "tap,ifname=..", "1 to 15 letters"},
+        {"--net", "tap,ifname=a,ifname=b", "one network device"},
+        {"--net", "tap,ifname=a,fd=9", "one descriptor"},
+        {"--net", "tap,fd=9,ifname=a", "one network device"},
+        {"--net", "tap,fd=2", "3 or more"},
+        {"--net", "tap,fd=-1", "3 or more"},
+        {"--net", "tap,fd=2147483648", "3 or more"},
+        {"--net", "tap,fd=9,guard=yes", "without a value"},
+        {"--net", "tap,fd=9,forward=0:22", "tap,fd=N"},
+        {"--net", "tap,bridge=br0", "tap,ifname=NAME"},
+        {"--net", "bridge", "bridge,bridge=NAME"},
+        {"--net", "bridge,bridge", "bridge,bridge=NAME"},
+        {"--net", "bridge,bridge=br 0", "1 to 15 letters"},
+        {"--net", "bridge,ifname=br0", "bridge,bridge=NAME"},
+        {"--net", "bridge,bridge=br0,forward=0:22", "bridge,bridge=NAME"},
+        {"--net", "bridge,bridge=br0,", "bridge,bridge=NAME"},
+        {"--net", "user,guard", "forward="},
         {"--net", "user,forward=22", "HOSTPORT:GUESTPORT"},
         {"--net", "user,forward=22:0", "up to 65535"},
         {"--net", "user,forward=65536:22", "up to 65535"},
@@ -193,7 +244,7 @@ static void test_wrong_values_refused_naming_flag_value_and_mend(void **state)
         {"--net", "user,mac=53:54:00:ab:cd:ef", "one card"},
         {"--net", "user,mac=00:00:00:00:00:00", "one card"},
         {"--net", "user,mac=", "one card"},
-        {"--net", "none,forward=2222:22", "user"},
+        {"--net", "none,forward=2222:22", "without anything after it"},
         {"--serial", "pty", "file:FILE"},
         {"--serial", "file:", "name of a file"},
         {"--gdb", "0", "1 to 65535"},
@@ -332,6 +383,7 @@ int main(void)
         CONFIG_TEST(test_disks_repeat_and_read_only_suffix_is_cut),
         CONFIG_TEST(test_net_forwards_taken_in_order),
         CONFIG_TEST(test_net_has_the_address_given),
+        CONFIG_TEST(test_net_leads_where_it_says),
         CONFIG_TEST(test_wrong_values_refused_naming_flag_value_and_mend),
         CONFIG_TEST(test_unknown_and_incomplete_flags_refused),
         CONFIG_TEST(test_json_says_the_same_as_flags),
