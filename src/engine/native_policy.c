@@ -12,7 +12,7 @@
 /* ... and its stays in user mode are so many hand-overs long. */
 #define PROMOTE_HAND_OVERS 5u
 /* Translated code takes so many quarters longer, with what is translated for it. */
-#define GAIN_QUARTERS 6u
+#define GAIN_QUARTERS 16u
 /* Natively run stays are judged by so many. */
 #define DEMOTE_SAMPLE 64u
 #define DEMOTE_MS 4u /* for so long the first time, then twice that, ... */

@@ -1,7 +1,8 @@
 /*
  * Instructions that a user may execute and that answer for the host, not for
  * the guest: RDTSCP, RDPID and LSL (which CPU), XGETBV and XSAVE (which state
- * there is), SMSW, RDPKRU, WRPKRU, RDPRU, and CPUID where it does not fault.
+ * there is), SMSW, RDPKRU, WRPKRU, RDPRU, and CPUID where it does not fault; and
+ * the system call of a uprobe's trampoline, which Linux lets no filter see.
  */
 #include "engine/native_int.h"
 
@@ -9,6 +10,8 @@
 
 #define MOD(modrm) ((modrm) >> 6)
 #define MOV_EAX_IMM32 0xb8
+#define MODRM_EAX 0xc0
+#define NUMBER_DISTANCE 16u
 #define MASK_DISTANCE 80u /* it clears the header between */
 /* Decoding begins so far before what was found, at so many places; of them, so many must lead
  * there. From wherever it begins, it soon is in step with the code that was meant. */
@@ -45,6 +48,22 @@ static bool has_mask(const uint8_t *page, const uint8_t *opcode)
     return false;
 }
 
+/* mov $336,%eax or %rax, and not far behind it SYSCALL. */
+static bool has_uprobe_number(const uint8_t *page, const uint8_t *opcode)
+{
+    static const uint8_t number[] = {0x50, 0x01, 0, 0};
+
+    for (unsigned back = sizeof(number); back <= NUMBER_DISTANCE && opcode - page > back; back++) {
+        const uint8_t *at = opcode - back;
+
+        if (memcmp(at, number, sizeof(number)) == 0 &&
+            (at[-1] == MOV_EAX_IMM32 || at[-1] == MODRM_EAX)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* b: what follows 0F, of which no more may be in the page. */
 static bool tells(const uint8_t *page, const uint8_t *opcode, const uint8_t *b, bool flag_cpuid,
                   bool flag_xsave)
@@ -54,6 +73,8 @@ static bool tells(const uint8_t *page, const uint8_t *opcode, const uint8_t *b, 
         return group7_tells(b[1]);
     case 0x03: /* the operands of LSL that are used are registers */
         return MOD(b[1]) == 3;
+    case 0x05:
+        return has_uprobe_number(page, opcode);
     case 0xa2:
         return flag_cpuid;
     case 0xae:

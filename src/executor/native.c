@@ -229,6 +229,7 @@ void executor_native_create(unsigned vcpu_count, const struct native **ret_nativ
         return;
     }
     spaces->vcpu_count = vcpu_count;
+    spaces->can_part = CPU_COUNT(&spaces->allowed) > 1;
     for (unsigned i = 0; i < vcpu_count; i++) {
         atomic_store(&spaces->turns[i].space, -1);
     }

@@ -18,14 +18,28 @@ struct space {
     _Atomic bool lost;
 };
 
-struct turn {          /* a vCPU's thread's */
+enum turn_way { TURN_TOGETHER, TURN_APART, TURN_WAYS };
+
+struct turn_cost {
+    uint64_t cost; /* TSC, of so many turns, without what the guest's code took */
+    uint32_t turns;
+};
+
+struct turn {          /* a vCPU's thread's; see native_turn.c */
     _Atomic int space; /* where it runs; -1: nowhere */
     _Atomic bool kicked;
-    uint32_t cpu; /* that its threads keep to; UINT32_MAX: any */
+    uint32_t cpu; /* that its threads are pinned to */
     uint64_t since;
     uint64_t last_tsc; /* how long the last run took */
     unsigned last_space;
     bool is_pinned;
+
+    enum turn_way way;
+    struct turn_cost ways[TURN_WAYS];
+    bool is_trial; /* apart, and not judged yet */
+    unsigned failures;
+    uint64_t retry_at; /* TSC */
+    uint32_t spin_tsc; /* for how long the vCPU's thread spins now */
 };
 
 struct spaces {
@@ -33,6 +47,7 @@ struct spaces {
     unsigned vcpu_count;
     uint32_t xmask;
     cpu_set_t allowed;
+    bool can_part; /* the host has a second CPU for us */
     struct space space[NATIVE_MAX_SPACES];
     struct turn turns[NATIVE_MAX_RUNNERS];
     pid_t pids[NATIVE_MAX_RUNNERS];
@@ -48,6 +63,13 @@ static inline long native_futex(_Atomic uint32_t *word, int op, uint32_t value,
 /* native.c. As native_ops.change. */
 int native_change(void *opaque, unsigned n, const struct native_change *changes, unsigned count)
     MUST_CHECK;
+
+/*
+ * native_turn.c, on the vCPU's thread. Before a turn: where both threads run and how long they
+ * spin; and behind it, what it took and how much of that inside, in TSC.
+ */
+void native_turn_begin(struct spaces *spaces, unsigned n, unsigned vcpu);
+void native_turn_end(struct spaces *spaces, unsigned vcpu, uint64_t took, uint64_t inside);
 
 /* native_run.c. As native_ops.run and native_ops.kick. */
 void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,

@@ -27,6 +27,7 @@
 #define NATIVE_R_WORD 0
 #define NATIVE_R_KICKED 4
 #define NATIVE_R_ABORTED 8
+#define NATIVE_R_WAITING 12
 #define NATIVE_R_CONTEXT 16
 #define NATIVE_R_FS 24
 #define NATIVE_R_GS 32
@@ -37,6 +38,8 @@
 #define NATIVE_R_GPR 96
 #define NATIVE_R_BEGIN 224 /* host TSC when the guest's code went on, and when it left */
 #define NATIVE_R_END 232
+#define NATIVE_R_ASLEEP 240
+#define NATIVE_R_SPIN 244
 #define NATIVE_R_XSAVE 256
 
 /* Offsets into struct native_mapper. */
@@ -65,6 +68,7 @@ struct native_runner {
     _Atomic uint32_t word;
     _Atomic uint32_t kicked;  /* do not begin */
     _Atomic uint32_t aborted; /* it did not begin: registers are as they were given */
+    _Atomic uint32_t waiting; /* the executor's thread sleeps, or is about to: wake it */
     uint64_t context;         /* where the frame's struct ucontext is in the space */
     uint64_t fs_base;
     uint64_t gs_base;
@@ -75,6 +79,8 @@ struct native_runner {
     uint64_t gpr[X86_GPR_COUNT];
     uint64_t begin;
     uint64_t end;
+    _Atomic uint32_t asleep;   /* the runner does, or is about to: wake it */
+    _Atomic uint32_t spin_tsc; /* for how long it spins before that */
     uint8_t xsave[NATIVE_XSAVE_BYTES] ALIGNED(64);
     int32_t pid; /* read before any guest code runs */
 };
@@ -106,6 +112,7 @@ extern const uint8_t native_stub_end[];
 _Static_assert(offsetof(struct native_runner, word) == NATIVE_R_WORD &&
                    offsetof(struct native_runner, kicked) == NATIVE_R_KICKED &&
                    offsetof(struct native_runner, aborted) == NATIVE_R_ABORTED &&
+                   offsetof(struct native_runner, waiting) == NATIVE_R_WAITING &&
                    offsetof(struct native_runner, context) == NATIVE_R_CONTEXT &&
                    offsetof(struct native_runner, fs_base) == NATIVE_R_FS &&
                    offsetof(struct native_runner, gs_base) == NATIVE_R_GS &&
@@ -116,6 +123,8 @@ _Static_assert(offsetof(struct native_runner, word) == NATIVE_R_WORD &&
                    offsetof(struct native_runner, gpr) == NATIVE_R_GPR &&
                    offsetof(struct native_runner, begin) == NATIVE_R_BEGIN &&
                    offsetof(struct native_runner, end) == NATIVE_R_END &&
+                   offsetof(struct native_runner, asleep) == NATIVE_R_ASLEEP &&
+                   offsetof(struct native_runner, spin_tsc) == NATIVE_R_SPIN &&
                    offsetof(struct native_runner, xsave) == NATIVE_R_XSAVE,
                "as native_stub.S has it");
 _Static_assert(sizeof(struct native_runner) <= 4096 && sizeof(struct native_mapper) <= 4096 &&

@@ -25,19 +25,9 @@
 #define XSTATE_BV 512u
 #define MXCSR_AT 24u
 #define FLAT_DATA 0x2bu
-/* Two threads that hand over this often do it best on one CPU; for how long before the scheduler may choose. */
-#define SHORT_RUN_TSC 600000u
-#define TOGETHER_TSC 100000000u
+#define SYS_URETPROBE 335
 #define USER_FLAGS \
     (X86_FLAGS_ARITH | X86_FLAG_TF | X86_FLAG_DF | X86_FLAG_NT | X86_FLAG_AC | X86_FLAG_ID)
-
-static uint32_t current_cpu(void)
-{
-    unsigned aux = 0;
-
-    (void)__builtin_ia32_rdtscp(&aux);
-    return aux & 0xfff;
-}
 
 static uint64_t now_ns(void)
 {
@@ -206,6 +196,12 @@ static enum native_reason fault_reason(const greg_t *g, struct vcpu_state *st,
     }
 }
 
+/* sys_uretprobe: Linux lets no filter see it and answers SIGILL outside a trampoline of its own. */
+static bool is_uretprobe(const siginfo_t *info)
+{
+    return info->si_signo == SIGILL && info->si_code == SI_KERNEL;
+}
+
 static enum native_reason reason(const struct frame *frame, struct vcpu_state *st,
                                  struct native_left *left)
 {
@@ -215,6 +211,11 @@ static enum native_reason reason(const struct frame *frame, struct vcpu_state *s
     case SIGSYS:
         return call_reason(&frame->info, st);
     default:
+        if (is_uretprobe(&frame->info)) {
+            st->gpr[X86_RAX] = SYS_URETPROBE;
+            st->rip -= 2;
+            return NATIVE_SYSCALL;
+        }
         return fault_reason(frame->gregs, st, left);
     }
 }
@@ -229,41 +230,6 @@ static void lose(struct spaces *spaces, unsigned n)
     for (unsigned i = 0; i < spaces->vcpu_count; i++) {
         (void)syscall(SYS_pidfd_send_signal, space->pidfds[i], SIGKILL, NULL, 0);
     }
-}
-
-static void set_affinity(pid_t pid, const cpu_set_t *set)
-{
-    (void)syscall(SYS_sched_setaffinity, pid, sizeof(*set), set); /* it is about speed only */
-}
-
-/* Two threads that take turns in microseconds belong on one CPU; others wherever there is room. */
-static void keep_together(struct spaces *spaces, unsigned n, unsigned vcpu)
-{
-    struct turn *turn = &spaces->turns[vcpu];
-    uint64_t now = __builtin_ia32_rdtsc();
-    bool is_short = turn->last_tsc < SHORT_RUN_TSC;
-    uint32_t cpu = current_cpu();
-    pid_t runner = spaces->space[n].pids[vcpu];
-
-    if (turn->is_pinned && (!is_short || turn->cpu != cpu || turn->last_space != n ||
-                            now - turn->since > TOGETHER_TSC)) {
-        set_affinity(spaces->space[turn->last_space].pids[vcpu], &spaces->allowed);
-        set_affinity(0, &spaces->allowed);
-        turn->is_pinned = false;
-        cpu = current_cpu();
-    }
-    if (is_short && !turn->is_pinned) {
-        cpu_set_t one;
-
-        CPU_ZERO(&one);
-        CPU_SET(cpu % CPU_SETSIZE, &one);
-        set_affinity(runner, &one);
-        set_affinity(0, &one);
-        turn->is_pinned = true;
-        turn->cpu = cpu;
-        turn->since = now;
-    }
-    turn->last_space = n;
 }
 
 static void kick_runner(struct spaces *spaces, unsigned n, unsigned vcpu)
@@ -289,12 +255,25 @@ void native_kick(void *opaque, unsigned vcpu)
     }
 }
 
+/* It may answer within the time of a wake-up. */
+static void spin_for(const struct native_runner *r, uint32_t spin_tsc)
+{
+    uint64_t begin = __builtin_ia32_rdtsc();
+
+    while (atomic_load_explicit(&r->word, memory_order_relaxed) == NATIVE_WORD_GO &&
+           __builtin_ia32_rdtsc() - begin < spin_tsc) {
+        __builtin_ia32_pause();
+    }
+}
+
 /* Until the runner has stopped, or is dead: false. */
 static bool wait_for(struct spaces *spaces, unsigned n, unsigned vcpu, struct native_runner *r)
 {
     static const struct timespec second = {.tv_sec = 1};
     uint64_t silent_since = 0;
 
+    spin_for(r, spaces->turns[vcpu].spin_tsc);
+    atomic_store(&r->waiting, 1); /* before the word is looked at once more */
     for (;;) {
         uint32_t word = atomic_load(&r->word);
 
@@ -325,20 +304,24 @@ static bool go(struct spaces *spaces, unsigned n, unsigned vcpu, struct native_r
     uint64_t begin;
     bool stopped = true;
 
-    keep_together(spaces, n, vcpu);
+    native_turn_begin(spaces, n, vcpu);
     begin = __builtin_ia32_rdtsc();
     atomic_store(&r->kicked, 0);
+    atomic_store(&r->waiting, 0);
     atomic_store(&turn->space, (int)n);
     if (!atomic_load(&turn->kicked)) {
         atomic_store(&r->word, NATIVE_WORD_GO);
-        (void)native_futex(&r->word, FUTEX_WAKE, 1, NULL);
+        if (atomic_exchange(&r->asleep, 0) != 0) {
+            (void)native_futex(&r->word, FUTEX_WAKE, 1, NULL);
+        }
         stopped = wait_for(spaces, n, vcpu, r);
     } else {
         atomic_store(&r->aborted, 1);
     }
     atomic_store(&turn->space, -1);
     atomic_store(&turn->kicked, false);
-    turn->last_tsc = __builtin_ia32_rdtsc() - begin;
+    native_turn_end(spaces, vcpu, __builtin_ia32_rdtsc() - begin,
+                    *(const volatile uint64_t *)&r->end - *(const volatile uint64_t *)&r->begin);
     return stopped;
 }
 

@@ -130,9 +130,11 @@ static void start_runner(unsigned n)
     struct runner_start start = {.block = block_at(n), .parent = getpid()};
     struct native_runner *runner = (struct native_runner *)(start.block + NATIVE_PAGE_AT);
     void *stack = (void *)(start.block + NATIVE_BLOCK_BYTES);
-    int pid = clone(runner_main, stack, CLONE_VM | CLONE_CHILD_CLEARTID, &start, NULL, NULL,
-                    &runner->word);
+    int pid;
 
+    atomic_store(&runner->waiting, 1);
+    pid = clone(runner_main, stack, CLONE_VM | CLONE_CHILD_CLEARTID, &start, NULL, NULL,
+                &runner->word);
     must(pid > 0);
     runner->pid = pid;
     while (atomic_load(&runner->word) != NATIVE_WORD_STOPPED) {

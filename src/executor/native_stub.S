@@ -77,14 +77,30 @@ native_stub_begin:
     shl $32, %rdx
     or %rdx, %rax
     mov %rax, PAGE(NATIVE_R_END)
-    movl $NATIVE_WORD_STOPPED, PAGE(NATIVE_R_WORD)
+    mov $NATIVE_WORD_STOPPED, %eax
+    xchg %eax, PAGE(NATIVE_R_WORD) /* before `waiting` is read */
 .Lwake:
+    cmpl $0, PAGE(NATIVE_R_WAITING)
+    je .Lspin
     lea PAGE(NATIVE_R_WORD), %rdi
     mov $FUTEX_WAKE, %esi
     mov $1, %edx
     mov $SYS_FUTEX, %eax
     syscall
+.Lspin:
+    rdtsc
+    mov %eax, %r8d
 .Lwait:
+    mov PAGE(NATIVE_R_WORD), %eax
+    cmp $NATIVE_WORD_GO, %eax
+    je .Lrestore
+    pause
+    rdtsc
+    sub %r8d, %eax
+    cmp PAGE(NATIVE_R_SPIN), %eax
+    jb .Lwait
+    mov $1, %eax
+    xchg %eax, PAGE(NATIVE_R_ASLEEP) /* before the word is read once more */
     mov PAGE(NATIVE_R_WORD), %eax
     cmp $NATIVE_WORD_GO, %eax
     je .Lrestore
@@ -94,7 +110,7 @@ native_stub_begin:
     xor %r10d, %r10d
     mov $SYS_FUTEX, %eax
     syscall
-    jmp .Lwait
+    jmp .Lspin
 
     /* A kick from here on ends in .Lanswer with `aborted`; one before is seen here. */
 .Lrestore:

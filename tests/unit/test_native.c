@@ -573,7 +573,7 @@ static void test_what_costs_more_than_it_gains_is_translated(void **state)
     assert_true(stays_native(n, space, 30 * us, 10 * us));
     assert_true(stays_native(n, space, 9 * us, 10 * us));
     assert_int_equal(counter(n, "native_demotions"), 0);
-    assert_false(stays_native(n, space, 4 * us, 10 * us));
+    assert_false(stays_native(n, space, 2 * us, 10 * us));
     assert_int_equal(counter(n, "native_demotions"), 1);
     assert_true(space->not_before > 0);
     /* A host that took its CPU away for a while says nothing about the guest. */
@@ -635,6 +635,11 @@ static void test_scan_finds_what_tells_of_the_host(void **state)
     assert_false(FLAGS("\x0f\xae\x28", 9)); /* XRSTOR */
     assert_false(FLAGS("\xb8\xee\x00\x00\x00\x31\xd2\x0f\xae\x64\x24\x40", 9));
     assert_false(FLAGS("\x0f\x01\xc8", 0));
+    /* The system call that no filter sees, and others. */
+    assert_true(FLAGS("\x51\x41\x53\x50\x48\xc7\xc0\x50\x01\x00\x00\x0f\x05", 200));
+    assert_true(FLAGS("\xb8\x50\x01\x00\x00\x0f\x05", 0));
+    assert_false(FLAGS("\xb8\x51\x01\x00\x00\x0f\x05", 200));
+    assert_false(FLAGS("\x0f\x05", 0));
     /* Across the end of the page. */
     assert_true(flags("\x0f", 1, 4095, "\x01\xf9"));
     assert_true(flags("\x0f\x01", 2, 4094, "\xf9\x90"));

@@ -1,0 +1,121 @@
+/*
+ * How a vCPU's thread and its runner take turns. Together: on one CPU, each asleep
+ * while the other runs; a switch there costs a few microseconds, a wake-up of
+ * another CPU many times that. Apart: on two CPUs, each spinning for a moment while
+ * the other runs, which costs a fraction of a switch where a CPU is idle and whole
+ * time slices where none is. What a turn costs is measured for both, and the cheaper
+ * one is kept; the other is tried again now and then.
+ */
+#include "executor/native_int.h"
+
+/* Turns that are longer neither keep together nor spin. */
+#define SHORT_TURN_TSC 600000u
+#define SPIN_TSC 300000u
+/* For how long two threads keep to one CPU before the scheduler may choose another for them. */
+#define TOGETHER_TSC 100000000u
+/* Turns after which one way is judged, and for how long the other one is left then. */
+#define JUDGE_TURNS 48u
+#define RETRY_TSC 100000000ull
+#define RETRY_DOUBLINGS 6u
+/* A turn that was longer had to wait for somebody else: how long says nothing more. */
+#define COST_MAX_TSC 2000000u
+
+static uint32_t current_cpu(void)
+{
+    unsigned aux = 0;
+
+    (void)__builtin_ia32_rdtscp(&aux);
+    return aux & 0xfff;
+}
+
+static void set_affinity(pid_t pid, const cpu_set_t *set)
+{
+    (void)syscall(SYS_sched_setaffinity, pid, sizeof(*set), set); /* it is about speed only */
+}
+
+static void unpin(struct spaces *spaces, struct turn *turn, unsigned vcpu)
+{
+    set_affinity(spaces->space[turn->last_space].pids[vcpu], &spaces->allowed);
+    set_affinity(0, &spaces->allowed);
+    turn->is_pinned = false;
+}
+
+static void pin(const struct spaces *spaces, struct turn *turn, unsigned n, unsigned vcpu,
+                uint64_t now)
+{
+    cpu_set_t one;
+
+    turn->cpu = current_cpu();
+    CPU_ZERO(&one);
+    CPU_SET(turn->cpu % CPU_SETSIZE, &one);
+    set_affinity(spaces->space[n].pids[vcpu], &one);
+    set_affinity(0, &one);
+    turn->is_pinned = true;
+    turn->since = now;
+}
+
+/* The mean of what turns cost this way, where enough are known; else the other way is not judged. */
+static uint64_t mean_cost(const struct turn *turn, enum turn_way way)
+{
+    return turn->ways[way].cost / turn->ways[way].turns;
+}
+
+static void forget(struct turn *turn, enum turn_way way)
+{
+    turn->ways[way] = (struct turn_cost){0};
+}
+
+/* Enough turns were taken this way: is it the cheaper one? */
+static void judge(struct turn *turn, uint64_t now)
+{
+    if (turn->way == TURN_TOGETHER) {
+        if (now >= turn->retry_at) {
+            forget(turn, TURN_APART);
+            turn->way = TURN_APART;
+            turn->is_trial = true;
+        }
+    } else if (mean_cost(turn, TURN_APART) >= mean_cost(turn, TURN_TOGETHER)) {
+        turn->way = TURN_TOGETHER;
+        turn->failures = turn->is_trial ? turn->failures + (turn->failures < RETRY_DOUBLINGS) : 0;
+        turn->retry_at = now + (RETRY_TSC << turn->failures);
+    } else {
+        turn->is_trial = false;
+    }
+    /* The latest count; what was before fades. */
+    turn->ways[turn->way].cost /= 2;
+    turn->ways[turn->way].turns /= 2;
+}
+
+void native_turn_begin(struct spaces *spaces, unsigned n, unsigned vcpu)
+{
+    struct turn *turn = &spaces->turns[vcpu];
+    struct native_runner *r = native_runner_at(spaces->space[n].blocks, vcpu);
+    uint64_t now = __builtin_ia32_rdtsc();
+    bool is_short = turn->last_tsc < SHORT_TURN_TSC;
+    bool is_together = turn->way == TURN_TOGETHER && is_short;
+
+    if (turn->is_pinned && (!is_together || turn->cpu != current_cpu() || turn->last_space != n ||
+                            now - turn->since > TOGETHER_TSC)) {
+        unpin(spaces, turn, vcpu);
+    }
+    if (is_together && !turn->is_pinned) {
+        pin(spaces, turn, n, vcpu, now);
+    }
+    turn->last_space = n;
+    turn->spin_tsc = turn->way == TURN_APART && turn->last_tsc < SPIN_TSC ? SPIN_TSC : 0;
+    atomic_store_explicit(&r->spin_tsc, turn->way == TURN_APART ? SPIN_TSC : 0,
+                          memory_order_relaxed);
+}
+
+void native_turn_end(struct spaces *spaces, unsigned vcpu, uint64_t took, uint64_t inside)
+{
+    struct turn *turn = &spaces->turns[vcpu];
+    struct turn_cost *cost = &turn->ways[turn->way];
+    uint64_t lost = took - (inside < took ? inside : took);
+
+    turn->last_tsc = took;
+    cost->cost += lost < COST_MAX_TSC ? lost : COST_MAX_TSC;
+    if (++cost->turns >= JUDGE_TURNS && spaces->can_part) {
+        judge(turn, __builtin_ia32_rdtsc());
+    }
+}
