@@ -101,6 +101,7 @@ def own_objects(platform, project):
                          ("instances", {"name": f"{project}-vm", "image": "busybox", "desired": "stopped",
                                         "tags": {"secret": f"{project}-tag"}}),
                          ("nics", {"name": f"{project}-card"}),
+                         ("alarms", {"name": f"{project}-alarm", "metric": "cpu_percent", "threshold": 1, "tag": f"of={project}-"}),
                          ("keys", {"name": f"{project}-key", "public_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43}),
                          ("snapshots", {"name": f"{project}-snap", "volume": f"{project}-data"})):
         answer = platform.ok("POST", f"/v1/{plural}{where}", body)
@@ -140,7 +141,7 @@ def leak_nothing_across(place):
         foreign = {"image": "busybox", "snapshot": theirs["snapshots"], "volumes": [theirs["volumes"]], "volume": theirs["volumes"],
                    "instance": theirs["instances"], "nic": theirs["nics"], "project": "red", "key": theirs["keys"], "keys": [theirs["keys"]]}
         before = {plural: platform.ok("GET", f"/v1/{plural}?project=red")["items"] for plural in
-                  ("instances", "volumes", "snapshots", "keys", "nics")}
+                  ("instances", "volumes", "snapshots", "keys", "nics", "alarms")}
         document = platform.ok("GET", "/v1/openapi.json", token="")
         tried = 0
         for role in ("member", "admin"):

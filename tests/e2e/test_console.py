@@ -108,7 +108,10 @@ class Browser:
     def picture(self, name):
         if PICTURES:
             pathlib.Path(PICTURES).mkdir(parents=True, exist_ok=True)
+            # What was said of earlier steps is no part of the page.
+            self.driver.execute_script("document.querySelector('.toasts').style.visibility = 'hidden'")
             self.driver.save_screenshot(f"{PICTURES}/{name}.png")
+            self.driver.execute_script("document.querySelector('.toasts').style.visibility = ''")
 
     def check_access(self, page):
         """axe finds nothing serious (WCAG 2.1 A and AA)."""
@@ -576,6 +579,46 @@ def work_in_the_console(place):
             browser.check_requests()
 
 
+TABS = ("overview", "network", "storage", "snapshots", "alarms", "events", "console")
+
+
+def offer_what_is_allowed(place):
+    """Whoever may only look, or is bound to a project, is offered nothing that is refused, and sees nothing of others."""
+    with Platform(place) as platform:
+        for project, word in (("default", "foreign"), ("blue", "own")):
+            if project == "blue":
+                platform.ok("POST", "/v1/projects", {"name": project})
+            for path, body in (("instances", {"name": f"{word}-vm", "image": "busybox", "memory_mib": 128, "desired": "stopped"}),
+                               ("volumes", {"name": f"{word}-data", "size_gib": 1}), ("nics", {"name": f"{word}-card"}),
+                               ("keys", {"name": f"{word}-key"}), ("snapshots", {"name": f"{word}-snap", "volume": f"{word}-data"}),
+                               ("alarms", {"name": f"{word}-alarm", "metric": "cpu_percent", "threshold": 1, "instance": f"{word}-vm"})):
+                answer = platform.ok("POST", f"/v1/{path}?project={project}", body)
+                if "operation" in answer:
+                    platform.finish(answer)
+        machine = platform.ok("GET", "/v1/instances/own-vm?project=blue")["id"]
+        for role in ("viewer", "admin"):
+            platform.ok("POST", "/v1/users", {"name": role, "password": "correct horse", "role": role, "project": "blue"})
+        of_hosts = tuple((route, heading) for route, heading in PAGES if route in ("types", "projects", "quotas", "users"))
+        tours = {"viewer": (*PAGES, *((f"instances/{machine}/{tab}", "own-vm") for tab in TABS), ("alarms/own-alarm", "own-alarm")),
+                 "admin": of_hosts}
+        with Browser(platform.port) as browser:
+            for role, tour in tours.items():
+                browser.sign_in(role, "correct horse")
+                browser.wait(lambda: browser.one("h1").text == "Dashboard", "the dashboard")
+                expect("Users" not in browser.one("nav.menu").text, "users are on the menu")
+                for route, heading in tour:
+                    browser.go(route, heading)
+                    browser.wait(lambda: browser.all("main table, main .empty, main form, main .card, main .tree, main .last-words"),
+                                 f"the content of {route}")
+                    expect("foreign" not in browser.driver.page_source, f"{role} sees others on {route}")
+                    offered = [element.text for element in browser.all("main button:not(.sort), main .button, main input[type=checkbox]")
+                               if element.is_displayed() and "ranges" not in element.find_element(By.XPATH, "..").get_attribute("class")]
+                    expect(offered == (["New"] if route == "tokens" else []), f"{role} is offered {offered} on {route}")
+                browser.check_requests()
+                browser.button("Sign out", "header").click()
+                browser.wait(lambda: browser.all(".sign-in"), "the sign-in page")
+
+
 def use_the_keyboard_only(place):
     """From the address bar to a new volume without a mouse."""
     with Platform(place) as platform:
@@ -618,4 +661,5 @@ def use_the_keyboard_only(place):
 
 
 if __name__ == "__main__":
-    run_tests([("work in the console", work_in_the_console), ("use the keyboard only", use_the_keyboard_only)])
+    run_tests([("work in the console", work_in_the_console), ("offer what is allowed", offer_what_is_allowed),
+               ("use the keyboard only", use_the_keyboard_only)])

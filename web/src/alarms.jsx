@@ -57,7 +57,7 @@ function Watched({ alarm }) {
 /* ---- forms ---- */
 
 const PARTS = [
-  { title: "Name and project", names: ["name", "project_of"] },
+  { title: "What it is", names: ["name", "project_of"] },
   { title: "What it watches", names: ["instance", "tag"] },
   { title: "When", names: ["metric", "comparison", "threshold", "for_s"], isDense: true },
   { title: "What follows", names: ["action", "webhook"] },

@@ -4,6 +4,13 @@ import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 
+const SHORTEST = 60; // seconds that the axis shows, however few values there are
+
+const rangeOf = (_, first, last) => {
+  const end = last ?? Date.now() / 1000;
+  return [Math.min(first ?? end, end - SHORTEST), end];
+};
+
 export function Chart({ title, unit, top = 1, times, series }) {
   const place = useRef();
   const plot = useRef();
@@ -18,7 +25,7 @@ export function Chart({ title, unit, top = 1, times, series }) {
         { stroke: () => color("--muted"), grid: { stroke: () => color("--line") } },
         { stroke: () => color("--muted"), grid: { stroke: () => color("--line") }, size: 55 },
       ],
-      scales: { y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max((high ?? 0) * 1.1, top)] } },
+      scales: { x: { range: rangeOf }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max((high ?? 0) * 1.1, top)] } },
       series: [{}, ...series.map((line, i) => ({ label: line.label, stroke: () => color(lines[i]), width: 2, points: { show: false } }))],
     };
     plot.current = new uPlot(options, [times, ...series.map((line) => line.values)], place.current);

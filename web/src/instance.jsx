@@ -79,6 +79,7 @@ export function Instance({ id, tab = "overview" }) {
           {name[0].toUpperCase() + name.slice(1)}</a>)}
       </nav>
       {tab === "overview" && <><Facts instance={instance} /><InstanceCharts instance={instance} /></>}
+      {tab === "console" && !canChange && <Empty>Your role does not reach the console.</Empty>}
       {tab === "console" && canChange && (instance.state === "running" ? <Console instance={instance} />
         : <LastWords instance={instance} />)}
       {tab === "snapshots" && <SnapshotsOf instance={instance} />}

@@ -231,7 +231,7 @@ export function Kind({ kind, heading, path, canChange, note, secretOf }) {
           onDone={(answer) => setMade(secretOf?.(answer) ?? null)} />)}
         columns={[
           { name: "name", title: "Name", of: nameOf, sort: nameOf },
-          ...names.map((name) => ({ name, title: title(name), of: (object) => cellOf(name, object) })),
+          ...names.map((name) => ({ name, title: title(name.replace(/_mib$/, "")), of: (object) => cellOf(name, object) })),
           { name: "created", title: "Age", of: (object) => <Time at={object.created} />, sort: (object) => object.created ?? 0 },
         ]} />
       {made && <Once title={`The new ${one}`} secret={made} onClose={() => setMade(null)} />}
@@ -287,7 +287,11 @@ export function useList(path) {
   return [items, load];
 }
 
+const ROLES = ["viewer", "member", "admin"];
+
+// A token never does more than who makes it.
 export function Tokens() {
+  const who = useWho();
   const [tokens, load] = useList("tokens");
   const [isCreating, setCreating] = useState(false);
   const [made, setMade] = useState(null);
@@ -303,6 +307,7 @@ export function Tokens() {
               attempt(() => remove(`/v1/tokens/${token.id}`), "Token revoked").then(load)}>Revoke</button>) },
         ]} />
       {isCreating && <Create path="tokens" heading="New API token" onClose={() => setCreating(false)}
+        choices={() => ({ role: ROLES.slice(0, ROLES.indexOf(who.role) + 1).map((role) => ({ value: role, text: role })) })}
         onDone={(answer) => { setMade(answer.token); load(); }} />}
       {made && <Once title="The new API token" secret={made} onClose={() => setMade(null)} />}
     </Page>

@@ -99,7 +99,7 @@ function State({ volume }) {
   return <><Badge state={volume.state} />{volume.reason && <span class="error"> {volume.reason}</span>}</>;
 }
 
-const SIZE = { name: "size_gib", title: "Size", of: (volume) => `${volume.size_gib} GiB`, sort: (volume) => volume.size_gib };
+const SIZE = { name: "size_gib", title: "Size", of: (volume) => <span class="nowrap">{volume.size_gib} GiB</span>, sort: (volume) => volume.size_gib };
 const STATE = { name: "state", title: "State", of: (volume) => <State volume={volume} /> };
 const LIMITS = { name: "limits", title: "Limits", of: (volume) => limitsOf(volume) };
 
