@@ -415,6 +415,32 @@ def work_with_alarms(browser, platform):
     expect({**wanted, "action": "reboot", "comparison": "above"}.items() <= made.items() and "instance" not in made, f"{made}")
 
 
+def work_with_secrets(browser, platform):
+    """A key pair and a token: what only the answer has is shown, once, and works."""
+    browser.go("keys", "Key pairs")
+    browser.button("New").click()
+    browser.fill("name", "laptop")
+    browser.button("Create", "dialog").click()
+    browser.wait(lambda: browser.one("dialog .secret").text.startswith("-----BEGIN OPENSSH PRIVATE KEY-----"), "the private key")
+    browser.check_access("a new key")
+    browser.button("Done", "dialog").click()
+    fingerprint = platform.ok("GET", "/v1/keys/laptop")["fingerprint"]
+    browser.wait(lambda: fingerprint in rows_of(browser, "Key pairs")["laptop"], "the key")
+    expect("PRIVATE" not in browser.driver.page_source, "the private key is still there")
+
+    browser.go("tokens", "API tokens")
+    browser.button("New").click()
+    browser.fill("name", "ci")
+    browser.pick("role", "viewer")
+    browser.button("Create", "dialog").click()
+    browser.wait(lambda: browser.one("dialog .secret").text.startswith("cbl_"), "the token")
+    token = browser.one("dialog .secret").text
+    browser.button("Done", "dialog").click()
+    expect(platform.ok("GET", "/v1/keys/laptop", token=token)["fingerprint"] == fingerprint, "the token reads nothing")
+    platform.refused(403, "POST", "/v1/keys", {"name": "other"}, token=token)
+    browser.wait(lambda: rows_of(browser, "API tokens")["ci"][1:3] == ["ann", "viewer"], "the token's row")
+
+
 def work_with_cards(browser, platform):
     """A card of one's own: to an instance and away again; ports and limits of one that runs."""
     spare = platform.ok("POST", "/v1/instances", {"name": "spare", "image": "busybox", "memory_mib": 128, "desired": "stopped"})
@@ -529,6 +555,9 @@ def work_in_the_console(place):
             browser.wait(lambda: len(browser.all(".chart canvas")) == 6, "the charts")
             browser.wait(lambda: all("no value" not in chart.get_attribute("aria-label")
                                      for chart in browser.all(".chart")), "values in the charts")
+            if PICTURES:  # charts with something in them
+                browser.wait(lambda: browser.driver.execute_script(
+                    "return performance.getEntriesByType('resource').filter(one => one.name.endsWith('/statistics')).length") > 20, "values")
             browser.picture("instance")
             browser.check_access("instance")
             look_at_charts(browser)
@@ -544,6 +573,7 @@ def work_in_the_console(place):
             browser.picture("console")
 
             work_with_alarms(browser, platform)
+            work_with_secrets(browser, platform)
             work_with_cards(browser, platform)
             work_with_volumes(browser, platform)
 

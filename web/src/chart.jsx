@@ -6,9 +6,9 @@ import "uplot/dist/uPlot.min.css";
 
 const SHORTEST = 60; // seconds that the axis shows, however few values there are
 
-const rangeOf = (_, first, last) => {
-  const end = last ?? Date.now() / 1000;
-  return [Math.min(first ?? end, end - SHORTEST), end];
+const rangeOf = ({ data: [times] }) => {
+  const end = times.at(-1) ?? Date.now() / 1000;
+  return [Math.min(times[0] ?? end, end - SHORTEST), end];
 };
 
 export function Chart({ title, unit, top = 1, times, series }) {
