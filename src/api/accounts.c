@@ -98,12 +98,32 @@ static int save(struct api *api, const char *prefix, const char *id, uint64_t re
                     ? -ENOMEM
                     : store_swap(api->config.store, key, revision, value, NULL, &err);
     free(value);
+    if (error == 0 && revision != 0) {
+        streams_recheck(api->streams);
+    }
     if (error == -ESTALE) {
         return revision == 0
                    ? fault_set(fault, FAULT_EXISTS, "name", "'%s' exists already", id)
                    : fault_set(fault, FAULT_CONFLICT, NULL, "'%s' has been changed meanwhile", id);
     }
     return error != 0 ? fault_set_err(fault, error, &err) : 0;
+}
+
+static int set_stamp(json_t *user, const char *name, struct fault *fault)
+{
+    char text[ID_BYTES];
+    if (auth_random_text(text, sizeof(text)) != 0) {
+        return fault_set(fault, FAULT_INTERNAL, NULL, "the host gives no random bytes");
+    }
+    (void)json_object_set_new(user, name, json_string(text));
+    return 0;
+}
+
+/* Of a new user. */
+static int set_stamps(json_t *user, struct fault *fault)
+{
+    int error = set_stamp(user, AUTH_STAMP_OF_TOKENS, fault);
+    return error != 0 ? error : set_stamp(user, AUTH_STAMP_OF_SESSIONS, fault);
 }
 
 /* yescrypt with a new salt. */
@@ -141,9 +161,12 @@ static bool is_password(const json_t *user, const char *password)
 /* What a record shows of itself. */
 static json_t *shown(const json_t *record)
 {
+    static const char *const secrets[] = {"password_hash", "hash", "stamp", AUTH_STAMP_OF_TOKENS,
+                                          AUTH_STAMP_OF_SESSIONS};
     json_t *copy = json_copy((json_t *)(uintptr_t)record);
-    (void)json_object_del(copy, "password_hash");
-    (void)json_object_del(copy, "hash");
+    for (size_t i = 0; i < ARRAY_LEN(secrets); i++) {
+        (void)json_object_del(copy, secrets[i]);
+    }
     return copy;
 }
 
@@ -210,6 +233,7 @@ int accounts_create_user(struct api *api, struct api_call *call, json_t **ret_an
     (void)json_object_del(user, "password");
     (void)json_object_set_new(user, "created", json_integer(time(NULL)));
     int error = hash_password(text_of(call->body, "password"), user, fault);
+    error = error != 0 ? error : set_stamps(user, fault);
     if (error == 0) {
         error = save(api, AUTH_USER_PREFIX, name, 0, user, fault);
     }
@@ -232,6 +256,7 @@ int accounts_change_user(struct api *api, struct api_call *call, json_t **ret_an
     const char *password = text_of(call->body, "password");
     if (password[0] != 0) {
         error = hash_password(password, user, fault);
+        error = error != 0 ? error : set_stamp(user, AUTH_STAMP_OF_SESSIONS, fault);
     }
     (void)json_object_del(call->body, "password");
     (void)json_object_update(user, call->body);
@@ -289,17 +314,24 @@ static int make_secret(json_t *record, char *ret_id, char *ret_secret, struct fa
     return make_secret_of(record, ret_id, ret_secret, SECRET_BYTES, fault);
 }
 
-static json_t *key_record(const struct api_call *call)
+static json_t *key_record(struct api *api, const struct api_call *call)
 {
     const struct identity *who = &call->identity;
+    json_t *user = NULL, *record;
+    uint64_t revision;
     enum role role = role_find(text_of(call->body, "role"));
     const char *project = text_of(call->body, "project");
     json_int_t expires_s = json_integer_value(json_object_get(call->body, "expires_s"));
-    return json_pack("{s:s, s:s, s:s, s:s, s:I}", "name", text_of(call->body, "name"), "user",
-                     user_of(who), "role",
-                     role_name(role == ROLE_NONE || role > who->role ? who->role : role), "project",
-                     who->project[0] != 0 ? who->project : project, "expires",
-                     expires_s > 0 ? (json_int_t)time(NULL) + expires_s : 0);
+    if (user_of(who)[0] != 0) {
+        (void)load(api, AUTH_USER_PREFIX, user_of(who), &user, &revision, NULL); /* or just gone */
+    }
+    record = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I}", "name", text_of(call->body, "name"),
+                       "user", user_of(who), "stamp", text_of(user, AUTH_STAMP_OF_TOKENS), "role",
+                       role_name(role == ROLE_NONE || role > who->role ? who->role : role),
+                       "project", who->project[0] != 0 ? who->project : project, "expires",
+                       expires_s > 0 ? (json_int_t)time(NULL) + expires_s : 0);
+    json_decref(user);
+    return record;
 }
 
 int accounts_create_key(struct api *api, struct api_call *call, json_t **ret_answer,
@@ -309,7 +341,7 @@ int accounts_create_key(struct api *api, struct api_call *call, json_t **ret_ans
     if (strncmp(call->identity.actor, "token:", 6) == 0 && call->identity.role != ROLE_ADMIN) {
         return fault_set(fault, FAULT_INVALID, NULL, "a token makes no tokens; sign in");
     }
-    json_t *record = key_record(call);
+    json_t *record = key_record(api, call);
     int error = make_secret(record, id, secret, fault);
     if (error == 0) {
         error = save(api, AUTH_KEY_PREFIX, id, 0, record, fault);
@@ -365,12 +397,13 @@ static int save_for(struct api *api, const char *prefix, const char *id, unsigne
 }
 
 /* A session for the user, in a cookie. */
-static int begin_session(struct api *api, struct api_call *call, const char *name,
+static int begin_session(struct api *api, struct api_call *call, const json_t *user,
                          struct fault *fault)
 {
     char id[ID_BYTES], secret[SECRET_BYTES];
-    json_t *session =
-        json_pack("{s:s, s:I}", "user", name, "expires", (json_int_t)time(NULL) + SESSION_S);
+    json_t *session = json_pack("{s:s, s:s, s:I}", "user", text_of(user, "name"), "stamp",
+                                text_of(user, AUTH_STAMP_OF_SESSIONS), "expires",
+                                (json_int_t)time(NULL) + SESSION_S);
     int error = make_secret(session, id, secret, fault);
     if (error == 0) {
         error = save_for(api, AUTH_SESSION_PREFIX, id, SESSION_S, session, fault);
@@ -397,7 +430,7 @@ int accounts_sign_in(struct api *api, struct api_call *call, json_t **ret_answer
         json_decref(user);
         return fault_set(fault, FAULT_INVALID, "password", "no user has this name and password");
     }
-    int error = begin_session(api, call, name, fault);
+    int error = begin_session(api, call, user, fault);
     if (error == 0) {
         error = answer_shown(user, ret_answer);
     }
@@ -416,7 +449,8 @@ static int ensure_user(struct api *api, const char *name, struct fault *fault)
     }
     user = json_pack("{s:s, s:s, s:I}", "name", name, "role", role_name(ROLE_ADMIN), "created",
                      (json_int_t)time(NULL));
-    int error = save(api, AUTH_USER_PREFIX, name, 0, user, fault);
+    int error = set_stamps(user, fault);
+    error = error != 0 ? error : save(api, AUTH_USER_PREFIX, name, 0, user, fault);
     json_decref(user);
     return error != 0 && fault->code == FAULT_EXISTS ? 0 : error;
 }
@@ -448,7 +482,7 @@ int accounts_follow_link(struct api *api, struct api_call *call, json_t **ret_an
                          struct fault *fault)
 {
     json_t *link = auth_check_secret(api, AUTH_LINK_PREFIX, call->id);
-    json_t *again = NULL;
+    json_t *again = NULL, *user = NULL;
     uint64_t revision;
     int error = link == NULL || load(api, AUTH_LINK_PREFIX, text_of(link, "id"), &again, &revision,
                                      fault) != 0
@@ -456,12 +490,16 @@ int accounts_follow_link(struct api *api, struct api_call *call, json_t **ret_an
                                 "the link was used, or is too old; corbel web makes a new one")
                     : save(api, AUTH_LINK_PREFIX, text_of(link, "id"), revision, NULL, fault);
     if (error == 0) {
-        error = begin_session(api, call, text_of(link, "user"), fault);
+        error = load(api, AUTH_USER_PREFIX, text_of(link, "user"), &user, &revision, fault);
+    }
+    if (error == 0) {
+        error = begin_session(api, call, user, fault);
     }
     if (error == 0) {
         call->location = "/";
         *ret_answer = json_object();
     }
+    json_decref(user);
     json_decref(again);
     json_decref(link);
     return error;

@@ -320,7 +320,7 @@ static int on_socket_open(void *opaque, struct http_exchange *exchange)
         compute_console(api->config.compute, &call.compute, call.id, &fd, &fault) != 0) {
         status = answer_status(fault.code);
     }
-    if (status == 0 && streams_console(api->streams, exchange, fd) != 0) {
+    if (status == 0 && streams_console(api->streams, &call, fd) != 0) {
         status = 503;
     }
     audit_write(api->audit, &call, status != 0 ? status : 101, NULL);

@@ -82,6 +82,7 @@ struct api {
     struct rate_limits *limits;
     struct audit *audit;
     struct streams *streams;
+    atomic_uint accounts_turn; /* another after each change of a user, token or session */
     atomic_uint next_request;
     atomic_uint waiting;          /* calls that wait for an operation */
     _Atomic uint64_t answered[6]; /* calls, by the hundreds of their status */
@@ -118,6 +119,10 @@ int auth_hash(const char *secret, char *ret_hex, size_t size) MUST_CHECK;
 #define AUTH_KEY_PREFIX "/auth/key/"
 #define AUTH_SESSION_PREFIX "/auth/session/"
 #define AUTH_LINK_PREFIX "/auth/link/"
+/* Members of a user's record, random. What is made for the user keeps a copy as its "stamp", so that
+ * it is not good for another user of that name, nor a session after another password. */
+#define AUTH_STAMP_OF_TOKENS "token_stamp"
+#define AUTH_STAMP_OF_SESSIONS "session_stamp"
 #define AUTH_COOKIE "corbel_session"
 
 /* accounts.c: users, API keys, sessions */
@@ -185,9 +190,11 @@ void streams_destroy(struct streams *streams);
 /* Sends the changes that a watch tells; the exchange and the watch are the streams' from then on. */
 int streams_watch(struct api *api, struct api_call *call, json_t **ret_answer, struct fault *fault);
 /* Carries bytes between a socket and a descriptor, which is the streams' from then on. */
-int streams_console(struct streams *streams, struct http_exchange *exchange, int fd);
+int streams_console(struct streams *streams, const struct api_call *call, int fd);
 void streams_console_input(struct streams *streams, struct http_exchange *exchange,
                            const void *data, size_t len);
 void streams_gone(struct streams *streams, struct http_exchange *exchange);
+/* Accounts have changed: ends those whose callers may not see what they tell any more. */
+void streams_recheck(struct streams *streams);
 
 #endif

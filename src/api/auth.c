@@ -113,11 +113,14 @@ static void copy(char *to, size_t size, const char *text)
     (void)snprintf(to, size, "%s", text);
 }
 
-/* What the user may do now, not when the token or session was made. */
-static int identify_user(struct api *api, const char *name, struct identity *identity)
+/* What the user of a token or session may do now, not when it was made. */
+static int identify_user(struct api *api, const json_t *record, const char *stamp,
+                         struct identity *identity)
 {
+    const char *name = text_of(record, "user");
     json_t *user = load_record(api, AUTH_USER_PREFIX, name);
-    if (user == NULL) {
+    if (user == NULL || strcmp(text_of(user, stamp), text_of(record, "stamp")) != 0) {
+        json_decref(user);
         return -ENOENT;
     }
     identity->role = role_find(text_of(user, "role"));
@@ -145,7 +148,7 @@ static int identify_token(struct api *api, const char *token, struct identity *i
         status = refuse(fault, "the token is unknown, revoked or expired");
     } else if (user[0] == 0) {
         identity->role = role;
-    } else if (identify_user(api, user, identity) != 0) {
+    } else if (identify_user(api, record, AUTH_STAMP_OF_TOKENS, identity) != 0) {
         status = refuse(fault, "the user whom the token belongs to is gone");
     }
     if (status == 0) {
@@ -206,7 +209,7 @@ static int identify_session(struct api *api, const struct http_exchange *exchang
 {
     json_t *record = auth_check_secret(api, AUTH_SESSION_PREFIX, token);
     int status = 0;
-    if (record == NULL || identify_user(api, text_of(record, "user"), identity) != 0) {
+    if (record == NULL || identify_user(api, record, AUTH_STAMP_OF_SESSIONS, identity) != 0) {
         status = refuse(fault, "the session has ended; sign in again");
     } else if (is_forged(exchange, is_socket)) {
         (void)fault_set(fault, FAULT_INVALID, NULL,

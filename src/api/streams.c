@@ -23,13 +23,18 @@ enum {
     CHANGES_MAX = 100
 };
 
+/* Between looks at whether a caller's time is over. */
+#define CHECK_NS 1000000000ull
+
 struct stream {
     struct streams *streams;
     struct stream *next;
     struct http_exchange *exchange;
     struct compute_watch *watch; /* of an event stream; NULL: a console */
     int fd;                      /* of a console */
-    char project[64];
+    char project[64];            /* what the caller was bound to */
+    unsigned turn;               /* of the accounts, when the caller was looked at */
+    uint64_t checked_ns;
     struct loop_fd *handler;
     struct loop_timer *retry;
     unsigned char *input; /* typed, and not yet taken by the console */
@@ -47,9 +52,9 @@ struct streams {
 /* What another thread tells the loop's. */
 struct message {
     struct streams *streams;
-    struct stream *opened; /* a new stream, or */
-    struct http_exchange *exchange;
-    size_t len; /* 0: the peer has gone */
+    struct stream *opened;          /* a new stream, or */
+    struct http_exchange *exchange; /* NULL: accounts have changed */
+    size_t len;                     /* 0: the peer has gone */
     unsigned char data[];
 };
 
@@ -75,6 +80,27 @@ static void end_stream(struct stream *stream)
         }
     }
     free_stream(stream);
+}
+
+/*
+ * Whether the caller may still have what it is told: tokens are revoked and expire, users sign out,
+ * are deleted, or bound to another project, while a stream goes on.
+ */
+static bool is_still_allowed(struct stream *stream)
+{
+    struct api *api = stream->streams->api;
+    unsigned turn = atomic_load(&api->accounts_turn);
+    uint64_t now_ns = clock_monotonic_ns();
+    struct identity identity;
+    struct fault fault;
+    if (turn == stream->turn && now_ns - stream->checked_ns < CHECK_NS) {
+        return true;
+    }
+    stream->turn = turn;
+    stream->checked_ns = now_ns;
+    return auth_identify(api, stream->exchange, stream->watch == NULL, &identity, &fault) == 0 &&
+           identity.role >= (stream->watch != NULL ? ROLE_VIEWER : ROLE_MEMBER) &&
+           strcmp(identity.project, stream->project) == 0;
 }
 
 static struct stream *find(struct streams *streams, const struct http_exchange *exchange)
@@ -132,6 +158,10 @@ static void on_changes(void *opaque, MAYBE_UNUSED uint32_t events)
     struct stream *stream = opaque;
     struct fault fault = {0};
     json_t *changes = NULL;
+    if (!is_still_allowed(stream)) {
+        end_stream(stream);
+        return;
+    }
     if (is_held_back(stream)) {
         return;
     }
@@ -167,6 +197,10 @@ static void on_console(void *opaque, uint32_t events)
 {
     struct stream *stream = opaque;
     unsigned char data[CONSOLE_READ];
+    if (!is_still_allowed(stream)) {
+        end_stream(stream);
+        return;
+    }
     if ((events & EPOLLOUT) != 0) {
         write_input(stream);
         return; /* what is to be read is told again */
@@ -214,9 +248,9 @@ static void add_stream(struct streams *streams, struct stream *stream)
 
 static void take_input(struct stream *stream, const unsigned char *data, size_t len)
 {
-    unsigned char *input = stream->watch == NULL && stream->input_len + len <= INPUT_MAX
-                               ? realloc(stream->input, stream->input_len + len)
-                               : NULL;
+    bool is_taken =
+        stream->watch == NULL && stream->input_len + len <= INPUT_MAX && is_still_allowed(stream);
+    unsigned char *input = is_taken ? realloc(stream->input, stream->input_len + len) : NULL;
     if (input == NULL) {
         end_stream(stream);
         return;
@@ -227,12 +261,25 @@ static void take_input(struct stream *stream, const unsigned char *data, size_t 
     write_input(stream);
 }
 
+static void end_forbidden(struct streams *streams)
+{
+    struct stream *next;
+    for (struct stream *stream = streams->first; stream != NULL; stream = next) {
+        next = stream->next;
+        if (!is_still_allowed(stream)) {
+            end_stream(stream);
+        }
+    }
+}
+
 static void take_message(void *opaque)
 {
     struct message *message = opaque;
     struct streams *streams = message->streams;
     struct stream *stream = message->opened != NULL ? NULL : find(streams, message->exchange);
-    if (message->opened != NULL) {
+    if (message->exchange == NULL) {
+        end_forbidden(streams);
+    } else if (message->opened != NULL) {
         add_stream(streams, message->opened);
     } else if (stream != NULL && message->len > 0) {
         take_input(stream, message->data, message->len);
@@ -261,13 +308,15 @@ static int send_message(struct streams *streams, struct stream *opened,
     return error;
 }
 
-static struct stream *stream_new(struct streams *streams, struct http_exchange *exchange)
+/* It is looked at whether the caller is allowed before the first thing is told. */
+static struct stream *stream_new(struct streams *streams, const struct api_call *call)
 {
     struct stream *stream = calloc(1, sizeof(*stream));
     if (stream != NULL) {
         stream->streams = streams;
-        stream->exchange = exchange;
+        stream->exchange = call->exchange;
         stream->fd = -1;
+        (void)snprintf(stream->project, sizeof(stream->project), "%s", call->identity.project);
     }
     return stream;
 }
@@ -282,7 +331,7 @@ int streams_watch(struct api *api, struct api_call *call, MAYBE_UNUSED json_t **
     if (since != NULL && (*end != 0 || since[0] < '0' || since[0] > '9')) {
         return fault_set(fault, FAULT_INVALID, "since", "since must be a revision, a number");
     }
-    struct stream *stream = stream_new(api->streams, call->exchange);
+    struct stream *stream = stream_new(api->streams, call);
     if (stream == NULL) {
         return fault_set(fault, FAULT_INTERNAL, NULL, "not enough memory");
     }
@@ -301,12 +350,12 @@ int streams_watch(struct api *api, struct api_call *call, MAYBE_UNUSED json_t **
     return 0;
 }
 
-int streams_console(struct streams *streams, struct http_exchange *exchange, int fd)
+int streams_console(struct streams *streams, const struct api_call *call, int fd)
 {
-    struct stream *stream = stream_new(streams, exchange);
+    struct stream *stream = stream_new(streams, call);
     if (stream != NULL && io_set_nonblock(fd) == 0) {
         stream->fd = fd;
-        if (send_message(streams, stream, exchange, NULL, 0) == 0) {
+        if (send_message(streams, stream, call->exchange, NULL, 0) == 0) {
             return 0;
         }
     }
@@ -326,6 +375,12 @@ void streams_console_input(struct streams *streams, struct http_exchange *exchan
 void streams_gone(struct streams *streams, struct http_exchange *exchange)
 {
     (void)send_message(streams, NULL, exchange, NULL, 0);
+}
+
+void streams_recheck(struct streams *streams)
+{
+    (void)atomic_fetch_add(&streams->api->accounts_turn, 1);
+    (void)send_message(streams, NULL, NULL, NULL, 0); /* else they are looked at before they tell */
 }
 
 static void *run(void *opaque)
