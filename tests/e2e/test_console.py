@@ -648,6 +648,37 @@ def offer_what_is_allowed(place):
                 browser.button("Sign out", "header").click()
                 browser.wait(lambda: browser.all(".sign-in"), "the sign-in page")
 
+            # Who comes next sees nothing of what the one before saw, even when no list can be had.
+            platform.ok("POST", "/v1/users", {"name": "root", "password": "correct horse", "role": "admin"})
+            browser.sign_in("root", "correct horse")
+            browser.go("instances", "Instances")
+            browser.wait(lambda: "foreign-vm" in browser.text(), "all instances")
+            browser.button("Sign out", "header").click()
+            browser.wait(lambda: browser.all(".sign-in"), "the sign-in page")
+            browser.driver.execute_cdp_cmd("Network.enable", {})
+            browser.driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*/v1/keys?*"]})
+            browser.fill("name", "viewer")
+            browser.fill("password", "correct horse")
+            browser.button("Sign in").click()
+            browser.wait(lambda: browser.one("h1").text == "Instances", "the page after the sign-in")
+            browser.wait(lambda: "cannot be reached" in browser.text(), "that a list did not come")
+            expect("foreign" not in browser.driver.page_source, "what another saw is still there")
+            browser.driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
+
+            # One who is bound to another project sees that at once; one who is deleted has to sign in.
+            browser.go("nics", "Network cards")
+            browser.driver.refresh()
+            browser.wait(lambda: "own-card" in browser.text(), "the project's cards")
+            platform.ok("PATCH", "/v1/users/viewer", {"project": "default", "role": "member"})
+            browser.wait(lambda: "foreign-card" in browser.text() and "own-card" not in browser.text(), "another project's cards")
+            browser.button("New", "main")
+            platform.ok("DELETE", "/v1/users/viewer")
+            browser.wait(lambda: browser.all(".sign-in"), "the sign-in page")
+            browser.sign_in("root", "correct horse")
+            browser.wait(lambda: browser.one("h1").text == "Dashboard", "the dashboard")
+            browser.driver.get(f"{browser.origin}/#/%E0%A4%A")
+            browser.wait(lambda: browser.one("h1").text == "There is no such page", "a page for an address that is none")
+
 
 def use_the_keyboard_only(place):
     """From the address bar to a new volume without a mouse."""

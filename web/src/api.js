@@ -10,6 +10,10 @@ export class ApiError extends Error {
   }
 }
 
+let onSignedOut = () => {};
+// Called when the server knows the caller no more.
+export const whenSignedOut = (listener) => { onSignedOut = listener; };
+
 export async function call(method, path, body) {
   const headers = {};
   if (body !== undefined) headers["content-type"] = "application/json";
@@ -23,6 +27,7 @@ export async function call(method, path, body) {
     throw new ApiError(0, { code: "unreachable", message: "the server cannot be reached" });
   }
   const answer = await response.json().catch(() => null);
+  if (response.status === 401 && path !== "/v1/session") onSignedOut();
   if (!response.ok) throw new ApiError(response.status, answer?.error);
   return answer;
 }

@@ -8,7 +8,9 @@ export function useLive() {
 }
 
 export function useRoute() {
-  const read = () => decodeURIComponent(location.hash.slice(2)).split("/");
+  const read = () => {
+    try { return decodeURIComponent(location.hash.slice(2)).split("/"); } catch { return ["?"]; } // typed by hand
+  };
   const [route, setRoute] = useState(read);
   useEffect(() => {
     const changed = () => setRoute(read());

@@ -7,13 +7,17 @@ export const KINDS = {
   project: "projects", operation: "operations", event: "events",
 };
 
+const nothing = () => Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, new Map()]));
+
 class Live {
-  objects = Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, new Map()]));
+  objects = nothing();
   isConnected = false;
   isLoaded = false;
   #listeners = new Set();
   #source;
   #isScheduled = false;
+  #turn = 0; // of start() and forget(): what an earlier one still waits for is void
+  onReturn = () => {}; // the server was away, or ended the stream: the user may be another to it
 
   subscribe(listener) {
     this.#listeners.add(listener);
@@ -40,8 +44,11 @@ class Live {
 
   async start() {
     this.stop();
+    const turn = ++this.#turn;
     const pages = await Promise.all(Object.entries(KINDS).map(async ([kind, plural]) =>
       [kind, await listAll(plural)]));
+    if (turn !== this.#turn) return;
+    this.objects = nothing();
     let since = Infinity;
     for (const [kind, page] of pages) {
       this.objects[kind] = new Map(page.items.map((object) => [object.id, object]));
@@ -58,15 +65,34 @@ class Live {
     this.isConnected = false;
   }
 
+  // What one user saw is not for the next.
+  forget() {
+    this.stop();
+    this.objects = nothing();
+    this.isLoaded = false;
+    this.#turn++;
+  }
+
+  #again(after) {
+    const turn = this.#turn;
+    setTimeout(() => { if (turn === this.#turn) this.start().catch(() => { if (turn + 1 === this.#turn) this.#again(3000); }); }, after);
+  }
+
   #listen(since) {
     const source = new EventSource(`/v1/watch?since=${since}`);
     this.#source = source;
-    source.onopen = () => { this.isConnected = true; this.#changed(); };
+    let isBack = false;
+    source.onopen = () => {
+      this.isConnected = true;
+      if (isBack) this.onReturn();
+      isBack = true;
+      this.#changed();
+    };
     source.onerror = () => {
       this.isConnected = false;
       this.#changed();
       // The browser tries again by itself, except after an answer that is no stream.
-      if (source.readyState === EventSource.CLOSED) setTimeout(() => this.start().catch(() => {}), 3000);
+      if (source.readyState === EventSource.CLOSED) this.#again(300);
     };
     for (const kind of Object.keys(KINDS)) {
       source.addEventListener(kind, (event) => {
@@ -76,7 +102,7 @@ class Live {
         this.#changed();
       });
     }
-    source.addEventListener("stale", () => this.start().catch(() => {}));
+    source.addEventListener("stale", () => this.#again(0));
   }
 }
 

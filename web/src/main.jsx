@@ -1,6 +1,6 @@
 import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
-import { get, post, remove, ApiError } from "./api.js";
+import { get, post, remove, whenSignedOut, ApiError } from "./api.js";
 import { live } from "./live.js";
 import { useLive, useRoute } from "./hooks.js";
 import { Alarm, Alarms } from "./alarms.jsx";
@@ -111,7 +111,9 @@ function App() {
   const [me, setMe] = useState(undefined); // undefined: not known yet, null: nobody
   const identify = async () => {
     try {
-      setMe(whoOf(await get("/v1/session")));
+      const session = await get("/v1/session");
+      live.forget();
+      setMe(whoOf(session));
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       setMe(null);
@@ -120,11 +122,16 @@ function App() {
     }
     await attempt(() => live.start());
   };
-  useEffect(() => { identify(); }, []);
+  const forget = () => { live.forget(); setMe(null); };
+  useEffect(() => {
+    whenSignedOut(forget);
+    live.onReturn = identify;
+    identify();
+  }, []);
   const signOut = async () => {
     live.stop();
     await remove("/v1/session").catch(() => {});
-    setMe(null);
+    forget();
   };
   return (
     <>
