@@ -67,6 +67,33 @@ static void offer_names(const struct completion *c, const char *words)
     client_close(client);
 }
 
+/* The user-mode network, and the bridges that the daemon's host has for instances. */
+static void offer_networks(const struct completion *c)
+{
+    struct cli quiet = *c->cli;
+    struct client *client = NULL;
+    json_t *host = NULL, *bridge;
+    struct err ignored;
+    size_t i;
+
+    offer(c, "user");
+    quiet.never_start = true;
+    if (api_open(&quiet, &client, &ignored) < 0) {
+        return;
+    }
+    if (client_call(client, "GET", "/v1/host", NULL, &host, &ignored) == 0) {
+        json_array_foreach(json_object_get(host, "bridges"), i, bridge)
+        {
+            char word[64];
+
+            (void)snprintf(word, sizeof(word), "bridge:%s", api_text(bridge, "name"));
+            offer(c, word);
+        }
+    }
+    json_decref(host);
+    client_close(client);
+}
+
 /* What the value of an option may be, by what help calls it; nothing: the shell offers files. */
 static void offer_value(const struct completion *c, const struct option_spec *option)
 {
@@ -88,6 +115,9 @@ static void offer_value(const struct completion *c, const struct option_spec *op
         {"--snapshot", NULL, "snapshots"},
     };
 
+    if (strcmp(option->name, "--network") == 0) {
+        offer_networks(c);
+    }
     for (size_t i = 0; i < ARRAY_LEN(values); i++) {
         if (strcmp(values[i].option, option->name) != 0) {
             continue;

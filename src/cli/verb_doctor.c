@@ -124,6 +124,29 @@ static bool can_reach_daemon(const struct cli *cli, const char *argument)
             path_find_beside(program, "corbeld", &err) == 0 && access(program, X_OK) == 0);
 }
 
+/* The daemon that runs puts machines on a bridge of its host, where its administrator allows one. */
+static bool has_bridge(const struct cli *cli, const char *argument)
+{
+    const struct client_config config = {.host = cli->host, .token = cli->token};
+    struct client *client = NULL;
+    json_t *host = NULL;
+    const json_t *bridges;
+    struct err ignored;
+    bool is_fine = false;
+
+    (void)argument;
+    if (client_open(&config, &client, &ignored) == 0 &&
+        client_call(client, "GET", "/v1/host", NULL, &host, &ignored) == 0) {
+        bridges = json_object_get(host, "bridges");
+        for (size_t i = 0; i < json_array_size(bridges); i++) {
+            is_fine |= json_is_true(json_object_get(json_array_get(bridges, i), "ready"));
+        }
+    }
+    json_decref(host);
+    client_close(client);
+    return is_fine;
+}
+
 /* The loop's asynchronous reads and writes; a filter of a container's may forbid them. */
 static bool has_io_uring(const struct cli *cli, const char *argument)
 {
@@ -289,6 +312,10 @@ static const struct check checks[] = {
      "sudo sysctl kernel.unprivileged_userns_clone=1", false, has_userns, NULL},
     {"port 8480", "the web console's usual port; another is taken otherwise",
      "ss -ltnp 'sport = :8480' shows who has it", false, has_console_port, "8480"},
+    {"bridge", "corbel run --network bridge:NAME; user mode needs none",
+     "sudo ip link add br0 type bridge && sudo ip link set br0 up; then corbeld --bridge br0 with "
+     "CAP_NET_ADMIN, as corbeld(8) says under BRIDGES",
+     false, has_bridge, NULL},
     {"qemu-img", "corbel image import and export of other products' disks", APT("qemu-utils"),
      false, has_program, "qemu-img"},
     {"debugfs", "corbel image import of disks without a kernel beside them", APT("e2fsprogs"),

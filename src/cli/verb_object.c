@@ -20,6 +20,8 @@ static const struct column instance_columns[] = {
     {"CPUS", "cpus", CELL_TEXT},
     {"MEMORY", "memory_mib", CELL_MIB},
     {"ENGINE", "engine_used", CELL_TEXT},
+    {"NETWORK", "network", CELL_TEXT},
+    {"ADDRESS", "address", CELL_TEXT},
     {"PORTS", "ports", CELL_PORTS},
     {"STARTED", "started", CELL_AGE},
     {"ID", "id", CELL_TEXT},
@@ -258,6 +260,7 @@ static int fill_nic(const struct api_options *options, const struct args *args, 
     (void)args;
     (void)err;
     object_set_text(body, "mac", options->mac);
+    object_set_text(body, "network", options->network);
     return 0;
 }
 

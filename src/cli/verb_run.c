@@ -38,6 +38,7 @@ static int make_body(const struct run *run, json_t *body, struct err *err)
     object_set_text(body, "cmdline", options->cmdline);
     object_set_text(body, "restart", options->restart);
     object_set_text(body, "nic", options->nic);
+    object_set_text(body, "network", options->network);
     if (options->cpus != 0) {
         (void)json_object_set_new(body, "cpus", json_integer(options->cpus));
     }
@@ -245,6 +246,10 @@ static void print_access(const struct run *run, const json_t *access)
     if (api_number(i, "ssh_port") != 0) {
         (void)fprintf(stderr, "  ssh:      corbel ssh %s    (127.0.0.1 port %d, user %s)\n",
                       run->name, (int)api_number(i, "ssh_port"), user);
+    }
+    if (api_number(i, "ssh_port") == 0 && user[0] != '\0') {
+        (void)fprintf(stderr, "  ssh:      corbel ssh %s    (on %s, user %s)\n", run->name,
+                      api_text(i, "network"), user);
     }
     (void)fprintf(stderr, "  console:  corbel console %s", run->name);
     if (api_text(access, "console_password")[0] != '\0') {

@@ -18,21 +18,45 @@
 #include <unistd.h>
 
 #define WAIT_DEFAULT_S 120
+#define SSH_PORT 22
 #define BANNER_MAX_MS 10000 /* a guest that took the connection greets within this */
 #define RETRY_MS 200
 #define NS_PER_S 1000000000ull
 
-/* True when a guest's ssh server greets on the port: the forward alone takes any connection. */
-static bool ssh_answers(unsigned port)
+/* Where its ssh server is. On a bridge, the address that the guest says it has; its keys are known. */
+struct place {
+    char address[INET_ADDRSTRLEN];
+    unsigned port; /* 0: nowhere, or not yet */
+};
+
+static bool is_on_bridge(const json_t *instance)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET,
-                                  .sin_port = htons((uint16_t)port),
-                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    CLEANUP_CLOSE int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    return strncmp(api_text(instance, "network"), "bridge:", 7) == 0;
+}
+
+static struct place place_of(const json_t *instance)
+{
+    struct place place = {.address = "127.0.0.1",
+                          .port = (unsigned)api_number(instance, "ssh_port")};
+
+    if (is_on_bridge(instance)) {
+        (void)snprintf(place.address, sizeof(place.address), "%s", api_text(instance, "address"));
+        place.port = place.address[0] != '\0' ? SSH_PORT : 0;
+    }
+    return place;
+}
+
+/* True when a guest's ssh server greets there: a forward alone takes any connection. */
+static bool ssh_answers(const struct place *place)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)place->port)};
+    CLEANUP_CLOSE int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     struct pollfd pfd = {.fd = fd, .events = POLLIN};
     char greeting[4];
 
-    if (fd < 0 || connect(fd, (const struct sockaddr *)&address, sizeof(address)) != 0 ||
+    if (fd < 0 || place->port == 0 || inet_pton(AF_INET, place->address, &address.sin_addr) != 1 ||
+        (connect(fd, (const struct sockaddr *)&address, sizeof(address)) != 0 &&
+         errno != EINPROGRESS) ||
         poll(&pfd, 1, BANNER_MAX_MS) <= 0) {
         return false;
     }
@@ -40,8 +64,9 @@ static bool ssh_answers(unsigned port)
            memcmp(greeting, "SSH-", sizeof(greeting)) == 0;
 }
 
-/* Whether it still runs; a daemon that is just away does not tell. */
-static bool has_ended(const struct cli *cli, struct client *client, const char *id)
+/* Whether it still runs, and where it is now; a daemon that is just away does not tell. */
+static bool has_ended(const struct cli *cli, struct client *client, const char *id,
+                      struct place *place)
 {
     json_t *now = NULL;
     struct err ignored;
@@ -50,19 +75,22 @@ static bool has_ended(const struct cli *cli, struct client *client, const char *
     bool is_up = strcmp(state, "running") == 0 || strcmp(state, "paused") == 0 ||
                  strcmp(state, "starting") == 0;
 
+    if (rc == 0) {
+        *place = place_of(now);
+    }
     json_decref(now);
     return rc == -ENOENT || (rc == 0 && !is_up);
 }
 
 static int wait_for_ssh(const struct cli *cli, struct client *client, const json_t *instance,
-                        unsigned seconds, struct err *err)
+                        unsigned seconds, struct place *place, struct err *err)
 {
     const char *name = api_name(instance);
     uint64_t deadline = clock_monotonic_ns() + seconds * NS_PER_S;
     bool told = false;
 
-    while (!ssh_answers((unsigned)api_number(instance, "ssh_port"))) {
-        if (has_ended(cli, client, api_text(instance, "id"))) {
+    while (!ssh_answers(place)) {
+        if (has_ended(cli, client, api_text(instance, "id"), place)) {
             return err_set(err, -EPIPE, "\"%s\" ended before its ssh server answered", name);
         }
         if (clock_monotonic_ns() >= deadline) {
@@ -100,8 +128,8 @@ static int write_file(const char *path, const char *text, struct err *err)
 }
 
 /* Becomes ssh; returns only when that fails. */
-static int exec_ssh(const struct cli *cli, const json_t *instance, const json_t *access,
-                    char **command, struct err *err)
+static int exec_ssh(const struct cli *cli, const json_t *instance, const struct place *place,
+                    const json_t *access, char **command, struct err *err)
 {
     char key[PATH_MAX], known[PATH_MAX], known_option[PATH_MAX + 32];
     char port[16];
@@ -120,7 +148,7 @@ static int exec_ssh(const struct cli *cli, const json_t *instance, const json_t 
                             port,
                             "-l",
                             api_text(access, "user"),
-                            "127.0.0.1"};
+                            place->address};
     size_t argc = 0;
     int rc = path_make_private(cli->runtime, err);
 
@@ -133,7 +161,7 @@ static int exec_ssh(const struct cli *cli, const json_t *instance, const json_t 
         return rc;
     }
     (void)snprintf(known_option, sizeof(known_option), "UserKnownHostsFile=%s", known);
-    (void)snprintf(port, sizeof(port), "%d", (int)api_number(instance, "ssh_port"));
+    (void)snprintf(port, sizeof(port), "%u", place->port);
     while (argv[argc] != NULL) {
         argc++;
     }
@@ -154,24 +182,27 @@ static int log_in(const struct cli *cli, struct client *client, const json_t *in
 {
     const char *name = api_name(instance);
     char path[API_PATH_BYTES];
+    struct place place = place_of(instance);
     json_t *access = NULL;
     int rc = 0;
 
-    if (client_socket(client) == NULL) {
+    if (client_socket(client) == NULL && !is_on_bridge(instance)) {
         return err_set(err, -EINVAL,
                        "\"%s\" is on another host, whose 127.0.0.1 has its ssh port; log in there "
                        "first, or use its console: corbel console %s",
                        name, name);
     }
-    if (api_number(instance, "ssh_port") == 0) {
-        return err_set(err, -EINVAL, "\"%s\" has no ssh server; use its console: corbel console %s",
-                       name, name);
-    }
     rc = api_path(cli, path, "instances", api_text(instance, "id"), "access", err);
     rc = rc < 0 ? rc : client_call(client, "GET", path, NULL, &access, err);
+    if (rc == 0 &&
+        (is_on_bridge(instance) ? api_text(access, "user")[0] == '\0' : place.port == 0)) {
+        rc = err_set(err, -EINVAL, "\"%s\" has no ssh server; use its console: corbel console %s",
+                     name, name);
+    }
     rc = rc < 0 ? rc
-                : wait_for_ssh(cli, client, instance, wait_s != 0 ? wait_s : WAIT_DEFAULT_S, err);
-    rc = rc < 0 ? rc : exec_ssh(cli, instance, access, command, err);
+                : wait_for_ssh(cli, client, instance, wait_s != 0 ? wait_s : WAIT_DEFAULT_S, &place,
+                               err);
+    rc = rc < 0 ? rc : exec_ssh(cli, instance, &place, access, command, err);
     json_decref(access);
     return rc;
 }

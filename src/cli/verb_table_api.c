@@ -63,6 +63,11 @@
     {                                                                                     \
         "--iops", "N", "operations per second; none: any", OPTION_TEXT, API(limits.iops)  \
     }
+#define NETWORK_SPEC                                                                       \
+    {                                                                                      \
+        "--network", "NETWORK", "where it leads: user, or bridge:NAME of the host (user)", \
+            OPTION_TEXT, API(network)                                                      \
+    }
 #define ROLE_SPECS                                                                     \
     {"--role", "ROLE", "viewer, member or admin", OPTION_TEXT, API(role)},             \
     {                                                                                  \
@@ -98,6 +103,7 @@ static const struct option_spec run_specs[] = {
     {"--disk", "SIZE", "its disk, instead of the type's", OPTION_TEXT, API(disk)},
     {"--volume", "NAME", "a volume as one more disk; repeatable", OPTION_LIST, API(volumes)},
     {"--nic", "NAME", "its network card (one of its own)", OPTION_TEXT, API(nic)},
+    NETWORK_SPEC,
     INSTANCE_LIMIT_SPECS,
     {"--engine", "ENGINE", "auto, kvm or soft (auto)", OPTION_TEXT, API(engine)},
     {"--forward", "H:G", "host port H reaches guest port G; repeatable", OPTION_LIST,
@@ -162,6 +168,7 @@ static const struct option_spec type_specs[] = {
 };
 static const struct option_spec nic_specs[] = {
     {"--mac", "ADDRESS", "52:54:00:ab:cd:ef ... (one by chance)", OPTION_TEXT, API(mac)},
+    NETWORK_SPEC,
     TAG_SPEC,
     JSON_SPEC,
     {.name = NULL},

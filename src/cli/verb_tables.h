@@ -26,7 +26,7 @@ struct api_options {
     bool json, force, all, detach, wait_ready, ephemeral, fresh, follow;
     unsigned cpus, wait_s, interval_s, count;
     const char *type, *memory, *disk, *name, *engine, *restart, *cmdline;
-    const char *input, *instance, *volume, *key, *user_data, *nic, *mac;
+    const char *input, *instance, *volume, *key, *user_data, *nic, *mac, *network;
     const char *role, *of_project, *expires, *password_file;
     const char *max_instances, *max_cpus, *max_memory, *max_volumes;
     const char *max_snapshots, *max_nics, *max_alarms;

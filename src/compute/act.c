@@ -201,12 +201,19 @@ static int change_limits(struct act *act, struct fault *fault)
 
 static int change_forwards(struct act *act, json_t *before, struct fault *fault)
 {
+    int rc;
+
     if (object_is(&act->object, "state", "pending") ||
         object_is(&act->object, "state", "starting") ||
         object_is(&act->object, "state", "stopping")) {
         return refuse_state(act, "wait until it is not", fault);
     }
-    if (forwards_change(&act->object, before) == 1 && !act->has_work) {
+    rc = network_check_forwards(&act->object, fault);
+    if (rc < 0) {
+        return rc;
+    }
+    if (network_is_user(object_text(&act->object, "network")) &&
+        forwards_change(&act->object, before) == 1 && !act->has_work) {
         begin_work(act, "is to have other forwards");
     }
     return 0;
@@ -226,9 +233,10 @@ static int change_sizes(struct act *act, const json_t *before, bool is_off, stru
     if (is_off) {
         rc = rc < 0 ? rc : admit_instance(act->compute, &act->object, true, fault);
         rc = rc < 0 ? rc : call_attach_volumes(&act->change, &act->object, false, fault);
-        return rc < 0 || json_object_get(act->parameters, "nic") == NULL
+        return rc < 0 || (json_object_get(act->parameters, "nic") == NULL &&
+                          json_object_get(act->parameters, "network") == NULL)
                    ? rc
-                   : nic_attach(&act->change, &act->object, before, fault);
+                   : nic_attach(&act->change, &act->object, act->parameters, before, fault);
     }
     if (!state_is(act, "running")) {
         return refuse_state(act, state_is(act, "paused") ? "resume it first" : "", fault);

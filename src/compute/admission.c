@@ -226,11 +226,12 @@ int compute_host(struct compute *compute, json_t **ret_host, struct fault *fault
     }
     host_limits(compute, &cpus, &memory_mib);
     *ret_host = json_pack(
-        "{s:{s:I, s:I}, s:{s:I, s:I}, s:{s:I, s:I}, s:{s:I, s:I}, s:o}", "cpus", "total",
+        "{s:{s:I, s:I}, s:{s:I, s:I}, s:{s:I, s:I}, s:{s:I, s:I}, s:o, s:o}", "cpus", "total",
         (json_int_t)cpus, "used", (json_int_t)sums.running_cpus, "memory_mib", "total",
         (json_int_t)memory_mib, "used", (json_int_t)sums.running_memory_mib, "instances", "total",
         (json_int_t)sums.instances, "running", (json_int_t)sums.running, "cpu_reserved_percent",
         "total", (json_int_t)(admit_host_percent(compute) * RESERVABLE_PERCENT / 100), "used",
-        (json_int_t)sums.reserved, "limits", limits_means(compute));
+        (json_int_t)sums.reserved, "limits", limits_means(compute), "bridges",
+        network_bridges(compute));
     return *ret_host != NULL ? 0 : fault_set(fault, FAULT_INTERNAL, NULL, "out of memory");
 }

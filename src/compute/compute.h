@@ -36,10 +36,12 @@ struct compute_config {
     const char *state_dir; /* machines/ID and volumes stand here */
     const char
         *runtime_dir; /* sockets of running machines: vm/ID; short: a socket's name has 107 bytes */
-    const char *images_dir; /* an image is a directory in it, as `corbel image` makes them */
-    const char *vmm;        /* the corbel-vmm program */
-    unsigned workers;       /* 0: 8 */
-    const char *cgroup;     /* parent of machines' control groups; "": none; NULL: found */
+    const char *images_dir;     /* an image is a directory in it, as `corbel image` makes them */
+    const char *vmm;            /* the corbel-vmm program */
+    unsigned workers;           /* 0: 8 */
+    const char *cgroup;         /* parent of machines' control groups; "": none; NULL: found */
+    const char *const *bridges; /* of the host, that instances may use; outlive it */
+    unsigned bridge_count;
 
     /* What admission may give away; 0: what the host has (cpus, memory), times the ratio in percent. */
     unsigned cpus, memory_mib;
@@ -287,7 +289,7 @@ int compute_access(struct compute *compute, const struct compute_call *call, con
 int compute_log(struct compute *compute, const struct compute_call *call, const char *id,
                 json_t **ret_log, struct fault *fault) MUST_CHECK;
 
-/* {"cpus": {"total", "used"}, "memory_mib": {...}, "instances": ..., "limits": ...}: the host as
+/* {"cpus": {"total", "used"}, "memory_mib": {...}, "instances": ..., "limits": ..., "bridges": ...}: the host as
  * admission sees it, and by what means each limit is kept. */
 int compute_host(struct compute *compute, json_t **ret_host, struct fault *fault) MUST_CHECK;
 

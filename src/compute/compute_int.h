@@ -14,6 +14,7 @@
 #include "base/thread.h"
 #include "cgroup/cgroup.h"
 #include "compute/kinds.h"
+#include "compute/network.h"
 #include "storage/guest_image.h"
 #include "store/store.h"
 
@@ -412,15 +413,19 @@ int nic_prepare(struct change *change, struct object *nic, struct fault *fault) 
 /* Away with it, its name and its address. */
 void nic_remove(struct change *change, const struct object *nic);
 /* Gives the instance the NIC that it names, or one of its own where it names none, and takes the one
- * that it had before (NULL: it is new). */
-int nic_attach(struct change *change, struct object *instance, const json_t *before,
-               struct fault *fault) MUST_CHECK;
+ * that it had before (NULL: it is new). given: what the call says, its "network" too. */
+int nic_attach(struct change *change, struct object *instance, const json_t *given,
+               const json_t *before, struct fault *fault) MUST_CHECK;
 /* Takes the NIC from the instance, if it has it; one of its own goes. id: "" for none. */
 int nic_release(struct change *change, const struct object *instance, const char *id,
                 struct fault *fault) MUST_CHECK;
-/* The address of the instance's; "" for one without. */
-int nic_mac(struct compute *compute, const struct object *instance, char out[MAC_TEXT_BYTES],
-            struct err *err) MUST_CHECK;
+/* The instance's: of one from before there were any, no address in the user-mode network. */
+struct nic_card {
+    char mac[MAC_TEXT_BYTES];
+    char network[NETWORK_MAX_BYTES + 1];
+};
+int nic_card(struct compute *compute, const struct object *instance, struct nic_card *ret_card,
+             struct err *err) MUST_CHECK;
 
 /* ---- alarm.c ---- */
 

@@ -55,7 +55,7 @@ static int prepare_instance(struct creation *creation, struct fault *fault)
     if (rc == 0) {
         rc = call_attach_volumes(&creation->change, object, true, fault);
     }
-    rc = rc < 0 ? rc : nic_attach(&creation->change, object, NULL, fault);
+    rc = rc < 0 ? rc : nic_attach(&creation->change, object, creation->wanted, NULL, fault);
     rc = rc < 0 ? rc : seed_prepare(&creation->change, object, fault);
     if (object_number(object, "cpu_reserved_percent") != 0) {
         atomic_store(&creation->compute->has_reservations, true);

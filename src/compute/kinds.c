@@ -2,6 +2,7 @@
 #include "compute/kinds.h"
 
 #include "cgroup/cgroup.h"
+#include "compute/network.h"
 
 #define MAX_TAGS 50
 #define MAX_CPUS 16
@@ -155,6 +156,13 @@ static const struct field instance_fields[] = {
      .type = FIELD_ID,
      .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_STOPPED,
      .help = "its network card; where none is given, one that is made and goes with it"},
+    {.name = "network",
+     .type = FIELD_TEXT,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_STOPPED,
+     .min = 1,
+     .max = NETWORK_MAX_BYTES,
+     .help = "where its network card leads: user, or bridge:NAME with a bridge of the host; of a "
+             "card that is not its own the card says it"},
     {.name = "forwards",
      .type = FIELD_FORWARDS,
      .access = FIELD_AT_CREATE | FIELD_CHANGES,
@@ -387,11 +395,13 @@ static const struct field nic_fields[] = {
      .help =
          "its address, which no other has: 52:54:00:ab:cd:ef; one by chance when none is given"},
     {.name = "network",
-     .type = FIELD_CHOICE,
+     .type = FIELD_TEXT,
      .access = FIELD_AT_CREATE,
-     .choices = "user",
+     .min = 1,
+     .max = NETWORK_MAX_BYTES,
      .preset = "\"user\"",
-     .help = "where it leads; user: what its host reaches, behind an address of the host"},
+     .help = "where it leads; user: what its host reaches, behind an address of the host; "
+             "bridge:NAME: one of the host's bridges, as GET /v1/host lists them"},
     FIELD_OF_TAGS,
     {.name = "state", .type = FIELD_CHOICE, .choices = "available in-use", .help = "what it is"},
     {.name = "instance", .type = FIELD_TEXT, .max = 64, .help = "who has it; absent: nobody"},

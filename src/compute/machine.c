@@ -218,6 +218,15 @@ int machine_command(struct task *task, const char *command, json_t **ret_answer,
     return machine_ask(task, json_pack("{s:s}", "command", command), ret_answer, err);
 }
 
+/* A start under way. */
+struct launch {
+    struct task *task;
+    const struct object *instance;
+    struct limits limits;
+    struct nic_card card;
+    char dir[PATH_MAX];
+};
+
 /* ---- configuration ---- */
 
 struct config {
@@ -225,6 +234,7 @@ struct config {
     const struct object *instance;
     const struct image *image;
     const struct limits *limits;
+    const struct nic_card *card;
     char dir[PATH_MAX], runtime[PATH_MAX];
     json_t *json;
 };
@@ -303,35 +313,40 @@ static int set_disks(struct config *config, struct err *err)
     return rc;
 }
 
-static int set_net(struct config *config, struct err *err)
+/* Ports that lead to it, in the user-mode network: at most 16 of some 20 bytes each. */
+static void add_forwards(const struct config *config, char *text, size_t size)
 {
     const json_t *forwards = json_object_get(config->instance->json, "forwards");
-    char text[1024] = "user", mac[MAC_TEXT_BYTES];
     size_t used = strlen(text);
-    int rc = nic_mac(config->task->compute, config->instance, mac, err);
 
-    if (rc < 0) {
-        return rc;
-    }
-    if (mac[0] != '\0') {
-        used += (size_t)snprintf(text + used, sizeof(text) - used, ",mac=%s", mac);
-    }
-    limits_net_text(config->limits, text + used, sizeof(text) - used);
-    used = strlen(text);
     if (machine_has_ssh(config->instance, config->image)) {
-        used += (size_t)snprintf(text + used, sizeof(text) - used, ",forward=0:%d", SSH_GUEST_PORT);
+        used += (size_t)snprintf(text + used, size - used, ",forward=0:%d", SSH_GUEST_PORT);
     }
-    /* At most 16 of some 20 bytes each. */
-    for (size_t i = 0; i < json_array_size(forwards) && used < sizeof(text); i++) {
+    for (size_t i = 0; i < json_array_size(forwards) && used < size; i++) {
         const json_t *forward = json_array_get(forwards, i);
 
         used +=
-            (size_t)snprintf(text + used, sizeof(text) - used, ",forward=%lld:%lld",
+            (size_t)snprintf(text + used, size - used, ",forward=%lld:%lld",
                              (long long)json_integer_value(json_object_get(forward, "host_port")),
                              (long long)json_integer_value(json_object_get(forward, "guest_port")));
     }
+}
+
+/* On a bridge it sends as nobody else: others there are not its owner's. */
+static void set_net(struct config *config)
+{
+    const struct nic_card *card = config->card;
+    bool is_user = network_is_user(card->network);
+    char text[1024];
+    size_t used = (size_t)snprintf(text, sizeof(text), "%s%s%s",
+                                   is_user ? "user" : "tap,guard,fd=" MONITOR_TAP_FD_TEXT,
+                                   card->mac[0] != '\0' ? ",mac=" : "", card->mac);
+
+    limits_net_text(config->limits, text + used, sizeof(text) - used);
+    if (is_user) {
+        add_forwards(config, text, sizeof(text));
+    }
     set_text(config, "net", text);
-    return 0;
 }
 
 /* The image's with the instance's name, which systemd takes as the host's: data for cloud-init would
@@ -383,7 +398,7 @@ static int make_config(struct config *config, struct err *err)
         (void)json_object_set_new(config->json, "cpu-cap", json_integer(config->limits->vcpu_cap));
     }
     rc = rc < 0 ? rc : set_disks(config, err);
-    rc = rc < 0 ? rc : set_net(config, err);
+    set_net(config);
     rc = rc < 0 ? rc : set_path(config, "serial", "socket:", config->runtime, "console.sock", err);
     rc = rc < 0 ? rc : set_path(config, "serial-log", "", config->dir, MACHINE_SERIAL_LOG, err);
     rc = rc < 0 ? rc : set_path(config, "control", "", config->runtime, "control.sock", err);
@@ -391,11 +406,15 @@ static int make_config(struct config *config, struct err *err)
     return rc < 0 ? rc : set_path(config, "end-file", "", config->runtime, "end.json", err);
 }
 
-static int write_config(struct task *task, const struct object *instance,
-                        const struct limits *limits, struct err *err)
+static int write_config(const struct launch *launch, struct err *err)
 {
+    struct task *task = launch->task;
     struct image image;
-    struct config config = {.task = task, .instance = instance, .image = &image, .limits = limits};
+    struct config config = {.task = task,
+                            .instance = launch->instance,
+                            .image = &image,
+                            .limits = &launch->limits,
+                            .card = &launch->card};
     int rc = directory_path(task->compute, task->id, config.dir, err);
 
     rc = rc < 0 ? rc : machine_path(task->compute, task->id, config.runtime, err);
@@ -414,28 +433,21 @@ static int write_config(struct task *task, const struct object *instance,
 
 /* ---- launch ---- */
 
-struct record {
-    struct task *task;
-    const struct object *instance;
-    const struct limits *limits;
-    const char *dir;
-};
-
 /* Who the monitor is, before it is one: a daemon that returns finds it by this. Then its group. */
 static int record_monitor(void *opaque, pid_t pid, uint64_t start_ticks, struct err *err)
 {
-    struct record *record = opaque;
-    int rc = task_step(record->task, STEP_RECORD_MONITOR, false);
+    struct launch *launch = opaque;
+    int rc = task_step(launch->task, STEP_RECORD_MONITOR, false);
 
     rc = rc < 0 ? rc
                 : machine_write_json(
-                      record->dir, "run.json",
+                      launch->dir, "run.json",
                       json_pack("{s:i, s:I, s:I}", "pid", (int)pid, "start_ticks",
                                 (json_int_t)start_ticks, "generation",
-                                (json_int_t)object_number(record->instance, "generation")),
+                                (json_int_t)object_number(launch->instance, "generation")),
                       err);
-    rc = rc < 0 ? rc : task_step(record->task, STEP_RECORD_MONITOR, true);
-    return rc < 0 ? rc : limits_enter(record->task, record->limits, pid, err);
+    rc = rc < 0 ? rc : task_step(launch->task, STEP_RECORD_MONITOR, true);
+    return rc < 0 ? rc : limits_enter(launch->task, &launch->limits, pid, err);
 }
 
 /* An empty directory, locked. */
@@ -449,23 +461,23 @@ static int make_runtime(const char *dir, int *ret_lock_fd, struct err *err)
                    : (rc < 0 ? rc : 0);
 }
 
-static int start_monitor(struct task *task, const struct object *instance,
-                         const struct limits *limits, const char *dir, int lock_fd, struct err *err)
+static int start_monitor(struct launch *launch, int lock_fd, int tap_fd, struct err *err)
 {
+    struct task *task = launch->task;
     char config[PATH_MAX], log[PATH_MAX];
-    struct record record = {.task = task, .instance = instance, .limits = limits, .dir = dir};
     const char *const argv[] = {task->compute->vmm,    "--config", config, "--ready-fd",
                                 MONITOR_READY_FD_TEXT, NULL};
-    struct monitor_start start = {.name = object_text(instance, "name"),
+    struct monitor_start start = {.name = object_text(launch->instance, "name"),
                                   .argv = argv,
                                   .log = log,
                                   .lock_fd = lock_fd,
+                                  .tap_fd = tap_fd,
                                   .record = record_monitor,
-                                  .opaque = &record};
+                                  .opaque = launch};
     struct monitor monitor;
-    int rc = path_format(config, err, "%s/vmm.json", dir);
+    int rc = path_format(config, err, "%s/vmm.json", launch->dir);
 
-    rc = rc < 0 ? rc : path_format(log, err, "%s/vmm.log", dir);
+    rc = rc < 0 ? rc : path_format(log, err, "%s/vmm.log", launch->dir);
     rc = rc < 0 ? rc : task_step(task, STEP_LAUNCH, false);
     rc = rc < 0 ? rc : monitor_start(&start, &monitor, err);
     if (rc < 0) {
@@ -513,25 +525,38 @@ static int write_seed(struct task *task, const struct object *instance, struct e
     return rc < 0 ? rc : task_step(task, STEP_WRITE_SEED, true);
 }
 
+/* Its tap, if it has one, is the monitor's from here on. */
+static int start_on_network(struct launch *launch, int lock_fd, struct err *err)
+{
+    struct hostnet_tap tap = {.fd = -1};
+    int rc = network_open(launch->task->compute, launch->task->id, launch->card.network, &tap, err);
+
+    rc = rc < 0 ? rc : start_monitor(launch, lock_fd, tap.fd, err);
+    if (tap.fd >= 0) {
+        (void)close(tap.fd); /* nothing to lose */
+    }
+    return rc;
+}
+
 int machine_launch(struct task *task, struct object *instance, struct err *err)
 {
     CLEANUP_CLOSE int lock_fd = -1;
-    struct limits limits;
-    char dir[PATH_MAX];
-    int rc = machine_path(task->compute, task->id, dir, err);
+    struct launch launch = {.task = task, .instance = instance};
+    int rc = machine_path(task->compute, task->id, launch.dir, err);
 
-    rc = rc < 0 ? rc : limits_of(task->compute, instance, &limits, err);
-    rc = rc < 0 ? rc : limits_end(task, dir, err);
+    rc = rc < 0 ? rc : limits_of(task->compute, instance, &launch.limits, err);
+    rc = rc < 0 ? rc : nic_card(task->compute, instance, &launch.card, err);
+    rc = rc < 0 ? rc : limits_end(task, launch.dir, err);
     rc = rc < 0 ? rc : task_step(task, STEP_MAKE_RUNTIME, false);
     log_keep(task->compute, task->id);
-    rc = rc < 0 ? rc : make_runtime(dir, &lock_fd, err);
+    rc = rc < 0 ? rc : make_runtime(launch.dir, &lock_fd, err);
     rc = rc < 0 ? rc : task_step(task, STEP_MAKE_RUNTIME, true);
     rc = rc < 0 ? rc : write_seed(task, instance, err);
     rc = rc < 0 ? rc : task_step(task, STEP_WRITE_CONFIG, false);
-    rc = rc < 0 ? rc : write_config(task, instance, &limits, err);
+    rc = rc < 0 ? rc : write_config(&launch, err);
     rc = rc < 0 ? rc : task_step(task, STEP_WRITE_CONFIG, true);
-    rc = rc < 0 ? rc : limits_make(task, dir, &limits, err);
-    return rc < 0 ? rc : start_monitor(task, instance, &limits, dir, lock_fd, err);
+    rc = rc < 0 ? rc : limits_make(task, launch.dir, &launch.limits, err);
+    return rc < 0 ? rc : start_on_network(&launch, lock_fd, err);
 }
 
 /* The forwards as they were opened; the first is that of ssh where the image has a user. */

@@ -62,6 +62,7 @@ int nic_prepare(struct change *change, struct object *nic, struct fault *fault)
                  ? make_mac(nic, fault)
                  : check_mac(change->compute, object_text(nic, "mac"), fault);
 
+    rc = rc < 0 ? rc : network_check(change->compute, object_text(nic, "network"), fault);
     rc = rc < 0 ? rc : admit_one(change->compute, nic, fault);
     if (rc < 0) {
         return rc;
@@ -83,12 +84,14 @@ void nic_remove(struct change *change, const struct object *nic)
 }
 
 /* A new one for an instance for which none was named: made with it, and gone with it. */
-static int make_own(struct change *change, struct object *instance, struct fault *fault)
+static int make_own(struct change *change, struct object *instance, const char *wanted,
+                    struct fault *fault)
 {
     struct object nic = {0};
-    json_t *fields = NULL;
-    int rc = kind_parse_create(kind_spec(KIND_NIC), NULL, &fields, fault);
+    json_t *fields = NULL, *given = json_pack("{s:s*}", "network", wanted);
+    int rc = kind_parse_create(kind_spec(KIND_NIC), given, &fields, fault);
 
+    json_decref(given);
     rc = rc < 0 ? rc : object_new(KIND_NIC, instance->project, fields, &nic, fault);
     rc = rc < 0 ? rc : nic_prepare(change, &nic, fault);
     if (rc == 0) {
@@ -97,6 +100,7 @@ static int make_own(struct change *change, struct object *instance, struct fault
         object_set_text(&nic, "state", "in-use");
         object_set_flag(&nic, "own", true);
         object_set_text(instance, "nic", nic.id);
+        object_set_text(instance, "network", object_text(&nic, "network"));
         change_put(change, &nic);
         change_take_name(change, &nic);
     }
@@ -104,8 +108,30 @@ static int make_own(struct change *change, struct object *instance, struct fault
     return rc;
 }
 
+/* Its own card leads where it wants, another one where that leads. wanted: NULL for anywhere. */
+static int lead(struct change *change, struct object *nic, struct object *instance,
+                const char *wanted, struct fault *fault)
+{
+    bool is_there = wanted == NULL || object_is(nic, "network", wanted);
+    int rc = 0;
+
+    if (!is_there && !object_flag(nic, "own")) {
+        return fault_set(fault, FAULT_CONFLICT, "network",
+                         "the NIC \"%s\" leads to %s; give another NIC, or none and the network",
+                         object_text(nic, "name"), object_text(nic, "network"));
+    }
+    if (!is_there) {
+        rc = network_check(change->compute, wanted, fault);
+        object_set_text(nic, "network", wanted);
+        change_put(change, nic);
+    }
+    object_set_text(instance, "network", object_text(nic, "network"));
+    return rc;
+}
+
 /* The one that it names: there, and nobody else's. Its id takes its name's place. */
-static int take(struct change *change, struct object *instance, struct fault *fault)
+static int take(struct change *change, struct object *instance, const char *wanted,
+                struct fault *fault)
 {
     struct object nic = {0};
     int rc = object_find(change->compute, KIND_NIC, instance->project, object_text(instance, "nic"),
@@ -116,6 +142,7 @@ static int take(struct change *change, struct object *instance, struct fault *fa
     }
     if (object_is(&nic, "instance", instance->id)) {
         object_set_text(instance, "nic", nic.id);
+        rc = lead(change, &nic, instance, wanted, fault);
     } else if (!object_is(&nic, "state", "available")) {
         rc = fault_set(fault, FAULT_CONFLICT, "nic", "the NIC \"%s\" is %s",
                        object_text(&nic, "name"), object_text(&nic, "state"));
@@ -123,6 +150,7 @@ static int take(struct change *change, struct object *instance, struct fault *fa
         object_set_text(&nic, "instance", instance->id);
         object_set_text(&nic, "state", "in-use");
         object_set_text(instance, "nic", nic.id);
+        rc = lead(change, &nic, instance, wanted, fault);
         change_put(change, &nic);
     }
     object_done(&nic);
@@ -153,41 +181,50 @@ int nic_release(struct change *change, const struct object *instance, const char
     return rc;
 }
 
-int nic_attach(struct change *change, struct object *instance, const json_t *before,
-               struct fault *fault)
+/* The one of its own that it had before, if it had one. */
+static int take_own(struct change *change, struct object *instance, const char *old,
+                    const char *wanted, struct fault *fault)
+{
+    struct object nic = {0};
+    int rc = old != NULL
+                 ? object_load(change->compute, KIND_NIC, instance->project, old, &nic, NULL)
+                 : -ENOENT;
+
+    if (rc == 0 && object_flag(&nic, "own")) {
+        object_set_text(instance, "nic", old);
+        rc = lead(change, &nic, instance, wanted, fault);
+    } else {
+        rc = make_own(change, instance, wanted, fault);
+    }
+    object_done(&nic);
+    return rc;
+}
+
+int nic_attach(struct change *change, struct object *instance, const json_t *given,
+               const json_t *before, struct fault *fault)
 {
     const char *old = json_string_value(json_object_get(before, "nic"));
-    struct object nic = {0};
-    bool has_own;
-    int rc;
+    const json_t *network = json_object_get(given, "network");
+    const char *wanted = json_is_null(network) ? "user" : json_string_value(network);
+    int rc = json_object_get(instance->json, "nic") != NULL
+                 ? take(change, instance, wanted, fault)
+                 : take_own(change, instance, old, wanted, fault);
 
-    if (json_object_get(instance->json, "nic") != NULL) {
-        rc = take(change, instance, fault);
-    } else {
-        has_own = old != NULL &&
-                  object_load(change->compute, KIND_NIC, instance->project, old, &nic, NULL) == 0 &&
-                  object_flag(&nic, "own");
-        object_done(&nic);
-        if (has_own) {
-            object_set_text(instance, "nic", old);
-            return 0;
-        }
-        rc = make_own(change, instance, fault);
-    }
+    rc = rc < 0 ? rc : network_check_forwards(instance, fault);
     return rc < 0 || old == NULL || object_is(instance, "nic", old)
                ? rc
                : nic_release(change, instance, old, fault);
 }
 
-int nic_mac(struct compute *compute, const struct object *instance, char out[MAC_TEXT_BYTES],
-            struct err *err)
+int nic_card(struct compute *compute, const struct object *instance, struct nic_card *ret_card,
+             struct err *err)
 {
     const char *id = object_text(instance, "nic");
     struct object nic = {0};
     struct fault fault = {.code = FAULT_NONE};
     int rc;
 
-    out[0] = '\0';
+    *ret_card = (struct nic_card){.network = "user"};
     if (id[0] == '\0') {
         return 0;
     }
@@ -195,7 +232,9 @@ int nic_mac(struct compute *compute, const struct object *instance, char out[MAC
     if (rc < 0) {
         return err_set(err, rc, "%s", fault.text);
     }
-    (void)snprintf(out, MAC_TEXT_BYTES, "%s", object_text(&nic, "mac"));
+    (void)snprintf(ret_card->mac, sizeof(ret_card->mac), "%s", object_text(&nic, "mac"));
+    (void)snprintf(ret_card->network, sizeof(ret_card->network), "%s",
+                   object_text(&nic, "network"));
     object_done(&nic);
     return 0;
 }

@@ -10,6 +10,7 @@
 #include "daemon/housekeeping.h"
 #include "daemon/notify.h"
 #include "daemon/options.h"
+#include "hostnet/hostnet.h"
 #include "metrics/metrics.h"
 #include "store/store_sqlite.h"
 #include "web/web.h"
@@ -134,6 +135,8 @@ static int open_compute(struct daemon *daemon, struct err *err)
         .workers = options->workers,
         .cgroup =
             options->cgroup != NULL && strcmp(options->cgroup, "none") == 0 ? "" : options->cgroup,
+        .bridges = options->bridges,
+        .bridge_count = options->bridge_count,
         .cpus = options->cpus,
         .memory_mib = options->memory_mib,
         .cpu_ratio = options->cpu_ratio,
@@ -223,6 +226,28 @@ static void wait_for_end(const sigset_t *signals)
     log_info("ending; machines run on");
 }
 
+/* Before any thread starts. What is started from here never has the privilege that bridges need,
+ * and this process only where it has bridges. */
+static int settle_privilege(const struct daemon_options *options, struct err *err)
+{
+    int rc;
+
+    hostnet_keep_privilege();
+    if (options->bridge_count == 0) {
+        rc = hostnet_drop_privilege();
+        return rc < 0 ? err_set_errno(err, rc, "CAP_NET_ADMIN cannot be given up") : 0;
+    }
+    for (unsigned i = 0; i < options->bridge_count; i++) {
+        struct err why;
+
+        if (hostnet_check_privilege(&why) < 0 ||
+            hostnet_check_bridge(options->bridges[i], &why) < 0) {
+            log_warn("no instance can use \"%s\" yet, ignoring: %s", options->bridges[i], why.text);
+        }
+    }
+    return 0;
+}
+
 static enum status run(struct daemon *daemon)
 {
     struct err err = {.code = 0};
@@ -237,7 +262,8 @@ static enum status run(struct daemon *daemon)
     (void)sigprocmask(SIG_BLOCK, &signals, NULL);
     (void)signal(SIGPIPE, SIG_IGN); /* NOLINT(cert-err33-c): cannot fail for these signals */
     (void)signal(SIGXFSZ, SIG_IGN); /* NOLINT(cert-err33-c): a full disk is an error, not an end */
-    rc = daemon_open(daemon, &err);
+    rc = settle_privilege(&daemon->options, &err);
+    rc = rc < 0 ? rc : daemon_open(daemon, &err);
     if (rc == 0) {
         log_info("serving %s", daemon->options.socket);
         notify_send("READY=1");

@@ -1,6 +1,7 @@
 #include "daemon/options.h"
 
 #include "base/path.h"
+#include "hostnet/hostnet.h"
 
 #include <errno.h>
 #include <stddef.h>
@@ -14,6 +15,7 @@ enum option_kind {
     OPTION_TEXT,
     OPTION_NUMBER,
     OPTION_LISTEN,
+    OPTION_BRIDGE,
     OPTION_LEVEL
 };
 
@@ -49,6 +51,8 @@ static const struct option {
      offsetof(struct daemon_options, memory_ratio)},
     {"--cgroup", "GROUP|none", "make machines' control groups in this one (found)", OPTION_TEXT,
      offsetof(struct daemon_options, cgroup)},
+    {"--bridge", "NAME", "instances may use this bridge of the host; may be repeated",
+     OPTION_BRIDGE, 0},
     {"--workers", "N", "how much is done at a time (8)", OPTION_NUMBER,
      offsetof(struct daemon_options, workers)},
     {"--history-step", "SECONDS", "between two lines of history, at most 60 (10)", OPTION_NUMBER,
@@ -118,6 +122,24 @@ static int add_listen(struct daemon_options *options, const char *value, struct 
     return rc;
 }
 
+static int add_bridge(struct daemon_options *options, const char *value, struct err *err)
+{
+    if (!hostnet_is_name(value)) {
+        return err_set(err, -EINVAL, "--bridge: \"%.40s\" is no name of a bridge: %s", value,
+                       HOSTNET_NAME_RULE);
+    }
+    for (unsigned i = 0; i < options->bridge_count; i++) {
+        if (strcmp(options->bridges[i], value) == 0) {
+            return 0;
+        }
+    }
+    if (options->bridge_count == OPTIONS_MAX_BRIDGES) {
+        return err_set(err, -EINVAL, "--bridge: at most %d of them", OPTIONS_MAX_BRIDGES);
+    }
+    options->bridges[options->bridge_count++] = value;
+    return 0;
+}
+
 static int set_option(struct daemon_options *options, const struct option *option,
                       const char *value, struct err *err)
 {
@@ -136,6 +158,8 @@ static int set_option(struct daemon_options *options, const struct option *optio
         return set_number((unsigned *)(void *)field, option, value, err);
     case OPTION_LISTEN:
         return add_listen(options, value, err);
+    case OPTION_BRIDGE:
+        return add_bridge(options, value, err);
     case OPTION_LEVEL:
         return set_level(options, value, err);
     }

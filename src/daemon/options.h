@@ -12,12 +12,15 @@
 #include <stdbool.h>
 
 #define OPTIONS_MAX_LISTEN 8
+#define OPTIONS_MAX_BRIDGES 16
 
 struct daemon_options {
     bool is_system; /* /var/lib and /run in place of the user's directories */
     char state[PATH_MAX], runtime[PATH_MAX], images[PATH_MAX], socket[PATH_MAX], vmm[PATH_MAX];
     const char *listen[OPTIONS_MAX_LISTEN]; /* ADDRESS:PORT */
     unsigned listen_count;
+    const char *bridges[OPTIONS_MAX_BRIDGES]; /* that instances may use */
+    unsigned bridge_count;
     const char *certificate, *key, *cgroup;
     bool has_local_hooks;
     const char *restore; /* a copy of the records to put back; NULL: serve */

@@ -13,14 +13,23 @@
 
 #define START_MAX_MS 120000 /* a monitor that does not listen by then never will */
 #define LOG_MAX_BYTES (1u << 20)
-#define GO_FD 5          /* in the child, until it is the monitor */
+#define GO_FD 6          /* in the child, until it is the monitor */
 #define FIRST_FREE_FD 10 /* above those that the monitor gets */
 
 /* What the child needs; all descriptors are at FIRST_FREE_FD or above. */
 struct child {
     const char *const *argv;
-    int null_fd, log_fd, ready_fd, go_fd, lock_fd;
+    int null_fd, log_fd, ready_fd, go_fd, lock_fd, tap_fd;
 };
+
+/* A descriptor in its place, which is empty where there is none. */
+static int put(int fd, int place)
+{
+    if (fd >= 0) {
+        return dup2(fd, place);
+    }
+    return close(place) < 0 && errno != EBADF ? -1 : 0;
+}
 
 /* Between fork and exec, in a process that may have had threads: system calls only. */
 NORETURN static void become_monitor(const struct child *child)
@@ -32,8 +41,7 @@ NORETURN static void become_monitor(const struct child *child)
     if (setsid() < 0 || dup2(child->null_fd, STDIN_FILENO) < 0 ||
         dup2(child->log_fd, STDOUT_FILENO) < 0 || dup2(child->log_fd, STDERR_FILENO) < 0 ||
         dup2(child->ready_fd, MONITOR_READY_FD) < 0 || dup2(child->go_fd, GO_FD) < 0 ||
-        (child->lock_fd >= 0 ? dup2(child->lock_fd, MONITOR_LOCK_FD) < 0
-                             : close(MONITOR_LOCK_FD) < 0 && errno != EBADF)) {
+        put(child->lock_fd, MONITOR_LOCK_FD) < 0 || put(child->tap_fd, MONITOR_TAP_FD) < 0) {
         _exit(126);
     }
     /* The parent's other descriptors go now: its locks must not outlive it here. */
@@ -107,8 +115,10 @@ static int open_child(const struct monitor_start *start, struct child *child, in
         rc = open_pipe(false, &child->go_fd, ret_go);
     }
     child->lock_fd = lift(start->lock_fd);
-    if (rc == 0 && start->lock_fd >= 0 && child->lock_fd < 0) {
-        rc = -errno;
+    child->tap_fd = lift(start->tap_fd);
+    if (rc == 0 && ((start->lock_fd >= 0 && child->lock_fd < 0) ||
+                    (start->tap_fd >= 0 && child->tap_fd < 0))) {
+        rc = -EMFILE;
     }
     return rc < 0 ? err_set_errno(err, rc, "the monitor of \"%s\" cannot be started", start->name)
                   : 0;
@@ -116,8 +126,8 @@ static int open_child(const struct monitor_start *start, struct child *child, in
 
 static void close_child(const struct child *child)
 {
-    const int fds[] = {child->null_fd, child->log_fd, child->ready_fd, child->go_fd,
-                       child->lock_fd};
+    const int fds[] = {child->null_fd, child->log_fd,  child->ready_fd,
+                       child->go_fd,   child->lock_fd, child->tap_fd};
 
     for (size_t i = 0; i < ARRAY_LEN(fds); i++) {
         if (fds[i] >= 0) {
@@ -128,7 +138,7 @@ static void close_child(const struct child *child)
 
 int monitor_start(const struct monitor_start *start, struct monitor *ret_monitor, struct err *err)
 {
-    struct child child = {NULL, -1, -1, -1, -1, -1};
+    struct child child = {NULL, -1, -1, -1, -1, -1, -1};
     CLEANUP_CLOSE int ready = -1;
     CLEANUP_CLOSE int go = -1;
     uint64_t start_ticks = 0;

@@ -18,12 +18,15 @@
 #define MONITOR_READY_FD 3 /* in the monitor: its flag is --ready-fd 3 */
 #define MONITOR_READY_FD_TEXT "3"
 #define MONITOR_LOCK_FD 4
+#define MONITOR_TAP_FD 5 /* its network card's */
+#define MONITOR_TAP_FD_TEXT "5"
 
 struct monitor_start {
     const char *name;        /* of the machine, for sentences */
     const char *const *argv; /* the program first; NULL last; with "--ready-fd", "3" */
     const char *log;         /* standard output and error go to this file, made anew */
     int lock_fd;             /* a descriptor for the monitor to keep; -1: none */
+    int tap_fd;              /* ... and one that its flags name; -1: none */
     /* Records the process before it becomes the monitor; may be NULL. An error ends it. */
     int (*record)(void *opaque, pid_t pid, uint64_t start_ticks, struct err *err);
     void *opaque;

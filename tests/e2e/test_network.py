@@ -8,12 +8,15 @@ usage: test_network.py [WORD...]     only the tests whose names hold a word
 import contextlib
 import fcntl
 import hashlib
+import http.client
 import http.server
 import json
 import os
 import pathlib
 import re
 import shutil
+import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -22,6 +25,7 @@ import time
 import urllib.request
 
 from harness import ORDINARY_UID, Control, Machine, expect, guest, run_tests
+from platform_rig import Platform
 
 ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
 BRIDGE = "br0"
@@ -286,6 +290,172 @@ def refuse_with_the_mend(place):
     expect(not taps(), f"{taps()} are left")
 
 
+# ---- through the daemon ----
+
+
+def await_address(platform, name, address):
+    while True:
+        shown = platform.ok("GET", f"/v1/instances/{name}")
+        if shown.get("address") == address:
+            return
+        platform.next_change(shown["revision"], shown["id"])
+
+
+def answers(address):
+    return subprocess.run(["busybox", "ping", "-c", "1", "-W", "5", address], check=False,
+                          stdout=subprocess.DEVNULL).returncode == 0
+
+
+def has_privilege(pid):
+    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    return any(int(line.split()[1], 16) >> 12 & 1 for line in lines
+               if line.startswith(("CapInh", "CapPrm", "CapEff", "CapAmb")))
+
+
+def type_on_console(platform, instance, command):
+    """What the guest answers to a command on its serial console."""
+    with socket.socket(socket.AF_UNIX) as console:
+        console.settimeout(600)
+        console.connect(f"{platform.home}/corbeld/vm/{instance}/console.sock")
+        console.sendall(f"{command}; echo status=$?.\n".encode())
+        got = b""
+        while not re.search(rb"status=\d+\.", got):
+            piece = console.recv(65536)
+            expect(piece, f"the console ended: {got}")
+            got += piece
+    return got.decode(errors="replace")
+
+
+def keep_tenants_apart(platform, card, machine):
+    """A guest that takes another's address says nothing any more; the other hears nothing of it."""
+    said = type_on_console(platform, machine, f"ip addr add 10.9.0.11/24 dev eth0; ping -c 1 {HOST}")
+    expect("status=0." in said, said)
+    before = platform.ok("GET", f"/v1/instances/{machine}/statistics")["net.tx_dropped"]
+    said = type_on_console(platform, machine, f"ip link set eth0 down; ip link set eth0 address {card['mac']}; "
+                           f"ip link set eth0 up; ping -c 1 -W 1 {HOST}")
+    expect("status=1." in said, said)
+    after = platform.ok("GET", f"/v1/instances/{machine}/statistics")["net.tx_dropped"]
+    expect(after > before, f"{before} and {after} frames were dropped")
+
+
+def refuse_wrong_networks(platform):
+    nobody = {"image": "busybox", "desired": "stopped"}
+    for network, word in (("bridge:br8", f"there is user, bridge:{BRIDGE}, bridge:br9"), ("bridge:br9", "ip link add br9"),
+                          ("bridge:", "bridge:NAME"), ("bridge:a b", "bridge:NAME"), ("vlan:7", "bridge:NAME"),
+                          ("bridge:abcdefghijklmnop", "1 to 22 bytes"), ("", "1 to 22 bytes"), (7, "1 to 22 bytes")):
+        for path, body in (("nics", {}), ("instances", nobody)):
+            error = platform.refused(400, "POST", f"/v1/{path}", {**body, "network": network}, code="invalid", field="network")
+            expect(word in error["message"], f"{error}")
+    forwards = [{"host_port": 0, "guest_port": 80}]
+    platform.refused(400, "POST", "/v1/instances", {**nobody, "network": f"bridge:{BRIDGE}", "forwards": forwards},
+                     code="invalid", field="forwards")
+    platform.refused(409, "POST", "/v1/instances", {**nobody, "network": "user", "nic": "card"}, code="conflict", field="network")
+    expect(len(platform.ok("GET", "/v1/nics")["items"]) == 1 and not platform.ok("GET", "/v1/instances")["items"],
+           "something of it was kept")
+
+
+def change_network(platform, name):
+    """While it is stopped, its own card leads elsewhere; ports are forwarded in one of them only."""
+    forwards = [{"host_port": 0, "guest_port": 80}]
+    path = f"/v1/instances/{name}"
+    mac = platform.ok("GET", f"/v1/nics/{platform.ok('GET', path)['nic']}")["mac"]
+    platform.refused(409, "PATCH", path, {"network": "user"}, code="conflict")
+    platform.refused(400, "PATCH", path, {"forwards": forwards}, code="invalid", field="forwards")
+    expect("operation" not in platform.ok("PATCH", path, {"forwards": []}), "work for nothing")
+    platform.finish(platform.ok("POST", f"{path}/stop", {"force": True}))
+    expect(platform.ok("PATCH", path, {"network": None})["instance"]["network"] == "user", "it leads elsewhere")
+    platform.ok("PATCH", path, {"forwards": forwards})
+    platform.refused(400, "PATCH", path, {"network": f"bridge:{BRIDGE}"}, code="invalid", field="forwards")
+    platform.refused(400, "PATCH", path, {"nic": "spare"}, code="invalid", field="forwards")
+    platform.ok("PATCH", path, {"forwards": []})
+    shown = platform.ok("PATCH", path, {"network": f"bridge:{BRIDGE}"})["instance"]
+    card = platform.ok("GET", f"/v1/nics/{shown['nic']}")
+    expect(card["network"] == shown["network"] == f"bridge:{BRIDGE}" and card["mac"] == mac, f"{shown} {card}")
+
+
+def kill_between_steps(platform, name, others):
+    """The daemon killed when the tap is there, and the monitor not yet."""
+    script = platform.place.path / "kill-daemon"
+    mark = pathlib.Path(platform.home) / "mark"
+    script.write_text(f"#!/bin/sh\nif [ ! -e {mark} ]; then ip -br link >{mark}; kill -9 $PPID; exit 1; fi\n"
+                      f'exec {platform.place.path}/prefix/bin/corbel-vmm "$@"\n')
+    script.chmod(0o755)
+    platform.stop_daemon()
+    platform.arguments += ("--vmm", str(script))
+    platform.start_daemon()
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        platform.call("POST", f"/v1/instances/{name}/start")
+    platform.process.wait(600)
+    expect(sum(line.startswith("cb") for line in mark.read_text().splitlines()) == len(others) + 1, mark.read_text())
+    expect(taps() == others, f"a tap has no machine: {taps()}")
+    platform.start_daemon()
+    platform.settle()
+    expect(platform.state(name) == "running" and len(taps()) == len(others) + 1, f"{taps()}")
+
+
+def use_daemon(place):
+    cards = f"bridge:{BRIDGE}"
+    with privileged(place), dhcp_server(place, {FIRST: "10.9.0.10", SECOND: "10.9.0.11"}), \
+            Platform(place, "--bridge", BRIDGE, "--bridge", "br9") as platform:
+        good, bad = platform.ok("GET", "/v1/host")["bridges"]
+        expect(good == {"name": BRIDGE, "ready": True} and not bad["ready"] and "br9" in bad["reason"], f"{good} {bad}")
+        card = platform.ok("POST", "/v1/nics", {"name": "card", "network": cards, "mac": FIRST})["nic"]
+        refuse_wrong_networks(platform)
+        platform.run("nic", "create", "spare", "--network", cards)
+        platform.run("run", "busybox", "--name", "second", "--network", cards, "--memory", "128M", "--engine", "soft", "--detach")
+        first = platform.launch("first", nic="card")
+        second = platform.ok("GET", "/v1/instances/second")
+        expect(second["network"] == cards == platform.ok("GET", f"/v1/instances/{first}")["network"], f"{second}")
+        await_address(platform, "first", "10.9.0.10")
+        expect(answers("10.9.0.10"), "the guest does not answer")
+        listed, _ = platform.run("list")
+        expect(cards in listed and "10.9.0.10" in listed, listed)
+        names = taps()
+        expect(len(names) == 2 and all(name[:2] == "cb" and links()[name]["master"] == BRIDGE for name in names), f"{names}")
+        expect(has_privilege(platform.process.pid), "the daemon has no privilege")
+        expect_no_privilege(second["pid"])
+        _, said = platform.run("forward", "add", "first", "0:80", status=2)
+        expect("user-mode" in said, said)
+        platform.stop_daemon(signal.SIGKILL)
+        expect(taps() == names and answers("10.9.0.10"), "a machine lost its network with the daemon")
+        platform.start_daemon()
+        platform.settle()
+        expect(platform.ok("GET", "/v1/instances/second")["pid"] == second["pid"] and taps() == names, f"{taps()}")
+        keep_tenants_apart(platform, card, second["id"])
+        change_network(platform, "second")
+        others = taps()
+        expect(len(others) == 1, f"{others}")
+        kill_between_steps(platform, "second", others)
+        platform.stop_daemon()
+        platform.arguments = ("--bridge", "br9")
+        platform.start_daemon()
+        platform.refused(400, "POST", "/v1/nics", {"network": cards}, code="invalid", field="network")
+        platform.finish(platform.ok("POST", "/v1/instances/first/stop", {"force": True}))
+        operation = platform.ok("POST", "/v1/instances/first/start")["operation"]
+        while operation["state"] in ("pending", "running"):
+            operation = platform.ok("GET", f"/v1/operations/{operation['id']}/wait")
+        expect(operation["state"] == "failed" and f'"{BRIDGE}"' in operation["error"], f"{operation}")
+        platform.run("delete", "--all", "--force")
+        expect(not taps(), f"{taps()} are left")
+
+
+def refuse_without_privilege(place):
+    with Platform(place, "--bridge", BRIDGE) as platform:
+        bridge, = platform.ok("GET", "/v1/host")["bridges"]
+        expect(not bridge["ready"] and "CAP_NET_ADMIN" in bridge["reason"], f"{bridge}")
+        error = platform.refused(400, "POST", "/v1/nics", {"network": f"bridge:{BRIDGE}"}, code="invalid", field="network")
+        expect("AmbientCapabilities=CAP_NET_ADMIN" in error["message"], f"{error}")
+        expect("CAP_NET_ADMIN" in "".join(platform.said), "the daemon said nothing of it")
+    with privileged(place), Platform(place) as platform:
+        expect(not platform.ok("GET", "/v1/host")["bridges"], "there is a bridge")
+        expect(not has_privilege(platform.process.pid), "the daemon keeps a privilege that it needs not")
+        error = platform.refused(400, "POST", "/v1/nics", {"network": f"bridge:{BRIDGE}"}, code="invalid", field="network")
+        expect("corbeld --bridge NAME" in error["message"], f"{error}")
+        platform.refused(400, "POST", "/v1/instances", {"image": "busybox", "network": f"bridge:{BRIDGE}"}, field="network")
+        _, said = platform.run("run", "busybox", "--network", f"bridge:{BRIDGE}", "--detach", status=2)
+        expect("corbeld --bridge NAME" in said, said)
+
+
 def main():
     enter()
     ip("link", "set", "lo", "up")
@@ -295,7 +465,9 @@ def main():
     run_tests([("two guests and the host talk on a bridge", talk),
                ("limits hold and a tap may vanish", keep_limits),
                ("a user's own tap", use_own_tap),
-               ("what does not fit is refused with the mend", refuse_with_the_mend)])
+               ("what does not fit is refused with the mend", refuse_with_the_mend),
+               ("machines of the daemon on a bridge", use_daemon),
+               ("a daemon without bridge or privilege refuses", refuse_without_privilege)])
 
 
 main()
