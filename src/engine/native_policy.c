@@ -15,6 +15,8 @@
 #define GAIN_QUARTERS 16u
 /* Natively run stays are judged by so many. */
 #define DEMOTE_SAMPLE 64u
+/* So many times are mappings what is to be won back later. */
+#define INVEST_CHANGES 256u
 #define DEMOTE_MS 4u /* for so long the first time, then twice that, ... */
 #define DEMOTE_DOUBLINGS 6u
 /* Before any was measured. No host does it in less, and what is longer was somebody else's. */
@@ -49,6 +51,7 @@ static void promote(struct engine_vcpu *v, uint64_t now)
     if (space != NULL) {
         space->used_at = now;
         if (!atomic_exchange(&space->promoted, true)) {
+            v->native.invested = 0;
             native_count(&user->counts.promotions, 1);
         }
         v->native.wanted = true;
@@ -143,6 +146,11 @@ void native_policy_note_run(struct engine_vcpu *v, uint64_t took, uint64_t insid
     cost = took - inside;
     if (!had_changes) {
         learn_hand_over(user, cost);
+    } else if (v->native.invested < INVEST_CHANGES) {
+        uint64_t hand_over = atomic_load_explicit(&user->hand_over, memory_order_relaxed);
+
+        v->native.invested++;
+        cost = cost < hand_over ? cost : hand_over;
     }
     v->native.inside += inside;
     v->native.cost += cost < most ? cost : most;

@@ -61,6 +61,7 @@ struct native_vcpu {
     uint64_t cost;        /* ... and of what is around it */
     uint32_t detours;     /* through flagged pages in it */
     uint32_t ways_out;    /* of native code in it */
+    uint32_t invested;    /* mappings that were made since it was promoted */
     uint64_t fault_va;    /* of the last fault that was answered by mapping */
     uint64_t fault_rip;
     uint32_t fault_count; /* so often in a row */

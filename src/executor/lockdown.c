@@ -26,7 +26,7 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-#define FILTER_MAX (160u + NATIVE_MAX_RUNNERS)
+#define FILTER_MAX (160u + NATIVE_MAX_THREADS)
 #define ARG_LOW(n) ((uint32_t)(offsetof(struct seccomp_data, args) + 8u * (n)))
 #define ARG_HIGH(n) (ARG_LOW(n) + 4u)
 #define ANY_PROT (PROT_READ | PROT_WRITE) /* never PROT_EXEC */
@@ -152,13 +152,13 @@ static void allow_timer_settime(struct filter *f)
 }
 
 /* Runners are kicked or ended by the descriptors that were opened for them, and put on CPUs, as
- * is the thread itself; mappers answer by an eventfd. */
+ * are mappers, which answer by an eventfd, and the thread itself. */
 static void allow_spaces(struct filter *f)
 {
     static const uint32_t signals[] = {NATIVE_SIGNAL, SIGKILL};
-    pid_t pids[NATIVE_MAX_RUNNERS];
+    pid_t pids[NATIVE_MAX_THREADS];
     int bells[NATIVE_MAX_SPACES];
-    uint32_t threads[NATIVE_MAX_RUNNERS + 1] = {0};
+    uint32_t threads[NATIVE_MAX_THREADS + 1] = {0};
     uint32_t readable[NATIVE_MAX_SPACES + 1] = {EXECUTOR_LIFE_FD};
     unsigned pid_count = executor_native_pids(pids);
     unsigned bell_count = executor_native_bells(bells);

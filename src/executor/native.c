@@ -29,6 +29,7 @@ static int space_command(struct space *space, unsigned count)
     if (atomic_load(&space->lost)) {
         return -EIO;
     }
+    native_turn_place_mapper(space);
     mapper->count = count;
     atomic_fetch_add(&mapper->go, 1);
     (void)native_futex(&mapper->go, FUTEX_WAKE, 1, NULL);
@@ -132,6 +133,7 @@ static pid_t space_begin(struct spaces *spaces, unsigned n, struct native_plan *
     if (pid == 0) {
         native_space_main(plan);
     }
+    space->mapper_pid = pid;
     return pid;
 }
 
@@ -249,13 +251,16 @@ void executor_native_create(unsigned vcpu_count, const struct native **ret_nativ
     *ret_native = &spaces->native;
 }
 
-unsigned executor_native_pids(pid_t ret_pids[NATIVE_MAX_RUNNERS])
+unsigned executor_native_pids(pid_t ret_pids[NATIVE_MAX_THREADS])
 {
+    unsigned spaces = process_spaces == NULL ? 0 : process_spaces->native.space_count;
     unsigned count = 0;
 
-    if (process_spaces != NULL) {
-        count = process_spaces->native.space_count * process_spaces->vcpu_count;
-        memcpy(ret_pids, process_spaces->pids, count * sizeof(*ret_pids));
+    for (unsigned n = 0; n < spaces; n++) {
+        ret_pids[count++] = process_spaces->space[n].mapper_pid;
+        for (unsigned i = 0; i < process_spaces->vcpu_count; i++) {
+            ret_pids[count++] = process_spaces->space[n].pids[i];
+        }
     }
     return count;
 }

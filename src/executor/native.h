@@ -14,7 +14,8 @@
 
 #include <sys/types.h>
 
-#define NATIVE_MAX_RUNNERS 64u /* of all spaces */
+#define NATIVE_MAX_RUNNERS 64u                                      /* of all spaces */
+#define NATIVE_MAX_THREADS (NATIVE_MAX_RUNNERS + NATIVE_MAX_SPACES) /* ... and their mappers */
 
 /* Each takes the better part of a millisecond to make; few guest processes
  * compute at the same time. */
@@ -59,8 +60,8 @@ int native_filter_mapper(void) MUST_CHECK;
  */
 void executor_native_create(unsigned vcpu_count, const struct native **ret_native);
 
-/* For lockdown.c: the runners' processes and the mappers' eventfds; how many. */
-unsigned executor_native_pids(pid_t ret_pids[NATIVE_MAX_RUNNERS]);
+/* For lockdown.c: the processes of mappers and runners, and the mappers' eventfds; how many. */
+unsigned executor_native_pids(pid_t ret_pids[NATIVE_MAX_THREADS]);
 unsigned executor_native_bells(int ret_bells[NATIVE_MAX_SPACES]);
 
 #endif

@@ -16,6 +16,8 @@ struct space {
     int *pidfds;
     pid_t *pids;
     _Atomic bool lost;
+    pid_t mapper_pid;
+    unsigned mapper_cpu; /* that it is pinned to, and 1; 0: to none */
 };
 
 enum turn_way { TURN_TOGETHER, TURN_APART, TURN_WAYS };
@@ -70,6 +72,9 @@ int native_change(void *opaque, unsigned n, const struct native_change *changes,
  */
 void native_turn_begin(struct spaces *spaces, unsigned n, unsigned vcpu);
 void native_turn_end(struct spaces *spaces, unsigned vcpu, uint64_t took, uint64_t inside);
+
+/* Before the mapper is given something to do, which the calling thread sleeps for. */
+void native_turn_place_mapper(struct space *space);
 
 /* native_run.c. As native_ops.run and native_ops.kick. */
 void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,

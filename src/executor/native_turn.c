@@ -119,3 +119,18 @@ void native_turn_end(struct spaces *spaces, unsigned vcpu, uint64_t took, uint64
         judge(turn, __builtin_ia32_rdtsc());
     }
 }
+
+/* It works while its caller sleeps: on another CPU it would wait for a wake-up or a spinning runner. */
+void native_turn_place_mapper(struct space *space)
+{
+    unsigned cpu = current_cpu() % CPU_SETSIZE;
+
+    if (space->mapper_cpu != cpu + 1) {
+        cpu_set_t one;
+
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        set_affinity(space->mapper_pid, &one);
+        space->mapper_cpu = cpu + 1;
+    }
+}
