@@ -11,7 +11,7 @@ import { nameOf, size, tags } from "./format.js";
 import { attempt, Badge, Confirm, Empty, Link, Page, Time, title } from "./ui.jsx";
 import { InstanceCharts } from "./charts.jsx";
 import { SnapshotsOf } from "./snapshots.jsx";
-import { cardName, NetworkOf } from "./nics.jsx";
+import { addressTitle, cardName, NetworkOf, useNetworks } from "./nics.jsx";
 import { StorageOf } from "./volumes.jsx";
 import { Console } from "./terminal.jsx";
 import { useWho } from "./who.js";
@@ -30,7 +30,7 @@ function Facts({ instance }) {
     ["Not kept by this host", instance.unenforced && <span class="warn">{instance.unenforced.split(" ").map(title).join(", ")}</span>],
     ["Restart", instance.restart_needed && <span class="warn">needed for all of its new size</span>], ["Image", instance.image],
     ["Snapshot", live.find("snapshot", instance.snapshot)?.name], ["Ports", address(instance)],
-    ["Network card", nic && <>{cardName(nic)}, <code>{nic.mac}</code></>], ["Address inside", instance.address],
+    ["Network card", nic && <>{cardName(nic)}, <code>{nic.mac}</code>{nic.network !== "user" && `, ${nic.network}`}</>], [addressTitle(nic), instance.address],
     ["To get in", instance.ssh_port && <code>corbel ssh {nameOf(instance)}</code>],
     ["Engine", instance.engine_used ?? instance.engine], ["Restarts", instance.restarts || null], ["Tags", tags(instance)],
     ["Created", <Time at={instance.created} />],
@@ -39,7 +39,7 @@ function Facts({ instance }) {
 }
 
 // Its own volumes and network card, and those that nobody has.
-const disksAndNics = (instance) => (live) => ({ nic: nicsFor(live, instance.project, instance), volumes: live.all("volume")
+const disksAndNics = (instance, networks) => (live) => ({ network: networks, nic: nicsFor(live, instance.project, instance), volumes: live.all("volume")
   .filter((volume) => (volume.project === instance.project && volume.state === "available") || instance.volumes?.includes(volume.id))
   .map((volume) => ({ value: volume.id, text: `${volume.name ?? volume.id}, ${volume.size_gib} GiB` })) });
 
@@ -62,6 +62,7 @@ const CHANGING = new Set(["console"]); // looking at it needs the right to chang
 export function Instance({ id, tab = "overview" }) {
   const live = useLive();
   const { canChange } = useWho();
+  const networks = useNetworks();
   const [dialog, setDialog] = useState(null);
   const instance = live.find("instance", id);
   if (!instance) return <Page title="Instance"><Empty>There is no instance {id}. <a href="#/instances">All instances</a></Empty></Page>;
@@ -89,7 +90,7 @@ export function Instance({ id, tab = "overview" }) {
       {tab === "events" && <EventTable events={events} />}
       {dialog === "resize" && <Resize instance={instance} onClose={() => setDialog(null)} />}
       {dialog === "edit" && <ChangeDialog object={instance} plural="instances" isIn={(name) => !RESIZABLE.has(name)}
-        choices={disksAndNics(instance)} onClose={() => setDialog(null)} />}
+        choices={disksAndNics(instance, networks)} onClose={() => setDialog(null)} />}
       {dialog === "delete" && <Confirm title="Delete instance" verb="Delete" onClose={() => setDialog(null)}
         text={`${nameOf(instance)} is ended if it runs, and its disks go with it.`}
         onYes={() => { deleteAll("instances", [instance]); location.hash = "#/instances"; }} />}

@@ -5,6 +5,7 @@ import { post } from "./api.js";
 import { finish } from "./actions.js";
 import { useLive } from "./hooks.js";
 import { quotasOf, Quota } from "./tenants.jsx";
+import { useNetworks } from "./nics.jsx";
 import { choicesFor, namesOf, nicsFor, projectField, projectOf, useSchema } from "./pages.jsx";
 import { nameOf, size } from "./format.js";
 import { Empty, Form, Page } from "./ui.jsx";
@@ -23,7 +24,7 @@ const PARTS = [
   { title: "Size", names: ["type", "cpus", "memory_mib", "disk_gib"] },
   { title: "Resize while it runs", names: ROOM, isDense: true },
   { title: "Volumes", names: ["volumes", "new_volume_gib"] },
-  { title: "Network", names: ["nic", "forwards"] },
+  { title: "Network", names: ["nic", "network", "forwards"] },
   { title: "Access", names: ["key", "user_data"] },
   { title: "Limits", names: LIMITS, isDense: true },
   { title: "Tags", names: ["tags"] },
@@ -72,7 +73,7 @@ function Summary({ values, live, project }) {
 const typeText = (type) => `${nameOf(type)} (${type.cpus} vCPU, ${size(type.memory_mib)}${type.disk_gib ? `, ${type.disk_gib} GiB` : ""})`;
 
 // What there is to choose from in the project.
-function choicesIn(live, schema, project) {
+function choicesIn(live, schema, project, networks) {
   const own = (kind) => live.all(kind).filter((object) => object.project === project?.id);
   return {
     ...choicesFor(live, schema, project?.id),
@@ -81,7 +82,7 @@ function choicesIn(live, schema, project) {
       .map((one) => ({ value: one.id, text: `${nameOf(one)} (of ${one.source})` })),
     volumes: own("volume").filter((volume) => volume.state === "available")
       .map((volume) => ({ value: volume.id, text: `${nameOf(volume)}, ${volume.size_gib} GiB` })),
-    nic: nicsFor(live, project?.id),
+    nic: nicsFor(live, project?.id), network: networks,
     project_of: namesOf(live.all("project")),
   };
 }
@@ -89,6 +90,7 @@ function choicesIn(live, schema, project) {
 export function Launch({ snapshot }) {
   const live = useLive();
   const who = useWho();
+  const networks = useNetworks();
   const described = useSchema("/v1/instances", "post");
   if (!described || !live.isLoaded) return <Page title="Launch instance"><Empty>Loading ...</Empty></Page>;
   const images = live.all("image");
@@ -99,7 +101,7 @@ export function Launch({ snapshot }) {
     <Page title="Launch instance">
       {images.length === 0 && <p class="note">There is no image on this host yet. <code>corbel image build debian</code> makes one.</p>}
       <Form schema={complete(described, live, who)} sections={PARTS} verb="Launch" initial={initial}
-        choices={(values) => choicesIn(live, described, projectOf(live, who, values))} onSubmit={launch} onCancel={() => history.back()}>
+        choices={(values) => choicesIn(live, described, projectOf(live, who, values), networks)} onSubmit={launch} onCancel={() => history.back()}>
         {(values) => <Summary values={values} live={live} project={projectOf(live, who, values)} />}
       </Form>
     </Page>

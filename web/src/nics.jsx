@@ -13,18 +13,24 @@ import { useWho } from "./who.js";
 
 export const cardName = (nic) => (nic.own ? "its own" : nameOf(nic));
 
-// A form's choice of networks: the user-mode one, and the bridges that the host says it has.
-function useNetworks() {
+const isUser = (network) => !network || network === "user";
+
+// The bridges that the host's administrator named: [{name, ready, reason}].
+function useBridges() {
   const host = usePolled(() => get("/v1/host"), 60, []);
-  const bridges = (host?.bridges ?? []).map((bridge) => bridge.name ?? bridge);
-  return [{ value: "user", text: "user: behind an address of the host" },
-    ...bridges.map((name) => ({ value: `bridge:${name}`, text: `bridge ${name}: on a wire of the host` }))];
+  return host?.bridges ?? [];
+}
+
+// A form's choice of networks: the user-mode one, and the host's bridges.
+export function useNetworks() {
+  return [{ value: "user", text: "user: behind an address of the host" }, ...useBridges().map(({ name, ready }) =>
+    ({ value: `bridge:${name}`, disabled: !ready, text: `bridge ${name}${ready ? ": on a wire of the host" : ", which is not ready"}` }))];
 }
 
 export function NewNic({ project, onClose, onDone }) {
   const networks = useNetworks();
   return <Create path="nics" heading="New network card" project={project} onClose={onClose} onDone={onDone}
-    choices={() => (networks.length > 1 ? { network: networks } : {})} />;
+    choices={() => ({ network: networks })} />;
 }
 
 // Gives a card to an instance of its project that is off.
@@ -74,6 +80,7 @@ function Actions({ nic, onAct }) {
 
 export function Nics() {
   const live = useLive();
+  const broken = useBridges().filter((bridge) => !bridge.ready);
   const { canChange } = useWho();
   const [act, setAct] = useState(null);
   const close = () => setAct(null);
@@ -85,8 +92,10 @@ export function Nics() {
       <List heading="Network cards" plural="nics" rows={live.all("nic")} canDelete={canChange}
         fixed={(one) => (one.own ? "it goes with its instance" : one.state !== "available" && "an instance has it")}
         create={canChange && ((onClose) => <NewNic onClose={onClose} />)}
-        note={<p class="note">A card keeps its address whoever has it, and goes from one instance to another while they are stopped. Each
-          instance for which none was chosen has one of its own, which goes with it.</p>}
+        note={<>
+          <p class="note">A card keeps its address whoever has it, and goes from one instance to another while they are stopped. Each
+            instance for which none was chosen has one of its own, which goes with it.</p>
+          {broken.map(({ name, reason }) => <p key={name} class="note warn">The bridge {name} is not ready: {reason}</p>)}</>}
         columns={[
           { name: "name", title: "Name", sort: nameOf, of: (one) => (one.own ? <span class="muted">own of {owner(one) ? nameOf(owner(one)) : one.instance}</span> : nameOf(one)) },
           { name: "mac", title: "Address", of: (one) => <code>{one.mac}</code> },
@@ -105,6 +114,8 @@ export function Nics() {
 }
 
 /* ---- an instance's ---- */
+
+export const addressTitle = (nic) => (isUser(nic?.network) ? "Address inside" : "Address");
 
 const RATES = ["net_bps", "net_pps"];
 const ratesOf = (instance) => [instance.net_bps && `${rate(instance.net_bps)}B/s`, instance.net_pps && `${rate(instance.net_pps)}frames/s`]
@@ -182,11 +193,12 @@ function Inside({ instance }) {
 export function NetworkOf({ instance }) {
   const live = useLive();
   const { canChange } = useWho();
+  const networks = useNetworks();
   const [dialog, setDialog] = useState(null);
   const nic = live.find("nic", instance.nic);
   const close = () => setDialog(null);
   const facts = [["Network", nic?.network], ["Address of the card", nic && <code>{nic.mac}</code>], ["Card", nic && cardName(nic)],
-    ["Address inside", instance.address], ["Limits, each way", ratesOf(instance)]].filter(([, value]) => value);
+    [addressTitle(nic), instance.address], ["Limits, each way", ratesOf(instance)]].filter(([, value]) => value);
   return (
     <>
       <section aria-label="Network card">
@@ -197,13 +209,14 @@ export function NetworkOf({ instance }) {
               onClick={() => setDialog("card")}>Change card</button></div>}</div>
         <dl class="facts">{facts.map(([name, value]) => <div key={name}><dt>{name}</dt><dd>{value}</dd></div>)}</dl>
       </section>
-      {!nic || nic.network === "user" ? <Forwards instance={instance} canChange={canChange} />
+      {isUser(nic?.network) ? <Forwards instance={instance} canChange={canChange} />
         : <p class="note">On {nic.network} it has an address of its own: ports are not forwarded.</p>}
       {instance.state === "running" && instance.agent === "connected" && <Inside instance={instance} />}
       {dialog === "limits" && <ChangeDialog object={instance} plural="instances" heading={`Limits of the network of ${nameOf(instance)}`}
         isIn={(name) => RATES.includes(name)} onClose={close} done={(answer) => report(answer, nameOf(instance), "The new limits hold")} />}
       {dialog === "card" && <ChangeDialog object={instance} plural="instances" heading={`Network card of ${nameOf(instance)}`}
-        isIn={(name) => name === "nic"} choices={() => ({ nic: nicsFor(live, instance.project, instance) })} onClose={close}
+        isIn={(name) => ["nic", "network"].includes(name)} onClose={close}
+        choices={() => ({ nic: nicsFor(live, instance.project, instance), network: networks })}
         done={(answer) => report(answer, nameOf(instance), "It has another card from its next start on")} />}
     </>
   );

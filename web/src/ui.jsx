@@ -162,7 +162,7 @@ function Input({ name, text: called, schema, value, required, error, onInput, op
         {!required && schema.default === undefined && <option value="">{NONE[name] ?? "(none)"}</option>}
         {required && value === undefined && <option value="">choose ...</option>}
         {(options ?? schema.enum.map((choice) => ({ value: choice, text: choice }))).map((choice) =>
-          <option key={choice.value} value={choice.value}>{choice.text}</option>)}
+          <option key={choice.value} value={choice.value} disabled={choice.disabled}>{choice.text}</option>)}
       </select>);
   } else if (schema.type === "boolean") {
     input = <input {...common} type="checkbox" checked={value ?? schema.default ?? false}
@@ -208,7 +208,7 @@ const readForwards = (text) => readWords(text).map((word) => {
 });
 
 // What it means to choose nothing, where that is something.
-const NONE = { nic: "(one of its own)" };
+const NONE = { nic: "(one of its own)", network: "(where its card leads, or user)" };
 
 // Where the interface's word alone would not do.
 const TITLES = {
