@@ -470,4 +470,5 @@ def main():
                ("a daemon without bridge or privilege refuses", refuse_without_privilege)])
 
 
-main()
+if __name__ == "__main__":
+    main()
