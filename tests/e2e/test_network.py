@@ -410,6 +410,8 @@ def use_daemon(place):
         expect(answers("10.9.0.10"), "the guest does not answer")
         listed, _ = platform.run("list")
         expect(cards in listed and "10.9.0.10" in listed, listed)
+        words = platform.run("complete", "run", "--network", "")[0].split()
+        expect(words == ["user", cards, "bridge:br9"], f"{words}")
         names = taps()
         expect(len(names) == 2 and all(name[:2] == "cb" and links()[name]["master"] == BRIDGE for name in names), f"{names}")
         expect(has_privilege(platform.process.pid), "the daemon has no privilege")
@@ -437,6 +439,20 @@ def use_daemon(place):
         expect(operation["state"] == "failed" and f'"{BRIDGE}"' in operation["error"], f"{operation}")
         platform.run("delete", "--all", "--force")
         expect(not taps(), f"{taps()} are left")
+
+
+def log_in(place):
+    """A Debian guest on a bridge is reached at the address that it got there."""
+    with privileged(place), dhcp_server(place, {FIRST: "10.9.0.10"}), Platform(place, "--bridge", BRIDGE) as platform:
+        platform.use_image("debian")
+        cards = f"bridge:{BRIDGE}"
+        platform.run("nic", "create", "card", "--network", cards, "--mac", FIRST)
+        _, said = platform.run("run", "debian", "--nic", "card", "--engine", "soft", "--detach")
+        expect(f"corbel ssh debian    (on {cards}" in said, said)
+        out, _ = platform.run("ssh", "--wait", "900", "debian", "--", "ip -brief address")
+        expect("10.9.0.10/24" in out, out)
+        said, _ = platform.run("doctor")
+        expect(re.search(r"(?m)^ok +bridge ", said), said)
 
 
 def refuse_without_privilege(place):
@@ -467,6 +483,7 @@ def main():
                ("a user's own tap", use_own_tap),
                ("what does not fit is refused with the mend", refuse_with_the_mend),
                ("machines of the daemon on a bridge", use_daemon),
+               ("ssh into a machine on a bridge", log_in),
                ("a daemon without bridge or privilege refuses", refuse_without_privilege)])
 
 
