@@ -133,6 +133,20 @@ static int switch_on(int sock, const char *name)
     return ioctl(sock, SIOCSIFFLAGS, &ifr) != 0 ? -errno : 0;
 }
 
+/* The host has no address there and says nothing to the guest by itself; where it cannot be told so,
+ * the guest hears what neighbours on a wire hear. */
+static void keep_silent(const char *name)
+{
+    char path[64];
+    CLEANUP_CLOSE int fd = -1;
+
+    (void)snprintf(path, sizeof(path), "/proc/sys/net/ipv6/conf/%s/disable_ipv6", name);
+    fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || io_write_full(fd, "1", 1) < 0) {
+        log_debug("IPv6 stays on at \"%s\"", name);
+    }
+}
+
 /* Into the bridge before it is on: the host itself is never at its other end. */
 static int join(int sock, const char *bridge, const char *name)
 {
@@ -146,6 +160,7 @@ static int join(int sock, const char *bridge, const char *name)
     if (ioctl(sock, SIOCSIFMTU, &tap) != 0 || ioctl(sock, SIOCGIFINDEX, &tap) != 0) {
         return -errno;
     }
+    keep_silent(name);
     ifr.ifr_ifindex = tap.ifr_ifindex;
     return ioctl(sock, SIOCBRADDIF, &ifr) != 0 ? -errno : switch_on(sock, name);
 }

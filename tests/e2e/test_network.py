@@ -74,6 +74,12 @@ def links():
     return {link["ifname"]: link for link in json.loads(out)}
 
 
+def addresses(device):
+    """Those that the host has there; none of IPv6 where that is off for all."""
+    out = subprocess.run(["ip", "-json", "address", "show", "dev", device], check=True, stdout=subprocess.PIPE).stdout
+    return [one["local"] for link in json.loads(out) for one in link.get("addr_info", [])]
+
+
 def taps():
     return {name for name, link in links().items() if link.get("linkinfo", {}).get("info_kind") == "tun"}
 
@@ -187,6 +193,8 @@ def talk(place):
             expect(sha256(body) in m.run(f"wget -q -O - http://{HOST}:{port}/ | sha256sum"),
                    "a file changed on its way from the host")
         expect(len(taps()) == 2 and all(links()[tap]["master"] == BRIDGE for tap in taps()), f"{links()}")
+        for tap in taps():
+            expect(not addresses(tap), f"the host has {addresses(tap)} at the guest's wire")
         first.run("dd if=/dev/urandom of=/tmp/file bs=1M count=2 2>/dev/null; httpd -h /tmp")
         own = re.search("[0-9a-f]{64}", first.run("sha256sum /tmp/file")).group()
         out = second.run("ping -c 2 10.9.0.10; wget -q -O - http://10.9.0.10/file | sha256sum")
