@@ -33,6 +33,7 @@
 
 #define NATIVE_MAX_SPACES 10u
 #define NATIVE_MAX_CHANGES 64u /* in one call */
+#define NATIVE_COPIES 4u
 
 enum native_reason {
     NATIVE_SYSCALL, /* SYSCALL at rip: RCX and R11 have what it writes, nothing else was done */
@@ -58,6 +59,7 @@ struct native_change {
     uint64_t offset; /* in the memfd of RAM */
     uint32_t prot;   /* PROT_READ, PROT_WRITE, PROT_EXEC; 0: nothing is to be there */
     bool populate;   /* it is to be used at once */
+    bool is_copy;    /* offset is in native.copies instead */
 };
 
 struct native_ops {
@@ -87,6 +89,8 @@ struct native {
     const struct native_ops *ops;
     void *opaque;
     unsigned space_count; /* 0: user code is translated */
+    uint8_t *copies;      /* pages that stand for some of RAM's, for the engine to write */
+    unsigned copy_count;  /* at most NATIVE_COPIES */
     bool cpuid_faults; /* CPUID leaves with NATIVE_OTHER; else it does what it does on the host */
 };
 

@@ -31,7 +31,7 @@
 /* A mapped page: its offset in RAM in pages, and what may be done beside reading. */
 #define MAPPED_WRITE 1u
 #define MAPPED_EXEC 2u
-#define MAPPED_FLAGGED 4u /* it may be executed, but not natively */
+#define MAPPED_FLAGGED 4u /* it may be executed, but not natively; with MAPPED_EXEC, a copy may */
 #define MAPPED_SHIFT 3u
 #define MAPPED_NONE UINT32_MAX
 #define MAPPED_PAGES_MAX (1u << 29)
@@ -94,6 +94,12 @@ struct native_counts {
     _Atomic uint64_t cycles; /* in native code, hand-over and all */
 };
 
+/* A page of which native.copies has a form that may run. */
+struct native_copy {
+    uint32_t page; /* offset in RAM, in pages */
+    uint8_t original[GMEM_PAGE_BYTES];
+};
+
 struct native_user {
     struct engine_vm *vm;
     const struct native *native;
@@ -109,6 +115,9 @@ struct native_user {
     struct mutex lock; /* which space is whose */
     struct native_space spaces[NATIVE_MAX_SPACES];
     struct native_counts counts;
+    struct mutex copy_lock; /* who adds one; they stay */
+    _Atomic unsigned copy_count;
+    struct native_copy copies[NATIVE_COPIES];
 };
 
 static inline void native_count(_Atomic uint64_t *counter, uint64_t more)
@@ -190,6 +199,17 @@ enum native_checked native_map_check(struct engine_vcpu *v, struct native_space 
 /* Does the code in the page tell what it should not when it runs on the host? next: bytes of the
  * page behind it, NULL: unknown. */
 bool native_scan_page(const uint8_t *page, const uint8_t *next, bool flag_cpuid, bool flag_xsave);
+
+/* Where the next such instruction is, from there on; -1: there is none. */
+int native_scan_next(const uint8_t *page, unsigned from, const uint8_t *next, bool flag_cpuid,
+                     bool flag_xsave);
+
+/* ---- native_vdso.c ---- */
+
+/* Is there a copy of the flagged page that may run? page: its offset in RAM, in pages. Makes one. */
+bool native_vdso_has(struct native_user *user, uint32_t page);
+/* Where in native.copies it is. */
+uint64_t native_vdso_offset(const struct native_user *user, uint32_t page);
 
 /* ---- native_policy.c ---- */
 

@@ -143,7 +143,10 @@ static int map_page(struct engine_vcpu *v, struct native_space *space, struct na
         page &= ~MAPPED_WRITE;
     }
     if ((page & MAPPED_EXEC) != 0 && is_flagged(v, va, page, old)) {
-        page = (page & ~MAPPED_EXEC) | MAPPED_FLAGGED;
+        page |= MAPPED_FLAGGED;
+        if ((page & MAPPED_WRITE) != 0 || !native_vdso_has(user, page >> MAPPED_SHIFT)) {
+            page &= ~MAPPED_EXEC;
+        }
     }
     if (page == old && !is_missed) {
         return 0;

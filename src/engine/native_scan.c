@@ -118,17 +118,18 @@ static bool is_meant(const uint8_t *page, const uint8_t *opcode)
     return agree >= STEP_AGREE;
 }
 
-bool native_scan_page(const uint8_t *page, const uint8_t *next, bool flag_cpuid, bool flag_xsave)
+int native_scan_next(const uint8_t *page, unsigned from, const uint8_t *next, bool flag_cpuid,
+                     bool flag_xsave)
 {
     const uint8_t *end = page + GMEM_PAGE_BYTES;
-    const uint8_t *at = page;
+    const uint8_t *at = page + from;
 
     for (;;) {
         uint8_t follows[2] = {0x90, 0};
 
         at = memchr(at, 0x0f, (size_t)(end - at));
         if (at == NULL) {
-            return false;
+            return -1;
         }
         at++;
         for (unsigned i = 0; i < 2; i++) {
@@ -139,7 +140,12 @@ bool native_scan_page(const uint8_t *page, const uint8_t *next, bool flag_cpuid,
             }
         }
         if (tells(page, at - 1, follows, flag_cpuid, flag_xsave) && is_meant(page, at - 1)) {
-            return true;
+            return (int)(at - 1 - page);
         }
     }
+}
+
+bool native_scan_page(const uint8_t *page, const uint8_t *next, bool flag_cpuid, bool flag_xsave)
+{
+    return native_scan_next(page, 0, next, flag_cpuid, flag_xsave) >= 0;
 }

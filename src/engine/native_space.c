@@ -212,11 +212,15 @@ int native_batch_add(struct native_user *user, struct native_space *space,
                      struct native_batch *batch, uint64_t va, uint32_t page)
 {
     struct native_change *last = batch->count == 0 ? NULL : &batch->changes[batch->count - 1];
-    uint64_t offset = page == MAPPED_NONE ? 0 : (uint64_t)(page >> MAPPED_SHIFT) * PAGE_BYTES;
+    const bool is_copy = page != MAPPED_NONE &&
+                         (page & (MAPPED_EXEC | MAPPED_FLAGGED)) == (MAPPED_EXEC | MAPPED_FLAGGED);
+    uint64_t offset = page == MAPPED_NONE ? 0
+                      : is_copy           ? native_vdso_offset(user, page >> MAPPED_SHIFT)
+                                          : (uint64_t)(page >> MAPPED_SHIFT) * PAGE_BYTES;
     int r = 0;
 
-    if (last != NULL && last->va + last->bytes == va && last->prot == prot_of(page) &&
-        (page == MAPPED_NONE || last->offset + last->bytes == offset)) {
+    if (last != NULL && last->va + last->bytes == va && last->prot == prot_of(page) && !is_copy &&
+        !last->is_copy && (page == MAPPED_NONE || last->offset + last->bytes == offset)) {
         last->bytes += PAGE_BYTES;
         return 0;
     }
@@ -225,7 +229,7 @@ int native_batch_add(struct native_user *user, struct native_space *space,
     }
     native_count(&user->counts.changes, 1);
     batch->changes[batch->count++] = (struct native_change){
-        .va = va, .bytes = PAGE_BYTES, .offset = offset, .prot = prot_of(page)};
+        .va = va, .bytes = PAGE_BYTES, .offset = offset, .prot = prot_of(page), .is_copy = is_copy};
     return r;
 }
 

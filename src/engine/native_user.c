@@ -52,6 +52,7 @@ struct native_user *native_user_create(struct engine_vm *vm, const struct native
     native_policy_init(user);
     user->host_has_more_state = host_has_more_state();
     mutex_init(&user->lock, LOCK_RANK_ENGINE);
+    mutex_init(&user->copy_lock, LOCK_RANK_LEAF);
     user->writers = user->ram_pages >= MAPPED_PAGES_MAX
                         ? NULL
                         : calloc(user->ram_pages, sizeof(*user->writers));

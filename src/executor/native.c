@@ -16,6 +16,7 @@
 
 #define HWCAP2_FSGSBASE 2u
 #define START_MS 5000
+#define COPY_BYTES 4096u
 
 static struct spaces *process_spaces; /* of this process; set once, before its second thread */
 
@@ -66,6 +67,7 @@ int native_change(void *opaque, unsigned n, const struct native_change *changes,
             .prot = c->prot,
             .flags = MAP_SHARED | MAP_FIXED | (c->populate ? MAP_POPULATE : 0),
             .offset = c->offset,
+            .fd = c->is_copy ? NATIVE_COPY_FD : NATIVE_RAM_FD,
         };
     }
     return count == 0 ? 0 : space_command(space, count);
@@ -170,7 +172,8 @@ static bool space_finish(struct spaces *spaces, unsigned n, pid_t pid)
 }
 
 /* They get ready beside each other. Those behind one that fails are not kept. */
-static void make_spaces(struct spaces *spaces, unsigned wanted, uint8_t *pages, int pages_fd)
+static void make_spaces(struct spaces *spaces, unsigned wanted, uint8_t *pages, int pages_fd,
+                        int copies_fd)
 {
     size_t bytes = (size_t)(spaces->vcpu_count + 1) * NATIVE_BLOCK_BYTES;
     pid_t made[NATIVE_MAX_SPACES];
@@ -179,6 +182,7 @@ static void make_spaces(struct spaces *spaces, unsigned wanted, uint8_t *pages, 
 
     for (; ok && count < wanted; count++) {
         struct native_plan plan = {.pages_fd = pages_fd,
+                                   .copies_fd = copies_fd,
                                    .offset = count * bytes,
                                    .blocks = pages + count * bytes,
                                    .runners = spaces->vcpu_count,
@@ -217,13 +221,30 @@ static bool host_is_able(struct spaces *spaces)
     return true;
 }
 
+/* Memory that spaces have, too. NULL: there is none, and no descriptor. */
+static uint8_t *make_shared(const char *name, size_t bytes, int *ret_fd)
+{
+    int fd = memfd_create(name, MFD_CLOEXEC);
+    uint8_t *memory = MAP_FAILED;
+
+    if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0) {
+        memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    }
+    if (memory == MAP_FAILED && fd >= 0) {
+        (void)close(fd);
+    }
+    *ret_fd = memory == MAP_FAILED ? -1 : fd;
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
 void executor_native_create(unsigned vcpu_count, const struct native **ret_native)
 {
     unsigned wanted = native_spaces_for(vcpu_count);
     size_t bytes = (size_t)(vcpu_count + 1) * NATIVE_BLOCK_BYTES * wanted;
     struct spaces *spaces = calloc(1, sizeof(*spaces));
-    uint8_t *pages = MAP_FAILED;
-    int pages_fd;
+    CLEANUP_CLOSE int pages_fd = -1;
+    CLEANUP_CLOSE int copies_fd = -1;
+    uint8_t *pages;
 
     *ret_native = NULL;
     if (spaces == NULL || !host_is_able(spaces)) {
@@ -235,15 +256,11 @@ void executor_native_create(unsigned vcpu_count, const struct native **ret_nativ
     for (unsigned i = 0; i < vcpu_count; i++) {
         atomic_store(&spaces->turns[i].space, -1);
     }
-    pages_fd = memfd_create("corbel-user", MFD_CLOEXEC);
-    if (pages_fd >= 0 && ftruncate(pages_fd, (off_t)bytes) == 0) {
-        pages = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, pages_fd, 0);
-    }
-    if (pages != MAP_FAILED) {
-        make_spaces(spaces, wanted, pages, pages_fd);
-    }
-    if (pages_fd >= 0) {
-        (void)close(pages_fd);
+    pages = make_shared("corbel-user", bytes, &pages_fd);
+    spaces->native.copies = make_shared("corbel-copies", NATIVE_COPIES * COPY_BYTES, &copies_fd);
+    if (pages != NULL && spaces->native.copies != NULL) {
+        spaces->native.copy_count = NATIVE_COPIES;
+        make_spaces(spaces, wanted, pages, pages_fd, copies_fd);
     }
     spaces->native.ops = &native_ops;
     spaces->native.opaque = spaces;

@@ -33,6 +33,7 @@ static inline unsigned native_spaces_for(unsigned vcpu_count)
 /* What a new space is to map: its part of the shared pages. */
 struct native_plan {
     int pages_fd;     /* of all spaces' blocks */
+    int copies_fd;    /* of pages that stand for some of RAM's */
     int bell;         /* the mapper's eventfd */
     uint64_t offset;  /* of the space's blocks in pages_fd */
     uint8_t *blocks;  /* the same, mapped here */

@@ -48,11 +48,12 @@
 #define NATIVE_M_DONE 8
 #define NATIVE_M_FAILED 16
 #define NATIVE_M_ITEMS 64
-#define NATIVE_M_ITEM_BYTES 40
+#define NATIVE_M_ITEM_BYTES 48
 
 /* The mapper's descriptors; runners have none. */
 #define NATIVE_RAM_FD 0
 #define NATIVE_BELL_FD 1
+#define NATIVE_COPY_FD 2
 
 #ifndef __ASSEMBLER__
 #include "cpu/vcpu.h"
@@ -91,6 +92,7 @@ struct native_item {
     uint64_t prot; /* 0: unmap */
     uint64_t flags;
     uint64_t offset;
+    uint64_t fd;
 };
 
 struct native_mapper {

@@ -168,8 +168,10 @@ void native_space_main(const struct native_plan *plan)
     for (unsigned n = 1; n <= plan->runners; n++) {
         start_runner(n);
     }
+    must(plan->bell > NATIVE_COPY_FD && plan->copies_fd > NATIVE_COPY_FD);
     must(dup2(plan->bell, NATIVE_BELL_FD) == NATIVE_BELL_FD);
-    must(syscall(SYS_close_range, NATIVE_BELL_FD + 1, ~0u, 0) == 0);
+    must(dup2(plan->copies_fd, NATIVE_COPY_FD) == NATIVE_COPY_FD);
+    must(syscall(SYS_close_range, NATIVE_COPY_FD + 1, ~0u, 0) == 0);
     must(setrlimit(RLIMIT_NOFILE, &none) == 0 && setrlimit(RLIMIT_NPROC, &none) == 0);
     leave_rseq();
     must(native_filter_mapper() == 0);

@@ -181,8 +181,8 @@ native_stub_map:
     test %rdx, %rdx
     jz .Lmap_remove
     mov 24(%r13), %r10
-    mov $NATIVE_RAM_FD, %r8d
     mov 32(%r13), %r9
+    mov 40(%r13), %r8
     mov $SYS_MMAP, %eax
     jmp .Lmap_call
 .Lmap_remove:

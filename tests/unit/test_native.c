@@ -21,6 +21,7 @@
 #define SHADOW(space) (0x300000u + (space)*0x10000u)
 #define SHADOW_PT(space) (SHADOW(space) + 0x3000u)
 #define PML4_TWO 0x60000u
+#define COPIES 0x2f0000u
 #define STEPS_MAX 1000u
 
 struct native_rig {
@@ -64,7 +65,9 @@ static int op_change(void *opaque, unsigned space, const struct native_change *c
             assert_true(change->va + at < 0x200000);
             assert_true(native_is_mappable(change->va + at));
             rig_poke64(n->rig, SHADOW_PT(space) + (change->va + at) / 4096 * 8,
-                       change->prot == 0 ? 0 : (change->offset + at) | rights);
+                       change->prot == 0
+                           ? 0
+                           : ((change->is_copy ? COPIES : 0) + change->offset + at) | rights);
         }
     }
     return 0;
@@ -472,6 +475,78 @@ static void test_instruction_that_tells_of_the_host_gives_the_guests_answer(void
     assert_true(counter(n, "native_flagged_pages") >= 1);
 }
 
+/* As in a process that begins. */
+static void map_vdso(struct native_rig *n)
+{
+    struct native_space *space = prepare(n);
+
+    mutex_lock(&space->lock);
+    native_space_clear(n->user, space);
+    mutex_unlock(&space->lock);
+    rig_map(n->rig, 0x31000, 0x31000, P | US | A);
+    mmu_flush_page(n->v, 0x31000);
+}
+
+/* A page like Linux's vDSO: the clock natively, the CPU's number from the interpreter. */
+static void test_vdso_runs_from_a_copy(void **state)
+{
+    struct native_rig *n = *state;
+    uint64_t before;
+
+    n->native.copies = n->user->ram + COPIES;
+    n->native.copy_count = 2;
+    RIG_CODE_AT(n->rig, RIG_USER, "\xe9\xfb\x10\x00\x00"); /* jmp 0x31100 */
+    rig_poke(n->rig, 0x31000, "\x7f\x45\x4c\x46", 4);
+    rig_poke(n->rig, 0x31040, "linux-vdso.so.1", 16);
+    /* rdtscp, padded; mov edx, selector; lsl ecx, edx; mov [0x51000], rcx; syscall */
+    RIG_CODE_AT(n->rig, 0x31100,
+                "\x0f\x01\xf9\x66\x90\xba\x33\x00\x00\x00\x0f\x03\xca"
+                "\x48\x89\x0c\x25\x00\x10\x05\x00\x0f\x05");
+    before = rig_peek64(n->rig, 0x31100);
+    map_vdso(n);
+    run(n);
+    assert_int_equal(rig_peek64(n->rig, 0x51000), 0xffffffff);
+    assert_int_equal(mapped(n, 0, 0x31000) & (NX | RW | P), P);
+    assert_int_equal(mapped(n, 0, 0x31000) & PTE_ADDRESS, COPIES);
+    assert_int_equal(counter(n, "native_detours"), 0);
+    assert_int_equal(counter(n, "native_others"), 1); /* LSL, not RDTSCP */
+    assert_int_equal(rig_peek64(n->rig, 0x31100), before);
+
+    /* Changed: it is not run from what the first one was. */
+    rig_poke(n->rig, 0x31200, "\x90", 1);
+    map_vdso(n);
+    again(n);
+    assert_int_equal(mapped(n, 0, 0x31000) & (NX | P), P);
+    assert_int_equal(mapped(n, 0, 0x31000) & PTE_ADDRESS, COPIES + 0x1000);
+
+    /* No copy is left. */
+    rig_poke(n->rig, 0x31200, "\x91", 1);
+    map_vdso(n);
+    again(n);
+    assert_int_equal(mapped(n, 0, 0x31000) & (NX | P), NX | P);
+    assert_int_equal(mapped(n, 0, 0x31000) & PTE_ADDRESS, 0x31000);
+    assert_int_equal(counter(n, "native_detours"), 1);
+}
+
+static void test_vdso_that_asks_for_the_cpu_gives_the_guests(void **state)
+{
+    struct native_rig *n = *state;
+
+    n->native.copies = n->user->ram + COPIES;
+    n->native.copy_count = 1;
+    RIG_CODE_AT(n->rig, RIG_USER, "\xe9\xfb\x10\x00\x00"); /* jmp 0x31100 */
+    rig_poke(n->rig, 0x31000, "\x7f\x45\x4c\x46", 4);
+    rig_poke(n->rig, 0x31040, "linux-vdso.so.1", 16);
+    /* rdtscp; mov [0x51000], rcx; syscall: it uses ECX */
+    RIG_CODE_AT(n->rig, 0x31100, "\x0f\x01\xf9\x48\x89\x0c\x25\x00\x10\x05\x00\x0f\x05");
+    n->rig->st.tsc_aux = 0x1234;
+    map_vdso(n);
+    run(n);
+    assert_int_equal(rig_peek64(n->rig, 0x51000), 0x1234);
+    assert_int_equal(mapped(n, 0, 0x31000) & PTE_ADDRESS, COPIES);
+    assert_int_equal(counter(n, "native_others"), 1);
+}
+
 static void test_space_without_room_begins_anew(void **state)
 {
     struct native_rig *n = *state;
@@ -664,6 +739,9 @@ int main(void)
                                         teardown),
         cmocka_unit_test_setup_teardown(
             test_instruction_that_tells_of_the_host_gives_the_guests_answer, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_vdso_runs_from_a_copy, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_vdso_that_asks_for_the_cpu_gives_the_guests, setup,
+                                        teardown),
         cmocka_unit_test_setup_teardown(test_space_without_room_begins_anew, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lost_space_is_a_fault_of_the_guests_program, setup,
                                         teardown),
