@@ -134,7 +134,7 @@ static void note_turn(struct change *change, struct object *alarm, const struct 
         owe(alarm, debt_kinds[turn->is_alarm ? DEBT_HOOK_ALARM : DEBT_HOOK_OK], turn->instance);
     }
     if (turn->has_value) {
-        (void)snprintf(value, sizeof(value), "is at %.6g", turn->value);
+        (void)snprintf(value, sizeof(value), "is at %.*g", turn->value < 1e6 ? 6 : 15, turn->value);
     }
     change_event(change, alarm, turn->is_alarm ? "warning" : "info",
                  turn->is_alarm ? "alarm.raised" : "alarm.ended", NULL,

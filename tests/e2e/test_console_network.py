@@ -47,6 +47,9 @@ def choose_a_bridge(place):
             browser.picture("instance-bridge")
             browser.check_access("the network of a machine on a bridge")
 
+            browser.go("instances", "Instances")
+            browser.wait(lambda: ADDRESS in rows_of(browser, "Instances")["vm"], "its address in the list")
+            browser.go(f"instances/{platform.ok('GET', '/v1/instances/vm')['id']}/network", "vm")
             browser.button("Stop").click()
             browser.wait(lambda: browser.button("Change card").is_enabled(), "its end")
             browser.button("Change card").click()

@@ -81,7 +81,7 @@ function Actions({ nic, onAct }) {
 export function Nics() {
   const live = useLive();
   const broken = useBridges().filter((bridge) => !bridge.ready);
-  const { canChange } = useWho();
+  const { canChange, isAdmin } = useWho();
   const [act, setAct] = useState(null);
   const close = () => setAct(null);
   const owner = (nic) => live.find("instance", nic.instance);
@@ -95,10 +95,10 @@ export function Nics() {
         note={<>
           <p class="note">A card keeps its address whoever has it, and goes from one instance to another while they are stopped. Each
             instance for which none was chosen has one of its own, which goes with it.</p>
-          {broken.map(({ name, reason }) => <p key={name} class="note warn">The bridge {name} is not ready: {reason}</p>)}</>}
+          {isAdmin && broken.map(({ name, reason }) => <p key={name} class="note warn">The bridge {name} is not ready: {reason}</p>)}</>}
         columns={[
           { name: "name", title: "Name", sort: nameOf, of: (one) => (one.own ? <span class="muted">own of {owner(one) ? nameOf(owner(one)) : one.instance}</span> : nameOf(one)) },
-          { name: "mac", title: "Address", of: (one) => <code>{one.mac}</code> },
+          { name: "mac", title: "MAC address", of: (one) => <code>{one.mac}</code> },
           { name: "network", title: "Network" },
           { name: "state", title: "State", of: (one) => <Badge state={one.state} /> },
           { name: "instance", title: "Instance", of: instance, sort: (one) => (owner(one) ? nameOf(owner(one)) : "") },
@@ -184,7 +184,7 @@ function Inside({ instance }) {
     <section aria-label="As the guest says">
       <h2>As the guest says</h2>
       <Table label="Interfaces of the guest" rows={rows} columns={[
-        { name: "name", title: "Interface" }, { name: "mac", title: "Address of the card", of: (one) => <code>{one.mac}</code> },
+        { name: "name", title: "Interface" }, { name: "mac", title: "MAC address", of: (one) => <code>{one.mac}</code> },
         { name: "addresses", title: "Addresses", of: addresses }]} />
     </section>
   );
@@ -197,7 +197,7 @@ export function NetworkOf({ instance }) {
   const [dialog, setDialog] = useState(null);
   const nic = live.find("nic", instance.nic);
   const close = () => setDialog(null);
-  const facts = [["Network", nic?.network], ["Address of the card", nic && <code>{nic.mac}</code>], ["Card", nic && cardName(nic)],
+  const facts = [["Network", nic?.network], ["MAC address", nic && <code>{nic.mac}</code>], ["Card", nic && cardName(nic)],
     [addressTitle(nic), instance.address], ["Limits, each way", ratesOf(instance)]].filter(([, value]) => value);
   return (
     <>

@@ -127,8 +127,9 @@ export function Operations() {
   );
 }
 
-export const address = (instance) =>
-  (instance.ports ?? []).map((port) => `127.0.0.1:${port.host_port} → ${port.guest_port}`).join(", ");
+// How it is reached from outside: at its address on a bridge, or by ports of the host.
+export const address = (instance) => ((instance.network ?? "user") !== "user" ? instance.address
+  : (instance.ports ?? []).map((port) => `127.0.0.1:${port.host_port} → ${port.guest_port}`).join(", "));
 
 // What an instance has: its own figures, or its type's.
 export function sizes(instance) {
