@@ -79,7 +79,9 @@ export function Projects() {
   const [selected, setSelected] = useState(new Set());
   const [dialog, setDialog] = useState(null);
   const rows = matching(live.all("project"), filter);
-  const chosen = live.all("project").filter((project) => selected.has(project.id));
+  const isFull = (project) => ["instance", "volume", "snapshot", "nic", "alarm"].some((kind) => live.all(kind).some((object) => object.project === project.id));
+  const fixed = (project) => (project.name === "default" ? "it stays" : isFull(project) && "it is not empty");
+  const chosen = live.all("project").filter((project) => selected.has(project.id) && !fixed(project));
   const count = (kind) => (project) => live.all(kind).filter((object) => object.project === project.id).length;
   const counted = (kind, title) => ({ name: kind, title, of: count(kind), sort: count(kind) });
   return (
@@ -89,10 +91,10 @@ export function Projects() {
       {chosen.length > 0 && (
         <div class="bulk" role="toolbar" aria-label="What to do with the selected projects"><span>{chosen.length} selected</span>
           <button type="button" class="danger" onClick={() => setDialog("delete")}>Delete</button></div>)}
-      <Table label="Projects" rows={rows} selected={selected} onSelect={canChange ? setSelected : undefined} empty="No project."
+      <Table label="Projects" rows={rows} selected={selected} onSelect={canChange ? setSelected : undefined} fixed={fixed} empty="No project."
         columns={[
           { name: "name", title: "Name", of: nameOf, sort: nameOf },
-          counted("instance", "Instances"), counted("volume", "Volumes"), counted("snapshot", "Snapshots"), counted("key", "Key pairs"),
+          counted("instance", "Instances"), counted("volume", "Volumes"), counted("snapshot", "Snapshots"), counted("nic", "Network cards"), counted("alarm", "Alarms"),
           { name: "tags", title: "Tags", of: tags },
           { name: "created", title: "Age", of: (project) => <Time at={project.created} />, sort: (project) => project.created ?? 0 },
           ...(canChange ? [{ name: "limits", title: "", of: (project) => (
