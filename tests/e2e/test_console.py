@@ -148,16 +148,21 @@ PAGES = (("", "Dashboard"), ("instances", "Instances"), ("launch", "Launch insta
          ("tokens", "API tokens"), ("users", "Users"))
 
 
-def look_at_pages(browser, pages):
+LOOKS = tuple((theme, size) for theme in ("dark", "light") for size in ("wide", "narrow"))
+
+
+def look_at_pages(browser, pages, looks=LOOKS):
     """Every page, dark and light, wide and narrow: axe finds nothing, and nothing is too wide."""
     for theme in ("dark", "light"):
         Select(browser.one("header select")).select_by_visible_text(theme.capitalize())
         for size, word in ((WIDE, "wide"), (NARROW, "narrow")):
+            if (theme, word) not in looks:
+                continue
             browser.driver.set_window_size(*size)
             for route, heading in pages:
                 browser.go(route, heading)
                 browser.wait(lambda: browser.all("main table, main .empty, main form, main .card, main .tree"), "the page's content")
-                browser.picture(f"{(route or 'dashboard').split('/')[0]}-{theme}-{word}")
+                browser.picture(f"{(route or 'dashboard').replace('/', '-')}-{theme}-{word}")
                 browser.check_access(f"{heading} {theme} {word}")
                 wide = browser.driver.execute_script("return document.documentElement.scrollWidth - innerWidth")
                 expect(wide <= 0, f"{heading} is {wide} pixels wider than {size}")
@@ -612,6 +617,8 @@ def work_in_the_console(place):
             work_with_snapshots(browser, platform)
             work_with_tenants(browser, platform)
             look_at_pages(browser, PAGES)
+            look_at_pages(browser, [(f"instances/web/{tab}", "web") for tab in ("network", "storage", "alarms")] + [("alarms/full", "full")],
+                          (("dark", "narrow"), ("light", "wide")))
             browser.go("snapshots", "Snapshots")
             for box in browser.all(".tree input[type=checkbox]"):
                 box.click()
@@ -721,10 +728,15 @@ def use_the_keyboard_only(place):
                 raise AssertionError(f"no way to {text!r} by keyboard")
             tab_to("New").send_keys(Keys.ENTER)
             browser.one("dialog[open]")
+            focused().send_keys(Keys.ESCAPE)
+            browser.wait(lambda: not browser.all("dialog") and focused().text == "New", "the way back to where it was opened")
+            focused().send_keys(Keys.ENTER)
+            browser.one("dialog[open]")
             tab_to("field-name").send_keys("typed")
             tab_to("field-size_gib").send_keys("1" + Keys.ENTER)
             browser.wait(lambda: "typed" in browser.one("table").text, "the volume")
             browser.wait(lambda: "available" in browser.one("table").text, "that it is there")
+            expect(focused().text == "New", f"the focus went to {focused().tag_name}")
 
             # A snapshot of it, and away with that again.
             browser.go("snapshots", "Snapshots")

@@ -1,6 +1,6 @@
 // The parts that pages are made of.
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { signal, show } from "./toast.js";
 import { ApiError } from "./api.js";
 import { when, ago } from "./format.js";
@@ -106,7 +106,12 @@ export function matching(rows, filter) {
 
 export function Dialog({ title, onClose, children }) {
   const dialog = useRef();
-  useEffect(() => { dialog.current.showModal(); }, []);
+  // Whoever goes on by keyboard goes on from where it was opened, if that is still there.
+  useLayoutEffect(() => {
+    const opener = document.activeElement;
+    dialog.current.showModal();
+    return () => setTimeout(() => (opener?.isConnected && opener !== document.body ? opener : document.getElementById("main"))?.focus());
+  }, []);
   return (
     <dialog ref={dialog} aria-label={title} onClose={onClose}>
       <h2>{title}</h2>
