@@ -118,6 +118,7 @@ struct task {
     int last_status;        /* of the one before, where it is known; else -1 */
     unsigned crashes;       /* in a row */
     uint64_t not_before_ns; /* it is not started again earlier */
+    uint64_t in_way_ns;     /* since when something is in the way of its start; 0: nothing */
     bool was_asked_end, was_plug_pulled;
     bool was_agent_asked, is_agent_at_it; /* the guest's agent shall end it */
     uint64_t end_deadline_ns;             /* of what was asked last */

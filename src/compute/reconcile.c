@@ -22,9 +22,10 @@
 
 #define MAX_ROUNDS 50
 #define NS_PER_S 1000000000ull
-#define UNSURE_NS 20000000ull /* a monitor that is just beginning, or just gone */
-#define FORCE_S 10            /* how long a monitor may take to end at once */
-#define STEADY_S 60           /* who ran that long is not failing again and again */
+#define UNSURE_NS 20000000ull   /* a monitor that is just beginning, or just gone */
+#define MOMENT_NS 1000000000ull /* what ends by itself has ended by then; again each so long */
+#define FORCE_S 10              /* how long a monitor may take to end at once */
+#define STEADY_S 60             /* who ran that long is not failing again and again */
 #define RESTART_MAX_S 60u
 
 static const char *const step_names[STEP_COUNT] = {
@@ -257,6 +258,33 @@ static int note_running(struct task *task, struct object *instance)
     return rc;
 }
 
+/* Something of it is in the way: what its last end has left is gone in a moment; of anything else it
+ * says what, and is tried on until that has gone or somebody stops it. */
+static int start_later(struct task *task, struct object *instance, const struct err *err)
+{
+    uint64_t now = clock_monotonic_ns();
+    struct change change;
+
+    if (task->in_way_ns == 0) {
+        task->in_way_ns = now;
+    }
+    if (now - task->in_way_ns < MOMENT_NS) {
+        task_again(task, now + UNSURE_NS);
+        return SETTLED;
+    }
+    task_again(task, now + MOMENT_NS);
+    if (object_is(instance, "reason", err->text)) {
+        return SETTLED;
+    }
+    log_warn("%s: %s; trying again", task->id, err->text);
+    object_set_text(instance, "reason", err->text);
+    change_begin(&change, task->compute);
+    change_event(&change, instance, "warning", "instance.waiting", NULL,
+                 "instance \"%s\" cannot start yet: %s", object_text(instance, "name"), err->text);
+    change_put(&change, instance);
+    return commit_step(task, &change, STEP_NOTE_STARTING) == -EINTR ? -EINTR : SETTLED;
+}
+
 static int start(struct task *task, struct object *instance)
 {
     struct err err = {.code = 0};
@@ -269,8 +297,9 @@ static int start(struct task *task, struct object *instance)
     rc = directory_make(task, instance, &err);
     rc = rc < 0 ? rc : machine_launch(task, instance, &err);
     if (rc == -EBUSY) {
-        return clear_later(task, rc, &err);
+        return start_later(task, instance, &err);
     }
+    task->in_way_ns = 0;
     return rc < 0 ? note_failed(task, instance, rc, &err) : LOOK_AGAIN;
 }
 
@@ -475,6 +504,7 @@ static int note_end(struct task *task, struct object *instance, const struct mac
     rc = commit_step(task, &change, STEP_NOTE_ENDED);
     if (rc == LOOK_AGAIN) {
         task->last_status = -1;
+        task->in_way_ns = 0;
         limits_rebalance(task->compute);
     }
     return rc;

@@ -230,11 +230,10 @@ static void wait_for_end(const sigset_t *signals)
  * and this process only where it has bridges. */
 static int settle_privilege(const struct daemon_options *options, struct err *err)
 {
-    int rc;
+    int rc = hostnet_keep_privilege();
 
-    hostnet_keep_privilege();
-    if (options->bridge_count == 0) {
-        rc = hostnet_drop_privilege();
+    if (rc < 0 || options->bridge_count == 0) {
+        rc = rc < 0 ? rc : hostnet_drop_privilege();
         return rc < 0 ? err_set_errno(err, rc, "CAP_NET_ADMIN cannot be given up") : 0;
     }
     for (unsigned i = 0; i < options->bridge_count; i++) {

@@ -68,24 +68,34 @@ static int open_tun(struct err *err)
     return err_set_errno(err, -errno, "cannot open " TUN_PATH);
 }
 
-static int check_bridge(int sock, const char *bridge, struct err *err)
+/* Whether the device is of that kind: 0, -EINVAL when it is of another, -ENODEV. */
+static int check_driver(int sock, const char *name, const char *driver)
 {
     struct ethtool_drvinfo info = {.cmd = ETHTOOL_GDRVINFO};
-    struct ifreq ifr = request(bridge);
+    struct ifreq ifr = request(name);
 
     ifr.ifr_data = (void *)&info;
     if (ioctl(sock, SIOCETHTOOL, &ifr) != 0 && errno == ENODEV) {
+        return -ENODEV;
+    }
+    return strcmp(info.driver, driver) == 0 ? 0 : -EINVAL;
+}
+
+static int check_bridge(int sock, const char *bridge, struct err *err)
+{
+    int rc = check_driver(sock, bridge, "bridge");
+
+    if (rc == -ENODEV) {
         return err_set(err, -ENODEV,
                        "there is no bridge \"%s\"; make it with 'ip link add %s type bridge' and "
                        "'ip link set %s up'",
                        bridge, bridge, bridge);
     }
-    return strcmp(info.driver, "bridge") == 0
-               ? 0
-               : err_set(err, -EINVAL,
-                         "\"%s\" is a network device, but no bridge; 'ip link show type bridge' "
-                         "lists those that are",
-                         bridge);
+    return rc == 0 ? 0
+                   : err_set(err, -EINVAL,
+                             "\"%s\" is a network device, but no bridge; 'ip link show type "
+                             "bridge' lists those that are",
+                             bridge);
 }
 
 int hostnet_check_bridge(const char *bridge, struct err *err)
@@ -165,7 +175,20 @@ static int join(int sock, const char *bridge, const char *name)
     return ioctl(sock, SIOCBRADDIF, &ifr) != 0 ? -errno : switch_on(sock, name);
 }
 
-static int refuse_making(int code, const char *bridge, const char *name, struct err *err)
+/* A tap may be that of a process that is just ending; any other device stays. */
+static int refuse_name(int sock, const char *name, struct err *err)
+{
+    int code = check_driver(sock, name, "tun") == -EINVAL ? -EEXIST : -EBUSY;
+
+    return err_set(err, code,
+                   "a network device \"%s\" is there already; %s removed with 'ip link del %s'",
+                   name,
+                   code == -EEXIST ? "it is no tap, and is to be"
+                                   : "another process has it open, or it is to be",
+                   name);
+}
+
+static int refuse_making(int code, int sock, const char *bridge, const char *name, struct err *err)
 {
     if (code == -EPERM) {
         return err_set(err, code,
@@ -174,11 +197,8 @@ static int refuse_making(int code, const char *bridge, const char *name, struct 
                        "and 'ip link set tap0 master %s up', and use that by its name",
                        bridge, bridge);
     }
-    if (code == -EBUSY || code == -EINVAL) {
-        return err_set(err, -EBUSY,
-                       "a network device \"%s\" is there already; another process has it, or it "
-                       "is to be removed with 'ip link del %s'",
-                       name, name);
+    if (code == -EBUSY || code == -EEXIST) {
+        return refuse_name(sock, name, err);
     }
     return err_set_errno(err, code, "cannot make the tap \"%s\"", name);
 }
@@ -200,11 +220,11 @@ int hostnet_make_tap(const char *bridge, const char *name, struct err *err,
     }
     ifr.ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_TUN_EXCL);
     if (ioctl(fd, TUNSETIFF, &ifr) != 0) {
-        return refuse_making(-errno, bridge, ifr.ifr_name, err);
+        return refuse_making(-errno, sock, bridge, ifr.ifr_name, err);
     }
     rc = join(sock, bridge, ifr.ifr_name);
     if (rc < 0) {
-        return rc == -EPERM ? refuse_making(rc, bridge, ifr.ifr_name, err)
+        return rc == -EPERM ? refuse_making(rc, sock, bridge, ifr.ifr_name, err)
                             : err_set_errno(err, rc, "cannot put the tap \"%s\" into \"%s\"",
                                             ifr.ifr_name, bridge);
     }
@@ -350,7 +370,17 @@ int hostnet_drop_privilege(void)
     return syscall(SYS_capset, &header, data) != 0 ? -errno : 0;
 }
 
-void hostnet_keep_privilege(void)
+int hostnet_keep_privilege(void)
 {
-    (void)prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_LOWER, CAP_NET_ADMIN, 0, 0); /* cannot fail */
+    struct __user_cap_header_struct header = own_header();
+    struct __user_cap_data_struct data[CAP_WORDS] = {{0}};
+
+    if (syscall(SYS_capget, &header, data) != 0) {
+        return -errno;
+    }
+    if ((data[CAP_TO_INDEX(CAP_NET_ADMIN)].inheritable & CAP_TO_MASK(CAP_NET_ADMIN)) == 0) {
+        return 0;
+    }
+    data[CAP_TO_INDEX(CAP_NET_ADMIN)].inheritable &= ~CAP_TO_MASK(CAP_NET_ADMIN); /* ambient too */
+    return syscall(SYS_capset, &header, data) != 0 ? -errno : 0;
 }

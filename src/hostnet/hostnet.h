@@ -30,7 +30,8 @@ bool hostnet_is_name(const char *text);
 /*
  * Makes a tap, puts it into the bridge, with the bridge's MTU, and switches it on. name is its
  * name, or NULL for any. Needs CAP_NET_ADMIN: -EPERM without. -ENODEV when there is no such
- * bridge, -EINVAL when it is none, -EBUSY when the name is taken, -ENOENT without /dev/net/tun.
+ * bridge, -EINVAL when it is none, -EBUSY when a tap has the name, which may be about to go, -EEXIST
+ * when another device has it, -ENOENT without /dev/net/tun.
  */
 int hostnet_make_tap(const char *bridge, const char *name, struct err *err,
                      struct hostnet_tap *ret_tap) MUST_CHECK;
@@ -51,7 +52,8 @@ int hostnet_check_privilege(struct err *err) MUST_CHECK;
 /* Gives up CAP_NET_ADMIN for this thread and what it starts, for ever. Before other threads. */
 int hostnet_drop_privilege(void) MUST_CHECK;
 
-/* What this process starts does not get CAP_NET_ADMIN from it, which keeps it. */
-void hostnet_keep_privilege(void);
+/* What this process starts does not get CAP_NET_ADMIN from it, which keeps it; root's children have
+ * it by being root's. Before other threads. */
+int hostnet_keep_privilege(void) MUST_CHECK;
 
 #endif

@@ -158,6 +158,10 @@ def power_off(m):
     expect(m.wait_exit() == 0, f"powering off gives a non-zero status\n{m.story()}")
 
 
+def status_of(pid):
+    return pathlib.Path(f"/proc/{pid}/status").read_text()
+
+
 def expect_no_privilege(pid):
     """Neither the monitor nor the processes that run guest code could change the host's network."""
     found = [pid]
@@ -267,9 +271,9 @@ def refuse(place, net, *words, status=1, **more):
            all(word in done.stderr for word in words), f"{net}: {done.returncode} {done.stderr}")
 
 
-def open_tap(flags):
+def open_tap(flags, name="given"):
     tap = os.open("/dev/net/tun", os.O_RDWR)
-    fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", b"given", flags))
+    fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
     return tap
 
 
@@ -309,14 +313,16 @@ def await_address(platform, name, address):
         platform.next_change(shown["revision"], shown["id"])
 
 
-def answers(address):
-    return subprocess.run(["busybox", "ping", "-c", "1", "-W", "5", address], check=False,
-                          stdout=subprocess.DEVNULL).returncode == 0
+def await_answer(address):
+    """What is given an address needs a moment to take it."""
+    while subprocess.run(["busybox", "ping", "-c", "1", "-W", "1", address], check=False,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode != 0:
+        pass
 
 
-def has_privilege(pid):
-    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
-    return any(int(line.split()[1], 16) >> 12 & 1 for line in lines
+def has_privilege(status):
+    """Of what /proc/PID/status says."""
+    return any(int(line.split()[1], 16) >> 12 & 1 for line in status.splitlines()
                if line.startswith(("CapInh", "CapPrm", "CapEff", "CapAmb")))
 
 
@@ -381,11 +387,42 @@ def change_network(platform, name):
     expect(card["network"] == shown["network"] == f"bridge:{BRIDGE}" and card["mac"] == mac, f"{shown} {card}")
 
 
+def await_end(platform, operation):
+    while operation["state"] in ("pending", "running"):
+        operation = platform.ok("GET", f"/v1/operations/{operation['id']}/wait")
+    return operation
+
+
+def take_its_name(platform, name):
+    """Where another device has the name of its tap, that stays as it is, and the machine says why it does not run."""
+    path = f"/v1/instances/{name}"
+    device = f"cb{platform.ok('GET', path)['id'][-13:]}"
+    ip("link", "add", device, "type", "bridge")
+    operation = await_end(platform, platform.ok("POST", f"{path}/start")["operation"])
+    shown = platform.ok("GET", path)
+    for word in (device, "no tap", f"ip link del {device}"):
+        expect(word in operation.get("error", "") and word in shown["reason"], f"{operation} {shown}")
+    expect(operation["state"] == shown["state"] == "failed" and "master" not in links()[device], f"{operation} {shown}")
+    ip("link", "del", device)
+    tap = open_tap(IFF_TAP | IFF_NO_PI, device)
+    operation = platform.ok("POST", f"{path}/start")["operation"]
+    while device not in (shown := platform.ok("GET", path)).get("reason", ""):
+        platform.next_change(shown["revision"], shown["id"])
+    said = [row["text"] for row in platform.ok("GET", "/v1/events?limit=1000")["items"] if row["action"] == "instance.waiting"]
+    expect(len(said) == 1 and shown["reason"] in said[0] and shown["state"] == "starting", f"{shown} {said}")
+    expect("master" not in links()[device], "another's tap is in the bridge")
+    os.close(tap)
+    platform.finish({"operation": operation})
+    shown = platform.ok("GET", path)
+    expect(shown["state"] == "running" and "reason" not in shown and links()[device]["master"] == BRIDGE, f"{shown}")
+    platform.finish(platform.ok("POST", f"{path}/stop", {"force": True}))
+
+
 def kill_between_steps(platform, name, others):
     """The daemon killed when the tap is there, and the monitor not yet."""
     script = platform.place.path / "kill-daemon"
     mark = pathlib.Path(platform.home) / "mark"
-    script.write_text(f"#!/bin/sh\nif [ ! -e {mark} ]; then ip -br link >{mark}; kill -9 $PPID; exit 1; fi\n"
+    script.write_text(f"#!/bin/sh\nif [ ! -e {mark} ]; then (ip -br link; cat /proc/$$/status) >{mark}; exec 5>&-; kill -9 $PPID; exit 1; fi\n"
                       f'exec {platform.place.path}/prefix/bin/corbel-vmm "$@"\n')
     script.chmod(0o755)
     platform.stop_daemon()
@@ -395,6 +432,7 @@ def kill_between_steps(platform, name, others):
         platform.call("POST", f"/v1/instances/{name}/start")
     platform.process.wait(600)
     expect(sum(line.startswith("cb") for line in mark.read_text().splitlines()) == len(others) + 1, mark.read_text())
+    expect(not has_privilege(mark.read_text()), f"what the daemon starts gets its privilege: {mark.read_text()}")
     expect(taps() == others, f"a tap has no machine: {taps()}")
     platform.start_daemon()
     platform.settle()
@@ -415,19 +453,20 @@ def use_daemon(place):
         second = platform.ok("GET", "/v1/instances/second")
         expect(second["network"] == cards == platform.ok("GET", f"/v1/instances/{first}")["network"], f"{second}")
         await_address(platform, "first", "10.9.0.10")
-        expect(answers("10.9.0.10"), "the guest does not answer")
+        await_answer("10.9.0.10")
         listed, _ = platform.run("list")
         expect(cards in listed and "10.9.0.10" in listed, listed)
         words = platform.run("complete", "run", "--network", "")[0].split()
         expect(words == ["user", cards, "bridge:br9"], f"{words}")
         names = taps()
         expect(len(names) == 2 and all(name[:2] == "cb" and links()[name]["master"] == BRIDGE for name in names), f"{names}")
-        expect(has_privilege(platform.process.pid), "the daemon has no privilege")
+        expect(has_privilege(status_of(platform.process.pid)), "the daemon has no privilege")
         expect_no_privilege(second["pid"])
         _, said = platform.run("forward", "add", "first", "0:80", status=2)
         expect("user-mode" in said, said)
         platform.stop_daemon(signal.SIGKILL)
-        expect(taps() == names and answers("10.9.0.10"), "a machine lost its network with the daemon")
+        expect(taps() == names, "a machine lost its network with the daemon")
+        await_answer("10.9.0.10")
         platform.start_daemon()
         platform.settle()
         expect(platform.ok("GET", "/v1/instances/second")["pid"] == second["pid"] and taps() == names, f"{taps()}")
@@ -435,15 +474,14 @@ def use_daemon(place):
         change_network(platform, "second")
         others = taps()
         expect(len(others) == 1, f"{others}")
+        take_its_name(platform, "second")
         kill_between_steps(platform, "second", others)
         platform.stop_daemon()
         platform.arguments = ("--bridge", "br9")
         platform.start_daemon()
         platform.refused(400, "POST", "/v1/nics", {"network": cards}, code="invalid", field="network")
         platform.finish(platform.ok("POST", "/v1/instances/first/stop", {"force": True}))
-        operation = platform.ok("POST", "/v1/instances/first/start")["operation"]
-        while operation["state"] in ("pending", "running"):
-            operation = platform.ok("GET", f"/v1/operations/{operation['id']}/wait")
+        operation = await_end(platform, platform.ok("POST", "/v1/instances/first/start")["operation"])
         expect(operation["state"] == "failed" and f'"{BRIDGE}"' in operation["error"], f"{operation}")
         platform.run("delete", "--all", "--force")
         expect(not taps(), f"{taps()} are left")
@@ -472,7 +510,7 @@ def refuse_without_privilege(place):
         expect("CAP_NET_ADMIN" in "".join(platform.said), "the daemon said nothing of it")
     with privileged(place), Platform(place) as platform:
         expect(not platform.ok("GET", "/v1/host")["bridges"], "there is a bridge")
-        expect(not has_privilege(platform.process.pid), "the daemon keeps a privilege that it needs not")
+        expect(not has_privilege(status_of(platform.process.pid)), "the daemon keeps a privilege that it needs not")
         error = platform.refused(400, "POST", "/v1/nics", {"network": f"bridge:{BRIDGE}"}, code="invalid", field="network")
         expect("corbeld --bridge NAME" in error["message"], f"{error}")
         platform.refused(400, "POST", "/v1/instances", {"image": "busybox", "network": f"bridge:{BRIDGE}"}, field="network")
