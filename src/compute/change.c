@@ -181,6 +181,21 @@ void change_end_operation(struct change *change, struct object *object, const st
     object_clear(object, "operation");
 }
 
+/* Is there more to do than what the caller has done? Then its operation may be another's. */
+static bool has_more_to_do(const struct object *instance)
+{
+    return object_flag(instance, "paused") != object_is(instance, "state", "paused") ||
+           object_flag(instance, "adjusting") || object_flag(instance, "restarting") ||
+           object_is(instance, "desired", "stopped");
+}
+
+void change_end_part(struct change *change, struct object *instance, const struct fault *error)
+{
+    if (!has_more_to_do(instance)) {
+        change_end_operation(change, instance, error);
+    }
+}
+
 void change_drop(struct change *change)
 {
     for (unsigned i = 0; i < change->owned_count; i++) {

@@ -239,6 +239,8 @@ void change_event(struct change *change, const struct object *object, const char
 /* Ends the object's operation, if it has one, and takes it from the object. error NULL: done;
  * with FAULT_NONE: cancelled. */
 void change_end_operation(struct change *change, struct object *object, const struct fault *error);
+/* The same for an instance of which a part of what it is to have is done, if nothing is left. */
+void change_end_part(struct change *change, struct object *instance, const struct fault *error);
 /* -ESTALE (FAULT_STALE) when something else was faster. Always ends the change. */
 int change_commit(struct change *change, struct fault *fault) MUST_CHECK;
 void change_drop(struct change *change); /* without committing */

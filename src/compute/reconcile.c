@@ -595,7 +595,9 @@ static int apply_limits(struct task *task, struct object *instance)
         log_warn("%s: %s", task->id, err.text);
         change_event(&change, instance, "warning", "instance.limits", NULL, "%s", err.text);
     }
-    change_end_operation(&change, instance, rc < 0 ? &fault : NULL);
+    if (rc < 0 || !forwards_wait(instance)) {
+        change_end_part(&change, instance, rc < 0 ? &fault : NULL);
+    }
     change_put(&change, instance);
     rc = commit_step(task, &change, STEP_NOTE_LIMITS);
     if (rc == LOOK_AGAIN) {
@@ -620,7 +622,7 @@ static int apply_forwards(struct task *task, struct object *instance)
         (void)fault_set_err(&fault, rc, &err);
         change_event(&change, instance, "warning", "instance.forwards", NULL, "%s", err.text);
     }
-    change_end_operation(&change, instance, rc < 0 ? &fault : NULL);
+    change_end_part(&change, instance, rc < 0 ? &fault : NULL);
     change_put(&change, instance);
     return commit_step(task, &change, STEP_NOTE_FORWARDS);
 }

@@ -343,7 +343,7 @@ static int note_resized(struct look *look, const struct fault *fault)
     change_event(&change, instance, fault == NULL ? "info" : "warning", "instance.resized", NULL,
                  "instance \"%s\" %s", object_text(instance, "name"),
                  fault == NULL ? "has what it was to have" : fault->text);
-    change_end_operation(&change, instance, fault);
+    change_end_part(&change, instance, fault);
     change_put(&change, instance);
     return commit_step(look->task, &change, STEP_NOTE_RESIZED);
 }

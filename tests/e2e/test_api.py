@@ -431,6 +431,21 @@ def refuse_what_is_malformed(place):
         expect(platform.ok("GET", "/v1/instances")["items"] == [], "something was made")
 
 
+def finish_each_of_many(place):
+    """An operation ends when what it asked for is there, not when another's work is done."""
+    with Platform(place) as platform:
+        machine = platform.launch("busy")
+        for weight in range(2, 42, 2):
+            for change, (action, state) in ((0, ("pause", "paused")), (1, ("resume", "running"))):
+                platform.ok("PATCH", f"/v1/instances/{machine}",
+                            {"cpu_weight": weight + change,
+                             "forwards": [{"host_port": 0, "guest_port": weight + change}]})
+                platform.finish(platform.ok("POST", f"/v1/instances/{machine}/{action}"))
+                expect(platform.state(machine) == state, f"{action}: {platform.state(machine)}")
+        shown = platform.ok("GET", f"/v1/instances/{machine}")
+        expect(shown["cpu_weight"] == 41 and shown["forwards"][0]["guest_port"] == 41, f"{shown}")
+
+
 def repeat_a_request(place):
     """The same token makes one object, however often and at once; another body with it is refused."""
     with Platform(place) as platform:
@@ -684,7 +699,8 @@ if __name__ == "__main__":
         ("leak nothing across projects", leak_nothing_across),
         ("serve the good in a flood", serve_the_good_in_a_flood), ("sign in", sign_in),
         ("end what is revoked", end_what_is_revoked), ("refuse what is malformed", refuse_what_is_malformed),
-        ("repeat a request", repeat_a_request), ("follow changes", follow_changes),
+        ("finish each of many", finish_each_of_many), ("repeat a request", repeat_a_request),
+        ("follow changes", follow_changes),
         ("reach the console", reach_the_console), ("keep an address", keep_an_address),
         ("keep to quotas", keep_to_quotas),
         ("survive the daemon", survive_the_daemon),
