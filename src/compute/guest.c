@@ -169,6 +169,16 @@ static bool take_changed(struct task *task)
     return is_changed;
 }
 
+/* There is more to hear than was heard. */
+static void look_again_at(struct task *task, uint64_t due_ns)
+{
+    mutex_lock(&task->compute->lock);
+    task->is_guest_changed = true;
+    mutex_unlock(&task->compute->lock);
+    task->guest_not_before_ns = due_ns;
+    task_again(task, due_ns);
+}
+
 int guest_look(struct task *task, struct object *instance)
 {
     uint64_t now = clock_monotonic_ns();
@@ -189,11 +199,12 @@ int guest_look(struct task *task, struct object *instance)
     } else if (!take_changed(task)) {
         return 0;
     }
-    if (ask_monitor(task->compute, task->id, &has_agent, address, &err) < 0) {
-        return 0;
-    }
     task->guest_notes++;
     task->guest_not_before_ns = now + (task->guest_notes < EAGER_NOTES ? 1 : 60) * NS_PER_S;
+    if (ask_monitor(task->compute, task->id, &has_agent, address, &err) < 0) {
+        look_again_at(task, task->guest_not_before_ns); /* a busy host; or it is just ending */
+        return 0;
+    }
     change_begin(&change, task->compute);
     if (!take_news(task, instance, &change, has_agent, address)) {
         change_drop(&change);
@@ -202,11 +213,7 @@ int guest_look(struct task *task, struct object *instance)
     change_put(&change, instance);
     rc = change_commit(&change, &fault);
     if (rc == -ESTALE) { /* somebody changed it meanwhile: once more */
-        mutex_lock(&task->compute->lock);
-        task->is_guest_changed = true;
-        mutex_unlock(&task->compute->lock);
-        task->guest_not_before_ns = 0;
-        task_again(task, 0);
+        look_again_at(task, 0);
         return 0;
     }
     if (rc < 0) {

@@ -37,14 +37,20 @@ static bool is_allowed(const struct compute *compute, const char *bridge)
     return false;
 }
 
-/* What there is to choose from, for a sentence. */
+/* What there is to choose from, for a sentence; dots for what it has no room for. */
 static void name_choices(const struct compute *compute, char *out, size_t size)
 {
+    static const char more[] = " ...";
     size_t used = (size_t)snprintf(out, size, "user");
 
-    for (unsigned i = 0; i < compute->config.bridge_count && used < size; i++) {
-        used +=
-            (size_t)snprintf(out + used, size - used, ", " BRIDGE "%s", compute->config.bridges[i]);
+    for (unsigned i = 0; i < compute->config.bridge_count; i++) {
+        const char *bridge = compute->config.bridges[i];
+
+        if (used + strlen(", " BRIDGE) + strlen(bridge) + sizeof(more) > size) {
+            (void)snprintf(out + used, size - used, "%s", more);
+            return;
+        }
+        used += (size_t)snprintf(out + used, size - used, ", " BRIDGE "%s", bridge);
     }
 }
 
