@@ -42,8 +42,9 @@ def skip(why):
     sys.exit(0)
 
 
-def enter():
-    """Begins anew in a network namespace of its own, where we may make what we like."""
+def enter(*guests):
+    """Begins anew in a network namespace of its own, where we may make what we like. The guests that
+    are needed are built before: inside there is nowhere to get anything from."""
     if os.environ.get(INSIDE):
         return
     for program in ("ip", "busybox", "unshare", "setpriv"):
@@ -65,6 +66,9 @@ def enter():
                           ("taps", ["tuntap", "add", "dev", "tap0", "mode", "tap"])):
         if subprocess.run([*words, "ip", *request], check=False, stderr=subprocess.DEVNULL).returncode != 0:
             skip(f"the kernel has no {what}")
+    for kind in guests:
+        subprocess.run([sys.executable, "-c", f"import harness; harness.guest({kind!r})"], check=True,
+                       env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent)})
     os.execvpe(words[0], [*words, sys.executable, *sys.argv], {**os.environ, INSIDE: "yes"})
 
 
@@ -528,7 +532,7 @@ def refuse_without_privilege(place):
 
 
 def main():
-    enter()
+    enter("busybox", "debian")
     ip("link", "set", "lo", "up")
     ip("link", "add", BRIDGE, "mtu", str(MTU), "type", "bridge")
     ip("address", "add", f"{HOST}/24", "dev", BRIDGE)
