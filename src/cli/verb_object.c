@@ -70,6 +70,7 @@ static const struct column quota_columns[] = {
     {"SNAPSHOTS", "max_snapshots", CELL_LIMIT},
     {"NICS", "max_nics", CELL_LIMIT},
     {"ALARMS", "max_alarms", CELL_LIMIT},
+    {"KEYS", "max_keys", CELL_LIMIT},
     {NULL, NULL, CELL_TEXT},
 };
 
@@ -211,6 +212,7 @@ static int set_limits(const struct api_options *options, json_t *body, struct er
         {"max_snapshots", "--snapshots", options->max_snapshots, 0},
         {"max_nics", "--nics", options->max_nics, 0},
         {"max_alarms", "--alarms", options->max_alarms, 0},
+        {"max_keys", "--keys", options->max_keys, 0},
     };
     int rc = 0;
 

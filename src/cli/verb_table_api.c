@@ -24,8 +24,9 @@
         {"--snapshots", "N", "how many snapshots", OPTION_TEXT, API(max_snapshots)},             \
         {"--nics", "N", "how many network cards, instances' own ones too", OPTION_TEXT,          \
          API(max_nics)},                                                                         \
+        {"--alarms", "N", "how many alarms", OPTION_TEXT, API(max_alarms)},                      \
     {                                                                                            \
-        "--alarms", "N", "how many alarms", OPTION_TEXT, API(max_alarms)                         \
+        "--keys", "N", "how many key pairs", OPTION_TEXT, API(max_keys)                          \
     }
 #define SHARE_SPECS                                                                             \
     {"--cpu-weight", "N", "share of busy CPUs, 1 to 10000 (100)", OPTION_TEXT,                  \

@@ -29,7 +29,7 @@ struct api_options {
     const char *input, *instance, *volume, *key, *user_data, *nic, *mac, *network;
     const char *role, *of_project, *expires, *password_file;
     const char *max_instances, *max_cpus, *max_memory, *max_volumes;
-    const char *max_snapshots, *max_nics, *max_alarms;
+    const char *max_snapshots, *max_nics, *max_alarms, *max_keys;
     struct option_list filters, tags, forwards, volumes;
     struct limit_options limits;
     struct alarm_options alarm;

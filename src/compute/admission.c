@@ -200,8 +200,9 @@ int admit_one(struct compute *compute, const struct object *object, struct fault
 {
     static const struct {
         const char *limit, *what;
-    } quotas[KIND_COUNT] = {
-        [KIND_NIC] = {"max_nics", "network cards"}, [KIND_ALARM] = {"max_alarms", "alarms"}};
+    } quotas[KIND_COUNT] = {[KIND_NIC] = {"max_nics", "network cards"},
+                            [KIND_ALARM] = {"max_alarms", "alarms"},
+                            [KIND_KEY] = {"max_keys", "key pairs"}};
     struct object project = {0};
     int64_t count = 0;
     int rc = object_load(compute, KIND_PROJECT, GLOBAL_PROJECT, object->project, &project, fault);

@@ -85,7 +85,8 @@ static int prepare_kind(struct creation *creation, struct fault *fault)
     case KIND_NIC:
         return nic_prepare(&creation->change, object, fault);
     case KIND_KEY:
-        return prepare_key(creation, fault);
+        rc = admit_one(creation->compute, object, fault);
+        return rc < 0 ? rc : prepare_key(creation, fault);
     case KIND_ALARM:
         rc = alarm_prepare(creation->compute, object, fault);
         return rc < 0 ? rc : admit_one(creation->compute, object, fault);

@@ -546,6 +546,12 @@ static const struct field project_fields[] = {
      .max = 100000,
      .preset = "0",
      .help = "how many alarms it may have; 0: no limit"},
+    {.name = "max_keys",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
+     .max = 100000,
+     .preset = "0",
+     .help = "how many key pairs it may have; 0: no limit"},
     FIELD_OF_TAGS,
     FIELD_OF_CREATED,
 };

@@ -18,6 +18,7 @@ from harness import LIMIT_S, Failure, expect, run_tests
 from platform_rig import Platform, Socket, give_disk
 
 FLOOD = 10000 if "--flood" in sys.argv[1:] else 600
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
 
 def drive_an_instance(place):
     with Platform(place) as platform:
@@ -103,7 +104,7 @@ def own_objects(platform, project):
                                         "tags": {"secret": f"{project}-tag"}}),
                          ("nics", {"name": f"{project}-card"}),
                          ("alarms", {"name": f"{project}-alarm", "metric": "cpu_percent", "threshold": 1, "tag": f"of={project}-"}),
-                         ("keys", {"name": f"{project}-key", "public_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43}),
+                         ("keys", {"name": f"{project}-key", "public_key": KEY}),
                          ("snapshots", {"name": f"{project}-snap", "volume": f"{project}-data"})):
         answer = platform.ok("POST", f"/v1/{plural}{where}", body)
         if "operation" in answer:
@@ -587,19 +588,20 @@ def keep_an_address(place):
 
 
 def keep_to_quotas(place):
-    """A project's cards and alarms stay within its limits, also when all ask at once; what is let go can be had again."""
+    """A project's cards, alarms and key pairs stay within its limits, also when all ask at once; what is let go can be had again."""
     with Platform(place) as platform:
-        platform.ok("PATCH", "/v1/projects/default", {"max_nics": 5, "max_alarms": 3})
+        platform.ok("PATCH", "/v1/projects/default", {"max_nics": 5, "max_alarms": 3, "max_keys": 2})
         alarm = {"metric": "cpu_percent", "threshold": 90, "tag": "tier=web"}
         machine = {"image": "busybox", "memory_mib": 128, "desired": "stopped"}
         wanted = [("nics", {}), ("instances", machine), ("alarms", alarm)] * 8
+        wanted += [("keys", {"name": f"key-{number}", "public_key": KEY}) for number in range(6)]
         with concurrent.futures.ThreadPoolExecutor(len(wanted)) as pool:
             answers = list(pool.map(lambda one: platform.call("POST", f"/v1/{one[0]}", one[1]), wanted))
         for status, answer in answers:
             expect(status in (201, 202) or (status, answer["error"]["code"]) == (403, "quota"), f"{status} {answer}")
         made = {path: sum(status < 300 for (status, _), (of, _) in zip(answers, wanted) if of == path)
-                for path in ("nics", "instances", "alarms")}
-        expect(made["nics"] + made["instances"] == 5 and made["alarms"] == 3, f"{made}")
+                for path in ("nics", "instances", "alarms", "keys")}
+        expect(made["nics"] + made["instances"] == 5 and (made["alarms"], made["keys"]) == (3, 2), f"{made}")
         cards, alarms = (platform.ok("GET", f"/v1/{path}")["items"] for path in ("nics", "alarms"))
         expect((len(cards), len(alarms)) == (5, 3), f"{cards} {alarms}")
         expect(len(platform.ok("GET", "/v1/instances")["items"]) == made["instances"], "one without a card")
@@ -609,6 +611,12 @@ def keep_to_quotas(place):
         expect("5 network cards" in error["message"], f"{error}")
         platform.refused(403, "POST", "/v1/nics?dry_run=true", {}, code="quota")
         expect("3 alarms" in platform.refused(403, "POST", "/v1/alarms", alarm, code="quota")["message"], "of what?")
+        for body in ({"name": "more", "public_key": KEY}, {"name": "more"}):
+            error = platform.refused(403, "POST", "/v1/keys", body, code="quota")
+            expect("2 key pairs" in error["message"] and "private_key" not in error, f"{error}")
+        expect(len(keys := platform.ok("GET", "/v1/keys")["items"]) == 2, f"{keys}")
+        platform.ok("DELETE", f"/v1/keys/{keys[0]['id']}")
+        platform.ok("POST", "/v1/keys", {"name": "more"})
         platform.ok("PATCH", f"/v1/alarms/{alarms[0]['id']}", {"threshold": 95})
         platform.ok("PATCH", "/v1/projects/default", {"max_nics": 2})  # fewer than there are
         platform.ok("PATCH", f"/v1/nics/{cards[0]['id']}", {"tags": {"kept": "yes"}})

@@ -25,6 +25,7 @@ export function quotasOf(project, live) {
     { title: "Snapshots", used: own("snapshot").length, limit: project.max_snapshots ?? 0, show: String },
     { title: "Network cards", used: own("nic").length, limit: project.max_nics ?? 0, show: String },
     { title: "Alarms", used: own("alarm").length, limit: project.max_alarms ?? 0, show: String },
+    { title: "Key pairs", used: own("key").length, limit: project.max_keys ?? 0, show: String },
   ];
 }
 
@@ -42,7 +43,7 @@ export function Quota({ quota }) {
 }
 
 const TITLES = { max_instances: "Instances", max_cpus: "vCPUs", max_memory_mib: "Memory (MiB)", max_volume_gib: "Volumes and snapshots (GiB)",
-  max_snapshots: "Snapshots", max_nics: "Network cards", max_alarms: "Alarms" };
+  max_snapshots: "Snapshots", max_nics: "Network cards", max_alarms: "Alarms", max_keys: "Key pairs" };
 
 function Limits({ project, onClose }) {
   return <ChangeDialog object={project} plural="projects" heading={`Limits of ${nameOf(project)}`} titles={TITLES} onClose={onClose} />;
