@@ -86,17 +86,23 @@ static int load(struct api *api, const char *prefix, const char *id, json_t **re
                : fault_set(fault, FAULT_INTERNAL, NULL, "the record of '%s' is damaged", id);
 }
 
-/* revision: as for store_swap(); object NULL deletes. */
-static int save(struct api *api, const char *prefix, const char *id, uint64_t revision,
-                const json_t *object, struct fault *fault)
+/* As save(), if the other (NULL: none) is still as it was found. */
+static int save_beside(struct api *api, const char *prefix, const char *id, uint64_t revision,
+                       const json_t *object, const struct admin *other, struct fault *fault)
 {
     char key[128];
     struct err err = {0};
     (void)snprintf(key, sizeof(key), "%s%s", prefix, id);
     char *value = object != NULL ? json_dumps(object, JSON_COMPACT) : NULL;
+    const struct store_guard guards[] = {{.key = key, .revision = revision},
+                                         {.key = other != NULL ? other->key : NULL,
+                                          .revision = other != NULL ? other->revision : 0}};
+    const struct store_write write = {.key = key, .value = value};
+    const struct store_commit commit = {
+        .guards = guards, .guard_count = other != NULL ? 2 : 1, .writes = &write, .write_count = 1};
     int error = object != NULL && value == NULL
                     ? -ENOMEM
-                    : store_swap(api->config.store, key, revision, value, NULL, &err);
+                    : store_commit(api->config.store, &commit, NULL, &err);
     free(value);
     if (error == 0 && revision != 0) {
         streams_recheck(api->streams);
@@ -107,6 +113,37 @@ static int save(struct api *api, const char *prefix, const char *id, uint64_t re
                    : fault_set(fault, FAULT_CONFLICT, NULL, "'%s' has been changed meanwhile", id);
     }
     return error != 0 ? fault_set_err(fault, error, &err) : 0;
+}
+
+/* revision: as for store_swap(); object NULL deletes. */
+static int save(struct api *api, const char *prefix, const char *id, uint64_t revision,
+                const json_t *object, struct fault *fault)
+{
+    return save_beside(api, prefix, id, revision, object, NULL, fault);
+}
+
+/*
+ * A user who was as before and becomes as after (NULL: is deleted). The commit holds only while
+ * another administrator is one: two who put out each other at once do not both succeed.
+ */
+static int save_user(struct api *api, const char *name, uint64_t revision, bool was_admin,
+                     const json_t *after, struct fault *fault)
+{
+    struct admin other;
+    bool ends = was_admin && !admins_is_one(after);
+    int error = ends ? admins_find_another(api, name, &other, fault) : 0;
+    if (error == -ENOENT) {
+        const char *field = after == NULL                                     ? "name"
+                            : role_find(text_of(after, "role")) != ROLE_ADMIN ? "role"
+                                                                              : "project";
+        return fault_set(fault, FAULT_CONFLICT, field,
+                         "'%s' is the last user who can administer the host; give another user "
+                         "the role admin without a project first",
+                         name);
+    }
+    return error != 0 ? error
+                      : save_beside(api, AUTH_USER_PREFIX, name, revision, after,
+                                    ends ? &other : NULL, fault);
 }
 
 static int set_stamp(json_t *user, const char *name, struct fault *fault)
@@ -253,6 +290,7 @@ int accounts_change_user(struct api *api, struct api_call *call, json_t **ret_an
     if (error != 0) {
         return error;
     }
+    bool was_admin = admins_is_one(user);
     const char *password = text_of(call->body, "password");
     if (password[0] != 0) {
         error = hash_password(password, user, fault);
@@ -261,7 +299,7 @@ int accounts_change_user(struct api *api, struct api_call *call, json_t **ret_an
     (void)json_object_del(call->body, "password");
     (void)json_object_update(user, call->body);
     if (error == 0) {
-        error = save(api, AUTH_USER_PREFIX, call->id, revision, user, fault);
+        error = save_user(api, call->id, revision, was_admin, user, fault);
     }
     if (error == 0) {
         error = answer_shown(user, ret_answer);
@@ -278,7 +316,7 @@ int accounts_delete_user(struct api *api, struct api_call *call, json_t **ret_an
     uint64_t revision;
     int error = load(api, AUTH_USER_PREFIX, call->id, &user, &revision, fault);
     if (error == 0) {
-        error = save(api, AUTH_USER_PREFIX, call->id, revision, NULL, fault);
+        error = save_user(api, call->id, revision, admins_is_one(user), NULL, fault);
         if (error == 0) {
             error = answer_shown(user, ret_answer);
         }

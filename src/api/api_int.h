@@ -125,6 +125,20 @@ int auth_hash(const char *secret, char *ret_hex, size_t size) MUST_CHECK;
 #define AUTH_STAMP_OF_SESSIONS "session_stamp"
 #define AUTH_COOKIE "corbel_session"
 
+enum { ADMIN_KEY_BYTES = 128 };
+
+/* The record of a user who is role admin and bound to no project, as it was found. */
+struct admin {
+    char key[ADMIN_KEY_BYTES];
+    uint64_t revision;
+};
+
+/* admins.c: who signs in and can administer the host */
+bool admins_is_one(const json_t *user);
+/* One who is not of that name. -ENOENT: there is none, and the fault is as it was. */
+int admins_find_another(struct api *api, const char *name, struct admin *ret_admin,
+                        struct fault *fault) MUST_CHECK;
+
 /* accounts.c: users, API keys, sessions */
 extern const struct field account_user_fields[4], account_user_changes[3], account_key_fields[4],
     account_session_fields[2], account_link_fields[1];

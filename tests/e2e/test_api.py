@@ -391,6 +391,37 @@ def end_what_is_revoked(place):
         stays.close()
 
 
+def keep_an_administrator(place):
+    """The last user who can administer the host stays one, whoever asks, also when two put out each other at once."""
+    with Platform(place) as platform:
+        platform.ok("POST", "/v1/projects", {"name": "blue"})
+        wanted = {"password": "correct horse", "role": "admin"}
+        platform.ok("POST", "/v1/users", {"name": "ann", **wanted})
+        platform.ok("POST", "/v1/users", {"name": "bound", **wanted, "project": "blue"})  # administers nothing
+        own = cookie_of(platform, "ann", "correct horse")
+        for who in ({}, {"token": "", "headers": own}):
+            for method, body, field in (("DELETE", None, "name"), ("PATCH", {"role": "member"}, "role"),
+                                        ("PATCH", {"project": "blue"}, "project")):
+                error = platform.refused(409, method, "/v1/users/ann", body, code="conflict", field=field, **who)
+                expect("role admin" in error["message"] and "'ann'" in error["message"], f"{error}")
+        expect(platform.ok("GET", "/v1/session", token="", headers=own)["role"] == "admin", "ann is none any more")
+        platform.ok("PATCH", "/v1/users/ann", {"password": "battery staple"})
+        for number in range(6):  # each puts out the other: one of them stays
+            platform.ok("POST", "/v1/users", {"name": "bea", **wanted})
+            with concurrent.futures.ThreadPoolExecutor(2) as pool:
+                change = {"role": "viewer"} if number % 2 else None
+                answers = list(pool.map(lambda name: platform.call("PATCH" if change else "DELETE", f"/v1/users/{name}", change),
+                                        ("ann", "bea")))
+            expect(sorted(status for status, _ in answers) == [200, 409], f"{answers}")
+            left = [row["name"] for row in platform.ok("GET", "/v1/users")["items"]
+                    if row["role"] == "admin" and not row.get("project")]
+            expect(len(left) == 1, f"{left}")
+            platform.call("DELETE", f"/v1/users/{'bea' if left == ['ann'] else 'ann'}")  # unless it is gone
+            if left == ["bea"]:
+                platform.ok("POST", "/v1/users", {"name": "ann", **wanted})
+                platform.ok("DELETE", "/v1/users/bea")
+
+
 def refuse_what_is_malformed(place):
     """Each of these changes nothing, and says what is wrong with which field."""
     with Platform(place) as platform:
@@ -706,7 +737,8 @@ if __name__ == "__main__":
         ("drive an instance", drive_an_instance), ("know who calls", know_who_calls),
         ("leak nothing across projects", leak_nothing_across),
         ("serve the good in a flood", serve_the_good_in_a_flood), ("sign in", sign_in),
-        ("end what is revoked", end_what_is_revoked), ("refuse what is malformed", refuse_what_is_malformed),
+        ("end what is revoked", end_what_is_revoked), ("keep an administrator", keep_an_administrator),
+        ("refuse what is malformed", refuse_what_is_malformed),
         ("finish each of many", finish_each_of_many), ("repeat a request", repeat_a_request),
         ("follow changes", follow_changes),
         ("reach the console", reach_the_console), ("keep an address", keep_an_address),
