@@ -447,6 +447,18 @@ def kill_between_steps(platform, name, others):
     expect(platform.state(name) == "running" and len(taps()) == len(others) + 1, f"{taps()}")
 
 
+def kill_monitor(platform, name):
+    """A machine whose monitor is killed is on its bridge again, with a tap of the same name."""
+    shown = before = platform.ok("GET", f"/v1/instances/{name}")
+    names = taps()
+    os.kill(before["pid"], signal.SIGKILL)
+    while shown.get("pid") in (None, before["pid"]):
+        platform.next_change(shown["revision"], shown["id"])
+        shown = platform.ok("GET", f"/v1/instances/{name}")
+    expect(shown["state"] == "running" and taps() == names, f"{shown} {taps()}")
+    expect(all(links()[tap].get("master") == BRIDGE for tap in names), f"{links()}")
+
+
 def use_daemon(place):
     cards = f"bridge:{BRIDGE}"
     with privileged(place), dhcp_server(place, {FIRST: "10.9.0.10", SECOND: "10.9.0.11"}), \
@@ -484,6 +496,7 @@ def use_daemon(place):
         expect(len(others) == 1, f"{others}")
         take_its_name(platform, "second")
         kill_between_steps(platform, "second", others)
+        kill_monitor(platform, "second")
         platform.stop_daemon()
         platform.arguments = ("--bridge", "br9")
         platform.start_daemon()
