@@ -183,6 +183,11 @@ int objects_host(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_describe(struct api *, struct api_call *, json_t **, struct fault *);
 int objects_version(struct api *, struct api_call *, json_t **, struct fault *);
 
+/* shown.c: the address of an alarm's webhook may hold a secret; who may only look gets its scheme and
+ * host, and cannot find alarms by it. The object is changed in place. */
+bool shown_is_kept(enum role role, enum kind kind, const char *field);
+void shown_shorten(enum role role, enum kind kind, json_t *object);
+
 /* metrics.c: counters and history */
 int metrics_text(struct api *, struct api_call *, json_t **, struct fault *);
 int metrics_of_instance(struct api *, struct api_call *, json_t **, struct fault *);

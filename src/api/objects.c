@@ -47,7 +47,8 @@ static int read_filter(const struct api_call *call, json_t **ret_filter, struct 
         if (strstr(own, word) != NULL) {
             continue;
         }
-        if (strncmp(name, "tag.", 4) != 0 && kind_field(spec, name) == NULL) {
+        if ((strncmp(name, "tag.", 4) != 0 && kind_field(spec, name) == NULL) ||
+            shown_is_kept(call->identity.role, spec->kind, name)) {
             json_decref(*ret_filter);
             return fault_set(fault, FAULT_UNKNOWN, name, "%s have no field '%s' to filter by",
                              spec->plural, name);
@@ -72,7 +73,10 @@ static void leave_out_others(const struct api_call *call, json_t *page)
 {
     json_t *items = json_object_get(page, "items");
     for (size_t i = json_array_size(items); i > 0; i--) {
-        if (!may_see(call, json_array_get(items, i - 1))) {
+        json_t *item = json_array_get(items, i - 1);
+        if (may_see(call, item)) {
+            shown_shorten(call->identity.role, call->operation->kind, item);
+        } else {
             (void)json_array_remove(items, i - 1);
         }
     }
@@ -111,6 +115,9 @@ int objects_get(struct api *api, struct api_call *call, json_t **ret_answer, str
     if (error == 0 && !may_see(call, object)) {
         json_decref(object);
         return fault_set(fault, FAULT_NOT_FOUND, NULL, "there is no project \"%.64s\"", call->id);
+    }
+    if (error == 0) {
+        shown_shorten(call->identity.role, call->operation->kind, object);
     }
     *ret_answer = object;
     return error;

@@ -33,6 +33,7 @@ struct stream {
     struct compute_watch *watch; /* of an event stream; NULL: a console */
     int fd;                      /* of a console */
     char project[64];            /* what the caller was bound to */
+    enum role role;              /* of the caller, when looked at */
     unsigned turn;               /* of the accounts, when the caller was looked at */
     uint64_t checked_ns;
     struct loop_fd *handler;
@@ -98,8 +99,11 @@ static bool is_still_allowed(struct stream *stream)
     }
     stream->turn = turn;
     stream->checked_ns = now_ns;
-    return auth_identify(api, stream->exchange, stream->watch == NULL, &identity, &fault) == 0 &&
-           identity.role >= (stream->watch != NULL ? ROLE_VIEWER : ROLE_MEMBER) &&
+    if (auth_identify(api, stream->exchange, stream->watch == NULL, &identity, &fault) != 0) {
+        return false;
+    }
+    stream->role = identity.role;
+    return identity.role >= (stream->watch != NULL ? ROLE_VIEWER : ROLE_MEMBER) &&
            strcmp(identity.project, stream->project) == 0;
 }
 
@@ -135,6 +139,10 @@ static int send_change(struct stream *stream, const json_t *change)
 {
     char head[128];
     const char *kind = json_string_value(json_object_get(change, "kind"));
+    json_t *object = json_object_get(change, "object");
+    if (kind != NULL && strcmp(kind, kind_spec(KIND_ALARM)->name) == 0) {
+        shown_shorten(stream->role, KIND_ALARM, object);
+    }
     char *text = json_dumps(change, JSON_COMPACT);
     if (text == NULL) {
         return -ENOMEM;
@@ -317,6 +325,7 @@ static struct stream *stream_new(struct streams *streams, const struct api_call 
         stream->exchange = call->exchange;
         stream->fd = -1;
         (void)snprintf(stream->project, sizeof(stream->project), "%s", call->identity.project);
+        stream->role = call->identity.role;
     }
     return stream;
 }

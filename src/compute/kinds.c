@@ -484,7 +484,8 @@ static const struct field alarm_fields[] = {
      .access = FIELD_AT_CREATE | FIELD_CHANGES,
      .min = 8,
      .max = 1000,
-     .help = "http or https address that is told of each transition by POST"},
+     .help = "http or https address that is told of each transition by POST; a viewer sees its "
+             "scheme and host"},
     FIELD_OF_TAGS,
     {.name = "state",
      .type = FIELD_CHOICE,

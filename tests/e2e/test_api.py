@@ -422,6 +422,42 @@ def keep_an_administrator(place):
                 platform.ok("DELETE", "/v1/users/bea")
 
 
+def keep_a_webhook(place):
+    """An alarm's address may hold a secret: who may only look gets its scheme and host."""
+    path = "/v1/alarms?project=blue"
+    addresses = {"https://ann:secret@hooks.example.org:8443/secret?token=secret#secret": "https://hooks.example.org:8443/…",
+                 "http://[2001:db8::1]?secret": "http://[2001:db8::1]/…", "https://example.org": "https://example.org/…",
+                 "http://a@secret@example.org\\secret": "http://example.org/…", "https://se cret/": None, "http:///secret": None}
+    with Platform(place) as platform:
+        platform.ok("POST", "/v1/projects", {"name": "blue"})
+        tokens = {role: platform.ok("POST", "/v1/tokens", {"name": role, "role": role, "project": "blue"})["token"]
+                  for role in ("viewer", "member")}
+        platform.ok("POST", "/v1/users", {"name": "ann", "password": "correct horse", "role": "member"})
+        streams = [watch_changes(platform, tokens["viewer"]), watch_changes(platform, headers=cookie_of(platform, "ann", "correct horse"))]
+        platform.ok("PATCH", "/v1/users/ann", {"role": "viewer"})  # while the stream goes on
+        made = {platform.ok("POST", path, {"metric": "cpu_percent", "threshold": 1, "tag": "a=b", "webhook": whole})["alarm"]["id"]: whole
+                for whole in addresses}
+        for role in tokens:
+            listed = {row["id"]: row for row in platform.ok("GET", "/v1/alarms", token=tokens[role])["items"]}
+            expect(len(listed) == len(made), f"{listed}")
+            for alarm, whole in made.items():
+                wanted = whole if role == "member" else addresses[whole]
+                for row in (listed[alarm], platform.ok("GET", f"/v1/alarms/{alarm}", token=tokens[role])):
+                    expect(row.get("webhook") == wanted and ("secret" in json.dumps(row)) == ("secret" in (wanted or "")), f"{role}: {row}")
+        query = "/v1/alarms?webhook=https://example.org"
+        expect(len(platform.ok("GET", query, token=tokens["member"])["items"]) == 1, "it is not found")
+        platform.refused(400, "GET", query, token=tokens["viewer"], code="unknown-field", field="webhook")
+        platform.ok("POST", "/v1/keys?project=blue", {"name": "last"})
+        for stream in streams:
+            text = b""
+            while b'"last"' not in text:
+                piece = stream.recv(65536)
+                expect(piece, f"the stream ended: {text}")
+                text += piece
+            stream.close()
+            expect(b"hooks.example.org:8443/" in text and b"secret" not in text, f"{text}")
+
+
 def refuse_what_is_malformed(place):
     """Each of these changes nothing, and says what is wrong with which field."""
     with Platform(place) as platform:
@@ -738,6 +774,7 @@ if __name__ == "__main__":
         ("leak nothing across projects", leak_nothing_across),
         ("serve the good in a flood", serve_the_good_in_a_flood), ("sign in", sign_in),
         ("end what is revoked", end_what_is_revoked), ("keep an administrator", keep_an_administrator),
+        ("keep a webhook", keep_a_webhook),
         ("refuse what is malformed", refuse_what_is_malformed),
         ("finish each of many", finish_each_of_many), ("repeat a request", repeat_a_request),
         ("follow changes", follow_changes),

@@ -1,0 +1,50 @@
+/* What of an object only those see who may change it. */
+#include "api/api_int.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* The scheme and the host of "https://user:password@host:port/path" into out; false: there is no
+ * telling where the host ends. */
+static bool shorten(const char *url, char *out, size_t size)
+{
+    const char *host = strstr(url, "://");
+    if (host == NULL) {
+        return false;
+    }
+    host += 3;
+    int scheme_len = (int)(host - url);
+    size_t len = strcspn(host, "/?#\\");
+    for (size_t i = 0; i < len; i++) {
+        if (host[i] == '@') { /* what is before it is a user's name and password */
+            len -= i + 1;
+            host += i + 1;
+            i = (size_t)-1;
+        }
+    }
+    if (len == 0 || strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                                 ".-_:[]") < len) {
+        return false;
+    }
+    int written = snprintf(out, size, "%.*s%.*s/…", scheme_len, url, (int)len, host);
+    return written > 0 && (size_t)written < size;
+}
+
+bool shown_is_kept(enum role role, enum kind kind, const char *field)
+{
+    return role < ROLE_MEMBER && kind == KIND_ALARM && strcmp(field, "webhook") == 0;
+}
+
+void shown_shorten(enum role role, enum kind kind, json_t *object)
+{
+    char text[512];
+    const char *url = json_string_value(json_object_get(object, "webhook"));
+    if (url == NULL || !shown_is_kept(role, kind, "webhook")) {
+        return;
+    }
+    if (shorten(url, text, sizeof(text))) {
+        (void)json_object_set_new(object, "webhook", json_string(text));
+    } else {
+        (void)json_object_del(object, "webhook");
+    }
+}
