@@ -199,6 +199,7 @@ static void serve(struct api *api, struct http_exchange *exchange)
         return; /* audited where it was given away, while the request was still ours */
     }
     if (status != 0) {
+        shown_refusal(&call.identity, &fault);
         audit_write(api->audit, &call, status, fault_code_name(fault.code));
         answer_fault(&call, status, &fault);
     } else {

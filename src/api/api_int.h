@@ -187,6 +187,8 @@ int objects_version(struct api *, struct api_call *, json_t **, struct fault *);
  * host, and cannot find alarms by it. The object is changed in place. */
 bool shown_is_kept(enum role role, enum kind kind, const char *field);
 void shown_shorten(enum role role, enum kind kind, json_t *object);
+/* To a caller who is bound to a project, admission's refusal (it has a field) tells no sums of all. */
+void shown_refusal(const struct identity *identity, struct fault *fault);
 
 /* metrics.c: counters and history */
 int metrics_text(struct api *, struct api_call *, json_t **, struct fault *);

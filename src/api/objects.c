@@ -195,10 +195,9 @@ int objects_cancel(struct api *api, struct api_call *call, json_t **ret_answer, 
     return compute_cancel(api->config.compute, &call->compute, call->id, ret_answer, fault);
 }
 
-int objects_host(struct api *api, MAYBE_UNUSED struct api_call *call, json_t **ret_answer,
-                 struct fault *fault)
+int objects_host(struct api *api, struct api_call *call, json_t **ret_answer, struct fault *fault)
 {
-    int error = compute_host(api->config.compute, ret_answer, fault);
+    int error = compute_host(api->config.compute, call->compute.project, ret_answer, fault);
     if (error == 0) {
         json_t *urls = json_array();
         for (size_t i = 0; i < api->config.url_count; i++) {

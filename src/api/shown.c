@@ -1,4 +1,4 @@
-/* What of an object only those see who may change it. */
+/* What of an answer only some see: those who may change it, or are bound to no project. */
 #include "api/api_int.h"
 
 #include <stdio.h>
@@ -33,6 +33,16 @@ static bool shorten(const char *url, char *out, size_t size)
 bool shown_is_kept(enum role role, enum kind kind, const char *field)
 {
     return role < ROLE_MEMBER && kind == KIND_ALARM && strcmp(field, "webhook") == 0;
+}
+
+void shown_refusal(const struct identity *identity, struct fault *fault)
+{
+    char field[sizeof(fault->field)];
+    if (fault->code == FAULT_CAPACITY && fault->field[0] != 0 && identity->project[0] != 0) {
+        memcpy(field, fault->field, sizeof(field));
+        (void)fault_set(fault, FAULT_CAPACITY, field,
+                        "the host has no room for this now; ask for less, or wait until it has");
+    }
 }
 
 void shown_shorten(enum role role, enum kind kind, json_t *object)

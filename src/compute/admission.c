@@ -216,12 +216,17 @@ int admit_one(struct compute *compute, const struct object *object, struct fault
     return rc;
 }
 
-int compute_host(struct compute *compute, json_t **ret_host, struct fault *fault)
+int compute_host(struct compute *compute, const char *project, json_t **ret_host,
+                 struct fault *fault)
 {
     struct sums sums = {.but = NULL};
+    char id[ID_BYTES];
     int64_t cpus = 0, memory_mib = 0;
-    int rc = object_each(compute, KIND_INSTANCE, NULL, add_instance, &sums, fault);
+    int rc = project != NULL ? object_find_project(compute, project, id, fault) : 0;
 
+    rc = rc < 0 ? rc
+                : object_each(compute, KIND_INSTANCE, project != NULL ? id : NULL, add_instance,
+                              &sums, fault);
     if (rc < 0) {
         return rc;
     }

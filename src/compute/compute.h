@@ -290,8 +290,10 @@ int compute_log(struct compute *compute, const struct compute_call *call, const 
                 json_t **ret_log, struct fault *fault) MUST_CHECK;
 
 /* {"cpus": {"total", "used"}, "memory_mib": {...}, "instances": ..., "limits": ..., "bridges": ...}: the host as
- * admission sees it, and by what means each limit is kept. */
-int compute_host(struct compute *compute, json_t **ret_host, struct fault *fault) MUST_CHECK;
+ * admission sees it, and by what means each limit is kept. What is used, and the instances, are those of the
+ * project (its id or name) or, NULL, of all. */
+int compute_host(struct compute *compute, const char *project, json_t **ret_host,
+                 struct fault *fault) MUST_CHECK;
 
 /*
  * Changes of objects as they happen, in order, none left out: for server-sent

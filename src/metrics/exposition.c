@@ -364,7 +364,7 @@ static void expose_capacity(FILE *out, struct compute *compute)
     json_t *host = NULL;
     struct fault fault;
 
-    if (compute_host(compute, &host, &fault) < 0) {
+    if (compute_host(compute, NULL, &host, &fault) < 0) {
         return; /* the rest is worth having */
     }
     put(out, "corbel_host_allocatable_cpus", "gauge", "Virtual CPUs that can be given away.",

@@ -192,6 +192,32 @@ def leak_nothing_across(place):
         expect(not any(word.encode() in text for word in secrets), "changes of another project are told")
 
 
+def show_tenants_their_own(place):
+    """Who is bound to a project sees what the host is, what that project uses, and no sums over others."""
+    with Platform(place) as platform:
+        for project in ("blue", "red"):
+            platform.ok("POST", "/v1/projects", {"name": project})
+        tokens = {role: platform.ok("POST", "/v1/tokens", {"name": role, "role": role, "project": "blue"})["token"]
+                  for role in ("viewer", "member", "admin")}
+        body = {"image": "busybox", "engine": "soft", "memory_mib": 128}
+        for project, name, cpus, desired in (("red", "others", 2, "running"), ("blue", "own", 1, "running"), ("blue", "off", 1, "stopped")):
+            platform.finish(platform.ok("POST", f"/v1/instances?project={project}", {**body, "name": name, "cpus": cpus, "desired": desired}))
+        whole = platform.ok("GET", "/v1/host")
+        expect((whole["cpus"]["used"], whole["memory_mib"]["used"], whole["instances"]) == (3, 256, {"total": 3, "running": 2}), f"{whole}")
+        expect(platform.ok("GET", "/v1/host/history")["series"], "administrators have no history")
+        own = {**whole, "cpus": {**whole["cpus"], "used": 1}, "memory_mib": {**whole["memory_mib"], "used": 128},
+               "instances": {"total": 2, "running": 1}}
+        for role, token in tokens.items():
+            expect(platform.ok("GET", "/v1/host", token=token) == own, f"{role}: {platform.ok('GET', '/v1/host', token=token)}")
+            platform.refused(403, "GET", "/v1/host/history", token=token, code="forbidden")
+        large = {**body, "name": "large", "memory_mib": whole["memory_mib"]["total"] - 200}  # fits, were it alone here
+        error = platform.refused(503, "POST", "/v1/instances?project=blue", large, code="capacity", field="memory_mib")
+        expect("of which 256 are given away" in error["message"], f"{error}")
+        for method, path, more in (("POST", "/v1/instances", large), ("POST", "/v1/instances?dry_run=true", large)):
+            error = platform.refused(503, method, path, more, token=tokens["member"], code="capacity", field="memory_mib")
+            expect("no room" in error["message"] and not re.search(r"\d", error["message"]), f"{error}")
+
+
 def serve_the_good_in_a_flood(place):
     """Thousands of connections that want nothing good; those who do are served, and nothing stays behind."""
     count = FLOOD
@@ -772,6 +798,7 @@ if __name__ == "__main__":
     run_tests([
         ("drive an instance", drive_an_instance), ("know who calls", know_who_calls),
         ("leak nothing across projects", leak_nothing_across),
+        ("show tenants their own", show_tenants_their_own),
         ("serve the good in a flood", serve_the_good_in_a_flood), ("sign in", sign_in),
         ("end what is revoked", end_what_is_revoked), ("keep an administrator", keep_an_administrator),
         ("keep a webhook", keep_a_webhook),

@@ -645,7 +645,7 @@ def offer_what_is_allowed(place):
     with Platform(place) as platform:
         for project, word in (("default", "foreign"), ("blue", "own")):
             if project == "blue":
-                platform.ok("POST", "/v1/projects", {"name": project})
+                platform.ok("POST", "/v1/projects", {"name": project, "max_instances": 3})
             for path, body in (("instances", {"name": f"{word}-vm", "image": "busybox", "memory_mib": 128, "desired": "stopped"}),
                                ("volumes", {"name": f"{word}-data", "size_gib": 1}), ("nics", {"name": f"{word}-card"}),
                                ("keys", {"name": f"{word}-key"}), ("snapshots", {"name": f"{word}-snap", "volume": f"{word}-data"}),
@@ -664,6 +664,8 @@ def offer_what_is_allowed(place):
                 browser.sign_in(role, "correct horse")
                 browser.wait(lambda: browser.one("h1").text == "Dashboard", "the dashboard")
                 expect("Users" not in browser.one("nav.menu").text, "users are on the menu")
+                browser.wait(lambda: "Instances\n1 of 3" in browser.one("section[aria-label='Quotas of blue']").text, "what the project uses")
+                expect("The host" not in browser.text() and "given away" not in browser.text(), f"the host's sums: {browser.text()}")
                 for route, heading in tour:
                     browser.go(route, heading)
                     browser.wait(lambda: browser.all("main table, main .empty, main form, main .card, main .tree, main .last-words"),
@@ -704,6 +706,8 @@ def offer_what_is_allowed(place):
             browser.wait(lambda: browser.all(".sign-in"), "the sign-in page")
             browser.sign_in("root", "correct horse")
             browser.wait(lambda: browser.one("h1").text == "Dashboard", "the dashboard")
+            browser.wait(lambda: browser.all("section[aria-label='Charts of the host']"), "the host's charts")
+            browser.wait(lambda: browser.text().count("given away") == 2, "what all have")
             browser.driver.get(f"{browser.origin}/#/%E0%A4%A")
             browser.wait(lambda: browser.one("h1").text == "There is no such page", "a page for an address that is none")
 

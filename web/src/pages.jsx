@@ -9,6 +9,7 @@ import { ACTIONS, actOn, canDo, deleteAll } from "./actions.js";
 import { HostCharts } from "./charts.jsx";
 import { List } from "./list.jsx";
 import { attempt, Badge, Confirm, Dialog, Filter, Form, Link, matching, Page, Table, Time, title } from "./ui.jsx";
+import { QuotaCard } from "./tenants.jsx";
 import { useWho } from "./who.js";
 
 let description;
@@ -37,10 +38,21 @@ export function Meter({ label, used, total, text }) {
   );
 }
 
+function HostMeters() {
+  const host = usePolled(() => get("/v1/host"), 5, []);
+  return <>
+    {host?.cpus && <Meter label="vCPUs" used={host.cpus.used} total={host.cpus.total}
+      text={`${host.cpus.used} of ${host.cpus.total} given away`} />}
+    {host?.memory_mib && <Meter label="Memory" used={host.memory_mib.used} total={host.memory_mib.total}
+      text={`${size(host.memory_mib.used)} of ${size(host.memory_mib.total)} given away`} />}
+  </>;
+}
+
+// Whoever is bound to a project sees what that uses and may use; the host's past is not theirs.
 export function Dashboard() {
   const live = useLive();
-  const { canChange } = useWho();
-  const host = usePolled(() => get("/v1/host"), 5, []);
+  const { canChange, project: only } = useWho();
+  const project = only && live.find("project", only);
   const instances = live.all("instance");
   const count = (state) => instances.filter((instance) => instance.state === state).length;
   const alarms = live.all("alarm");
@@ -52,10 +64,7 @@ export function Dashboard() {
         <div class="card"><h2>Instances</h2>
           <p class="big">{instances.length}</p>
           <p>{count("running")} running, {count("stopped")} stopped</p></div>
-        {host?.cpus && <Meter label="vCPUs" used={host.cpus.used} total={host.cpus.total}
-          text={`${host.cpus.used} of ${host.cpus.total} given away`} />}
-        {host?.memory_mib && <Meter label="Memory" used={host.memory_mib.used} total={host.memory_mib.total}
-          text={`${size(host.memory_mib.used)} of ${size(host.memory_mib.total)} given away`} />}
+        {!only && <HostMeters />}
         <div class="card"><h2>Storage</h2>
           <p class="big">{live.all("volume").length}</p>
           <p>{live.all("volume").length === 1 ? "volume" : "volumes"}, images: {live.all("image").length}</p></div>
@@ -63,8 +72,8 @@ export function Dashboard() {
           <p class={raised.length > 0 ? "big bad" : "big"}>{raised.length}</p>
           <p>of <Link to="alarms">{alarms.length} {alarms.length === 1 ? "alarm" : "alarms"}</Link>{raised.length > 0 && `: ${raised.map(nameOf).join(", ")}`}</p></div>
       </div>
-      <h2>The host</h2>
-      <HostCharts />
+      {only ? project && <><h2>The project</h2><div class="cards broad"><QuotaCard project={project} /></div></>
+        : <><h2>The host</h2><HostCharts /></>}
       <h2>What happened</h2>
       <EventTable events={events} />
     </Page>

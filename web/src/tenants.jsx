@@ -42,6 +42,17 @@ export function Quota({ quota }) {
   );
 }
 
+export function QuotaCard({ project, children }) {
+  const live = useLive();
+  return (
+    <section class="card" aria-label={`Quotas of ${nameOf(project)}`}>
+      <h2>{nameOf(project)}</h2>
+      {quotasOf(project, live).map((quota) => <Quota key={quota.title} quota={quota} />)}
+      {children}
+    </section>
+  );
+}
+
 const TITLES = { max_instances: "Instances", max_cpus: "vCPUs", max_memory_mib: "Memory (MiB)", max_volume_gib: "Volumes and snapshots (GiB)",
   max_snapshots: "Snapshots", max_nics: "Network cards", max_alarms: "Alarms", max_keys: "Key pairs" };
 
@@ -60,13 +71,11 @@ export function Quotas() {
       {projects.length === 0 && <Empty>No project.</Empty>}
       <div class="cards broad">
         {projects.map((project) => (
-          <section key={project.id} class="card" aria-label={`Quotas of ${nameOf(project)}`}>
-            <h2>{nameOf(project)}</h2>
-            {quotasOf(project, live).map((quota) => <Quota key={quota.title} quota={quota} />)}
+          <QuotaCard key={project.id} project={project}>
             {canChange && (
               <div class="actions end"><button type="button" aria-label={`Change limits of ${nameOf(project)}`}
                 onClick={() => setChanging(project)}>Change</button></div>)}
-          </section>))}
+          </QuotaCard>))}
       </div>
       {changing && <Limits project={changing} onClose={() => setChanging(null)} />}
     </Page>
