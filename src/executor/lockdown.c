@@ -177,7 +177,7 @@ static void allow_spaces(struct filter *f)
 static void build(struct filter *f)
 {
     static const uint32_t futex_ops[] = {FUTEX_WAIT, FUTEX_WAKE, FUTEX_WAIT | FUTEX_PRIVATE_FLAG,
-                                         FUTEX_WAKE | FUTEX_PRIVATE_FLAG};
+                                         FUTEX_WAKE | FUTEX_PRIVATE_FLAG, FUTEX_CMP_REQUEUE};
     static const uint32_t bases[] = {ARCH_SET_GS};
 
     add(f, BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch), 0, 0);

@@ -28,22 +28,32 @@ static int filter_set(struct sock_filter *code, unsigned short count)
     return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) == 0 ? 0 : -errno;
 }
 
-/* The guest's system calls become signals; the stub's own may wait and wake. */
+/* The guest's system calls become signals; the stub's own may wake who waits for the runner's word,
+ * and wait for that, until somebody else wakes it: who is found there stays there. */
 int native_filter_runner(uintptr_t block)
 {
+    const uint32_t word = (uint32_t)block + NATIVE_PAGE_AT + NATIVE_R_WORD;
     struct sock_filter code[] = {
         LOAD(DATA(arch)),
-        EQUALS(AUDIT_ARCH_X86_64, 0, 11),
+        EQUALS(AUDIT_ARCH_X86_64, 0, 19),
         LOAD(DATA(instruction_pointer) + 4),
-        EQUALS((uint32_t)(block >> 32), 0, 9),
+        EQUALS((uint32_t)(block >> 32), 0, 17),
         LOAD(DATA(instruction_pointer)),
         BPF_STMT(BPF_ALU | BPF_AND | BPF_K, ~0xfffu),
-        EQUALS((uint32_t)block, 0, 6),
+        EQUALS((uint32_t)block, 0, 14),
         LOAD(DATA(nr)),
-        EQUALS(SYS_futex, 0, 4),
+        EQUALS(SYS_futex, 0, 12),
+        LOAD(ARG(0)),
+        EQUALS(word, 0, 10),
+        LOAD(ARG(0) + 4),
+        EQUALS((uint32_t)(block >> 32), 0, 8),
         LOAD(ARG(1)),
-        EQUALS(FUTEX_WAIT, 1, 0),
-        EQUALS(FUTEX_WAKE, 0, 1),
+        EQUALS(FUTEX_WAKE, 5, 0),
+        EQUALS(FUTEX_WAIT, 0, 5),
+        LOAD(ARG(3)),
+        EQUALS(0, 0, 3),
+        LOAD(ARG(3) + 4),
+        EQUALS(0, 0, 1),
         RETURN(SECCOMP_RET_ALLOW),
         RETURN(SECCOMP_RET_TRAP),
     };

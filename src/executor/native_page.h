@@ -38,8 +38,6 @@
 #define NATIVE_R_GPR 96
 #define NATIVE_R_BEGIN 224 /* host TSC when the guest's code went on, and when it left */
 #define NATIVE_R_END 232
-#define NATIVE_R_ASLEEP 240
-#define NATIVE_R_SPIN 244
 #define NATIVE_R_XSAVE 256
 
 /* Offsets into struct native_mapper. */
@@ -49,6 +47,12 @@
 #define NATIVE_M_FAILED 16
 #define NATIVE_M_ITEMS 64
 #define NATIVE_M_ITEM_BYTES 48
+#define NATIVE_M_MAY 3136
+
+/* native_mapper.may in the space: words by block, from their addresses. */
+#define NATIVE_MAY_AT 0x700000001c40
+#define NATIVE_BLOCKS_MASK 0xfff0000
+#define NATIVE_MAY_SHIFT 14
 
 /* The mapper's descriptors; runners have none. */
 #define NATIVE_RAM_FD 0
@@ -80,8 +84,6 @@ struct native_runner {
     uint64_t gpr[X86_GPR_COUNT];
     uint64_t begin;
     uint64_t end;
-    _Atomic uint32_t asleep;   /* the runner does, or is about to: wake it */
-    _Atomic uint32_t spin_tsc; /* for how long it spins before that */
     uint8_t xsave[NATIVE_XSAVE_BYTES] ALIGNED(64);
     int32_t pid; /* read before any guest code runs */
 };
@@ -101,6 +103,7 @@ struct native_mapper {
     uint64_t done;   /* what it writes to its eventfd */
     uint64_t failed; /* ... when one was refused; the rest was not tried */
     struct native_item items[NATIVE_MAX_CHANGES] ALIGNED(64);
+    _Atomic uint32_t may[65]; /* by block: its runner may run guest code, or is to stop */
 };
 
 /* The stub, one page at most; offsets of its entries. */
@@ -125,8 +128,6 @@ _Static_assert(offsetof(struct native_runner, word) == NATIVE_R_WORD &&
                    offsetof(struct native_runner, gpr) == NATIVE_R_GPR &&
                    offsetof(struct native_runner, begin) == NATIVE_R_BEGIN &&
                    offsetof(struct native_runner, end) == NATIVE_R_END &&
-                   offsetof(struct native_runner, asleep) == NATIVE_R_ASLEEP &&
-                   offsetof(struct native_runner, spin_tsc) == NATIVE_R_SPIN &&
                    offsetof(struct native_runner, xsave) == NATIVE_R_XSAVE,
                "as native_stub.S has it");
 _Static_assert(sizeof(struct native_runner) <= 4096 && sizeof(struct native_mapper) <= 4096 &&
@@ -135,7 +136,10 @@ _Static_assert(sizeof(struct native_runner) <= 4096 && sizeof(struct native_mapp
                    offsetof(struct native_mapper, done) == NATIVE_M_DONE &&
                    offsetof(struct native_mapper, failed) == NATIVE_M_FAILED &&
                    offsetof(struct native_mapper, items) == NATIVE_M_ITEMS &&
-                   sizeof(struct native_item) == NATIVE_M_ITEM_BYTES,
+                   sizeof(struct native_item) == NATIVE_M_ITEM_BYTES &&
+                   offsetof(struct native_mapper, may) == NATIVE_M_MAY &&
+                   NATIVE_MAY_AT == NATIVE_OWN + NATIVE_PAGE_AT + NATIVE_M_MAY &&
+                   NATIVE_BLOCK_BYTES >> NATIVE_MAY_SHIFT == sizeof(uint32_t),
                "as native_stub.S has it");
 #endif
 

@@ -14,6 +14,10 @@
 #include <ucontext.h>
 
 #define SILENCE_NS 2000000000u /* a runner that was kicked answers sooner, or is killed */
+/* How often a runner that says it has stopped is looked at, then given its CPU, before it is made to. */
+#define ASLEEP_TRIES 8u
+#define ASLEEP_YIELDS 8u
+#define KICK_AGAIN_NS 500000000u
 #define SIGINFO_AT \
     304u /* behind the frame's ucontext, the kernel's own being shorter than the C library's */
 #define INFO_BYTES 32u
@@ -266,11 +270,63 @@ static void spin_for(const struct native_runner *r, uint32_t spin_tsc)
     }
 }
 
+/*
+ * Has it really stopped? Who runs in the space can write STOPPED as well and go on, with what a
+ * flush takes away from now on. The kernel knows: a runner can wait for nothing but its own word,
+ * and then only we wake it. Counts who waits, by moving them from the word to the word.
+ */
+static bool is_asleep(struct native_runner *r)
+{
+    return syscall(SYS_futex, &r->word, FUTEX_CMP_REQUEUE, 0, 1ul, &r->word, NATIVE_WORD_STOPPED) >
+           0;
+}
+
+/* It sleeps at once; where it has the same CPU, it needs that. */
+static void let_sleep(struct native_runner *r, unsigned tries)
+{
+    static const struct timespec shortly = {.tv_nsec = 100000};
+
+    if (tries < ASLEEP_TRIES) {
+        __builtin_ia32_pause();
+    } else if (tries < ASLEEP_TRIES + ASLEEP_YIELDS) {
+        (void)sched_yield();
+    } else {
+        (void)native_futex(&r->word, FUTEX_WAIT, NATIVE_WORD_STOPPED, &shortly);
+    }
+}
+
+struct patience {
+    uint64_t since; /* 0: nothing is overdue */
+    uint64_t again;
+};
+
+/* An answer is due: has the runner been silent for too long? Kicks it now and then, and not more
+ * often, since these signals queue, and all their frames are put on its stack at once. */
+static bool is_silent(struct spaces *spaces, unsigned n, unsigned vcpu, struct patience *p,
+                      bool was_kicked)
+{
+    const uint64_t now = now_ns();
+
+    if (p->since == 0) {
+        p->since = now;
+        p->again = was_kicked ? now + KICK_AGAIN_NS : now;
+    }
+    if (now >= p->again) {
+        kick_runner(spaces, n, vcpu); /* it may have begun just then, or goes on beside us */
+        p->again = now + KICK_AGAIN_NS;
+    }
+    return now - p->since > SILENCE_NS;
+}
+
 /* Until the runner has stopped, or is dead: false. */
 static bool wait_for(struct spaces *spaces, unsigned n, unsigned vcpu, struct native_runner *r)
 {
-    static const struct timespec second = {.tv_sec = 1};
-    uint64_t silent_since = 0;
+    static const struct timespec tick = {.tv_nsec = 10000000}; /* who is not woken looks himself */
+    static const struct timespec moment = {.tv_nsec = 1000000};
+    const _Atomic bool *kicked = &spaces->turns[vcpu].kicked;
+    _Atomic uint32_t *may = &spaces->space[n].mapper->may[vcpu + 1];
+    struct patience patience = {0};
+    unsigned tries = 0;
 
     spin_for(r, spaces->turns[vcpu].spin_tsc);
     atomic_store(&r->waiting, 1); /* before the word is looked at once more */
@@ -278,22 +334,20 @@ static bool wait_for(struct spaces *spaces, unsigned n, unsigned vcpu, struct na
         uint32_t word = atomic_load(&r->word);
 
         if (word == NATIVE_WORD_STOPPED) {
-            return true;
-        }
-        if (word != NATIVE_WORD_GO) {
+            atomic_store(may,
+                         0); /* before: a late kick wakes it, and others may write to its word */
+            if (is_asleep(r)) {
+                return true;
+            }
+            let_sleep(r, tries++);
+        } else if (word == NATIVE_WORD_GO) {
+            (void)native_futex(&r->word, FUTEX_WAIT, word, atomic_load(kicked) ? &moment : &tick);
+        } else {
             return false;
         }
-        if (native_futex(&r->word, FUTEX_WAIT, NATIVE_WORD_GO, &second) == 0 || errno == EAGAIN) {
-            continue;
-        }
-        if (atomic_load(&spaces->turns[vcpu].kicked)) {
-            uint64_t now = now_ns();
-
-            silent_since = silent_since == 0 ? now : silent_since;
-            if (now - silent_since > SILENCE_NS) {
-                return false;
-            }
-            kick_runner(spaces, n, vcpu); /* again: it may have begun just then */
+        if ((atomic_load(kicked) || tries > ASLEEP_TRIES + ASLEEP_YIELDS) &&
+            is_silent(spaces, n, vcpu, &patience, atomic_load(kicked))) {
+            return false;
         }
     }
 }
@@ -310,10 +364,9 @@ static bool go(struct spaces *spaces, unsigned n, unsigned vcpu, struct native_r
     atomic_store(&r->waiting, 0);
     atomic_store(&turn->space, (int)n);
     if (!atomic_load(&turn->kicked)) {
+        atomic_store(&spaces->space[n].mapper->may[vcpu + 1], 1);
         atomic_store(&r->word, NATIVE_WORD_GO);
-        if (atomic_exchange(&r->asleep, 0) != 0) {
-            (void)native_futex(&r->word, FUTEX_WAKE, 1, NULL);
-        }
+        (void)native_futex(&r->word, FUTEX_WAKE, 1, NULL);
         stopped = wait_for(spaces, n, vcpu, r);
     } else {
         atomic_store(&r->aborted, 1);

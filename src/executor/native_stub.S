@@ -81,26 +81,14 @@ native_stub_begin:
     xchg %eax, PAGE(NATIVE_R_WORD) /* before `waiting` is read */
 .Lwake:
     cmpl $0, PAGE(NATIVE_R_WAITING)
-    je .Lspin
+    je .Lwait
     lea PAGE(NATIVE_R_WORD), %rdi
     mov $FUTEX_WAKE, %esi
     mov $1, %edx
     mov $SYS_FUTEX, %eax
     syscall
-.Lspin:
-    rdtsc
-    mov %eax, %r8d
+    /* It never spins here: only who sleeps has stopped, whatever the word says. */
 .Lwait:
-    mov PAGE(NATIVE_R_WORD), %eax
-    cmp $NATIVE_WORD_GO, %eax
-    je .Lrestore
-    pause
-    rdtsc
-    sub %r8d, %eax
-    cmp PAGE(NATIVE_R_SPIN), %eax
-    jb .Lwait
-    mov $1, %eax
-    xchg %eax, PAGE(NATIVE_R_ASLEEP) /* before the word is read once more */
     mov PAGE(NATIVE_R_WORD), %eax
     cmp $NATIVE_WORD_GO, %eax
     je .Lrestore
@@ -110,10 +98,16 @@ native_stub_begin:
     xor %r10d, %r10d
     mov $SYS_FUTEX, %eax
     syscall
-    jmp .Lspin
+    jmp .Lwait
 
     /* A kick from here on ends in .Lanswer with `aborted`; one before is seen here. */
 .Lrestore:
+    lea native_stub_start(%rip), %rcx
+    and $NATIVE_BLOCKS_MASK, %ecx
+    shr $NATIVE_MAY_SHIFT, %ecx
+    movabs $NATIVE_MAY_AT, %rdx
+    cmpl $0, (%rdx,%rcx) /* nobody in the space can write that */
+    je .Labort
     cmpl $0, PAGE(NATIVE_R_KICKED)
     jne .Labort
     mov PAGE(NATIVE_R_SELECTORS), %fs

@@ -1,9 +1,10 @@
 /*
  * How a vCPU's thread and its runner take turns. Together: on one CPU, each asleep
  * while the other runs; a switch there costs a few microseconds, a wake-up of
- * another CPU many times that. Apart: on two CPUs, each spinning for a moment while
- * the other runs, which costs a fraction of a switch where a CPU is idle and whole
- * time slices where none is. What a turn costs is measured for both, and the cheaper
+ * another CPU many times that. Apart: on two CPUs, the vCPU's thread spinning for a
+ * moment while the runner runs, which saves a switch where a CPU is idle and costs
+ * whole time slices where none is. The runner never spins: only what the kernel has
+ * put to sleep has surely stopped. What a turn costs is measured for both, and the cheaper
  * one is kept; the other is tried again now and then.
  */
 #include "executor/native_int.h"
@@ -89,7 +90,6 @@ static void judge(struct turn *turn, uint64_t now)
 void native_turn_begin(struct spaces *spaces, unsigned n, unsigned vcpu)
 {
     struct turn *turn = &spaces->turns[vcpu];
-    struct native_runner *r = native_runner_at(spaces->space[n].blocks, vcpu);
     uint64_t now = __builtin_ia32_rdtsc();
     bool is_short = turn->last_tsc < SHORT_TURN_TSC;
     bool is_together = turn->way == TURN_TOGETHER && is_short;
@@ -103,8 +103,6 @@ void native_turn_begin(struct spaces *spaces, unsigned n, unsigned vcpu)
     }
     turn->last_space = n;
     turn->spin_tsc = turn->way == TURN_APART && turn->last_tsc < SPIN_TSC ? SPIN_TSC : 0;
-    atomic_store_explicit(&r->spin_tsc, turn->way == TURN_APART ? SPIN_TSC : 0,
-                          memory_order_relaxed);
 }
 
 void native_turn_end(struct spaces *spaces, unsigned vcpu, uint64_t took, uint64_t inside)

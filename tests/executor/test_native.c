@@ -8,8 +8,10 @@
 #include "executor/native.h"
 
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -421,6 +423,137 @@ static void test_silent_one_is_heard(void **state)
     assert_int_equal(st.gpr[X86_RCX], CODE + sizeof(code));
 }
 
+/* Goes on for a while: other processes' turns, one after another. */
+static void let_others_run(void)
+{
+    const struct native_change change = {
+        .va = CODE + PAGE, .bytes = PAGE, .offset = 2ull * PAGE, .prot = PROT_READ};
+
+    for (unsigned i = 0; i < 200; i++) {
+        assert_int_equal(native->ops->change(native->opaque, 0, &change, 1), 0);
+        (void)sched_yield();
+    }
+}
+
+/* He says that he has stopped, and goes on: beside the guest's kernel, with pages it took away. */
+static void test_who_says_he_stopped_has_stopped(void **state)
+{
+    /* movl $2,(%rdi); 1: incq (%rsi); jmp 1b */
+    static const uint8_t code[] = {0xc7, 0x07, NATIVE_WORD_STOPPED, 0, 0, 0, 0x48, 0xff, 0x06,
+                                   0xeb, 0xfb};
+    volatile uint64_t *tries = (void *)(ram + PAGE);
+
+    (void)state;
+    for (unsigned i = 0; i < 3; i++) {
+        uint64_t before;
+
+        put(code, sizeof(code));
+        st.gpr[X86_RDI] = own_block() + NATIVE_PAGE_AT + NATIVE_R_WORD;
+        st.gpr[X86_RSI] = DATA;
+        (void)run();
+        before = *tries;
+        let_others_run();
+        assert_int_equal(*tries, before);
+        assert_false(native->ops->is_lost(native->opaque, 0));
+    }
+    assert_int_equal(run_code((const uint8_t[]){0x0f, 0x05}, 2), NATIVE_SYSCALL);
+}
+
+static long futex(void *word, int op, uint32_t value, uintptr_t more, void *other)
+{
+    return syscall(SYS_futex, word, op, value, more, other, 0);
+}
+
+static void *sleep_main(void *opaque)
+{
+    (void)futex(opaque, FUTEX_WAIT, 0, 0, NULL);
+    return NULL;
+}
+
+/* The stub waits for its own word and wakes who waits for that: no other runner, nobody else. */
+static void test_stub_wakes_nobody_else(void **state)
+{
+    /* incl 8(%rsi); mov %ecx,%esi; jmp *%rbx */
+    static const uint8_t code[] = {0xff, 0x46, 0x08, 0x89, 0xce, 0xff, 0xe3};
+    uint32_t *word = (void *)(ram + PAGE);
+    volatile uint64_t *tries = (void *)(ram + PAGE + 8);
+    pthread_t sleeper;
+    pthread_t kicks;
+    _Atomic bool stop = false;
+
+    (void)state;
+    put(code, sizeof(code));
+    memset(ram + PAGE, 0, 16);
+    assert_int_equal(pthread_create(&sleeper, NULL, sleep_main, word), 0);
+    while (futex(word, FUTEX_REQUEUE, 0, 1, word) != 1) {
+        (void)sched_yield();
+    }
+    st.gpr[X86_RAX] = SYS_futex;
+    st.gpr[X86_RBX] = stub_call(0);
+    st.gpr[X86_RDI] = st.gpr[X86_RSI] = DATA;
+    st.gpr[X86_RDX] = 1;
+    st.gpr[X86_RCX] = FUTEX_WAKE;
+    assert_int_equal(pthread_create(&kicks, NULL, kick_often, &stop), 0);
+    while (*tries < 3) {
+        assert_int_equal(run(), NATIVE_KICK);
+    }
+    atomic_store(&stop, true);
+    assert_int_equal(pthread_join(kicks, NULL), 0);
+    assert_int_equal(futex(word, FUTEX_WAKE, 1, 0, NULL), 1);
+    assert_int_equal(pthread_join(sleeper, NULL), 0);
+}
+
+/* Another vCPU's runner says that this one is to go on, and a kick comes late. */
+static void test_stopped_one_stays_stopped(void **state)
+{
+    /* incq (%rsi); syscall */
+    static const uint8_t code[] = {0x48, 0xff, 0x06, 0x0f, 0x05};
+    /* mov PID(%rdi),%ebx; movl $0,KICKED(%rdi); movl $GO,(%rdi); syscall */
+    static const uint8_t other[] = {0x8b,
+                                    0x9f,
+                                    offsetof(struct native_runner, pid) & 0xff,
+                                    offsetof(struct native_runner, pid) >> 8,
+                                    0,
+                                    0,
+                                    0xc7,
+                                    0x47,
+                                    NATIVE_R_KICKED,
+                                    0,
+                                    0,
+                                    0,
+                                    0,
+                                    0xc7,
+                                    0x07,
+                                    NATIVE_WORD_GO,
+                                    0,
+                                    0,
+                                    0,
+                                    0x0f,
+                                    0x05};
+    volatile uint64_t *count = (void *)(ram + PAGE);
+    struct vcpu_state second;
+
+    (void)state;
+    for (unsigned i = 0; i < 20; i++) {
+        put(code, sizeof(code));
+        memcpy(ram + 0x800, other, sizeof(other));
+        *count = 0;
+        second = st;
+        st.gpr[X86_RSI] = DATA;
+        assert_int_equal(run(), NATIVE_SYSCALL);
+        second.rip = CODE + 0x800;
+        second.gpr[X86_RDI] = own_block() + NATIVE_PAGE_AT;
+        native->ops->run(native->opaque, 0, 1, &second, NULL, 0, &left);
+        assert_int_equal(left.reason, NATIVE_SYSCALL);
+        assert_int_equal(kill((pid_t)second.gpr[X86_RBX], NATIVE_SIGNAL), 0);
+        let_others_run();
+        assert_int_equal(*count, 1);
+        st.rip = CODE;
+        assert_int_equal(run(), NATIVE_SYSCALL);
+        assert_int_equal(*count, 2);
+    }
+}
+
 /* He scribbles over his own block and stops for ever: his space may be lost, no other. */
 static void test_scribbler_loses_his_own_space(void **state)
 {
@@ -459,7 +592,7 @@ static int set_up(void **state)
     if (fd < 0 || ftruncate(fd, RAM_BYTES) != 0 || dup2(fd, NATIVE_RAM_FD) != NATIVE_RAM_FD) {
         return -1;
     }
-    executor_native_create(1, &native);
+    executor_native_create(2, &native);
     ram = mmap(NULL, RAM_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, NATIVE_RAM_FD, 0);
     return native == NULL || native->space_count == 0 || ram == MAP_FAILED ? -1 : 0;
 }
@@ -481,6 +614,9 @@ int main(void)
         cmocka_unit_test(test_stub_gives_no_system_call),
         cmocka_unit_test(test_mapper_is_out_of_reach),
         cmocka_unit_test(test_silent_one_is_heard),
+        cmocka_unit_test(test_who_says_he_stopped_has_stopped),
+        cmocka_unit_test(test_stub_wakes_nobody_else),
+        cmocka_unit_test(test_stopped_one_stays_stopped),
         cmocka_unit_test(test_scribbler_loses_his_own_space),
     };
 
