@@ -36,11 +36,20 @@ static bool take_out(uint8_t *copy, unsigned at)
     return true;
 }
 
+/* May one begin here and end in the next page, of which nothing is known when this one is copied? */
+static bool goes_on(const uint8_t *page)
+{
+    return page[GMEM_PAGE_BYTES - 1] == 0x0f || page[GMEM_PAGE_BYTES - 2] == 0x0f;
+}
+
 static bool make_copy(const struct native_user *user, const uint8_t *original, uint8_t *copy)
 {
     unsigned from = 0;
     int at;
 
+    if (goes_on(original)) {
+        return false;
+    }
     memcpy(copy, original, GMEM_PAGE_BYTES);
     while ((at = native_scan_next(original, from, NULL, !user->native->cpuid_faults,
                                   user->host_has_more_state)) >= 0) {

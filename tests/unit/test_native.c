@@ -547,6 +547,26 @@ static void test_vdso_that_asks_for_the_cpu_gives_the_guests(void **state)
     assert_int_equal(counter(n, "native_others"), 1);
 }
 
+/* What begins in it and ends in the next page cannot be taken out. */
+static void test_vdso_that_asks_at_its_end_is_not_run(void **state)
+{
+    struct native_rig *n = *state;
+
+    n->native.copies = n->user->ram + COPIES;
+    n->native.copy_count = 1;
+    RIG_CODE_AT(n->rig, RIG_USER, "\xe9\xfa\x1f\x00\x00"); /* jmp 0x31fff */
+    rig_poke(n->rig, 0x31000, "\x7f\x45\x4c\x46", 4);
+    rig_poke(n->rig, 0x31040, "linux-vdso.so.1", 16);
+    /* rdtscp; mov [0x51000], rcx; syscall */
+    RIG_CODE_AT(n->rig, 0x31fff, "\x0f\x01\xf9\x48\x89\x0c\x25\x00\x10\x05\x00\x0f\x05");
+    rig_map(n->rig, 0x32000, 0x32000, P | US | A);
+    n->rig->st.tsc_aux = 0x1234;
+    map_vdso(n);
+    run(n);
+    assert_int_equal(mapped(n, 0, 0x31000) & (NX | P), NX | P);
+    assert_int_equal(rig_peek64(n->rig, 0x51000), 0x1234);
+}
+
 static void test_space_without_room_begins_anew(void **state)
 {
     struct native_rig *n = *state;
@@ -742,6 +762,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_vdso_runs_from_a_copy, setup, teardown),
         cmocka_unit_test_setup_teardown(test_vdso_that_asks_for_the_cpu_gives_the_guests, setup,
                                         teardown),
+        cmocka_unit_test_setup_teardown(test_vdso_that_asks_at_its_end_is_not_run, setup, teardown),
         cmocka_unit_test_setup_teardown(test_space_without_room_begins_anew, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lost_space_is_a_fault_of_the_guests_program, setup,
                                         teardown),
