@@ -83,6 +83,9 @@ struct native_ops {
     int (*clear)(void *opaque, unsigned space) MUST_CHECK;
 
     bool (*is_lost)(void *opaque, unsigned space);
+
+    /* The vCPU's thread, on which it is called, runs something else for now. */
+    void (*rest)(void *opaque, unsigned vcpu);
 };
 
 struct native {

@@ -84,8 +84,12 @@ static bool look(struct engine_vcpu *v)
     if (v->native.is_paused || user->is_always || is_worth_it(v)) {
         promote(v, now);
     } else if (v->native.user_cycles < cycles_of_ns(user, PROMOTE_AFTER_NS)) {
+        user->native->ops->rest(user->native->opaque, v->base.index);
         native_user_note_user(v);
         return false; /* too little is known yet */
+    }
+    if (!v->native.wanted) {
+        user->native->ops->rest(user->native->opaque, v->base.index);
     }
     native_user_begin_window(v);
     native_user_note_user(v);

@@ -98,6 +98,7 @@ static const struct native_ops native_ops = {
     .change = native_change,
     .clear = native_clear,
     .is_lost = native_is_lost,
+    .rest = native_turn_rest,
 };
 
 /* ---- making them ---- */

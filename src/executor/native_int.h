@@ -73,6 +73,9 @@ int native_change(void *opaque, unsigned n, const struct native_change *changes,
 void native_turn_begin(struct spaces *spaces, unsigned n, unsigned vcpu);
 void native_turn_end(struct spaces *spaces, unsigned vcpu, uint64_t took, uint64_t inside);
 
+/* As native_ops.rest: the thread may run anywhere again. */
+void native_turn_rest(void *opaque, unsigned vcpu);
+
 /* Before the mapper is given something to do, which the calling thread sleeps for. */
 void native_turn_place_mapper(struct space *space);
 

@@ -118,6 +118,15 @@ void native_turn_end(struct spaces *spaces, unsigned vcpu, uint64_t took, uint64
     }
 }
 
+void native_turn_rest(void *opaque, unsigned vcpu)
+{
+    struct spaces *spaces = opaque;
+
+    if (spaces->turns[vcpu].is_pinned) {
+        unpin(spaces, &spaces->turns[vcpu], vcpu);
+    }
+}
+
 /* It works while its caller sleeps: on another CPU it would wait for a wake-up or a spinning runner. */
 void native_turn_place_mapper(struct space *space)
 {

@@ -327,6 +327,25 @@ static void test_turns_of_any_length(void **state)
     }
 }
 
+/* Threads that were kept together are not for the rest of their lives. */
+static void test_thread_at_rest_runs_anywhere(void **state)
+{
+    static const uint8_t code[] = {0x0f, 0x05};
+    cpu_set_t before;
+    cpu_set_t now;
+
+    (void)state;
+    native->ops->rest(native->opaque, 0);
+    assert_int_equal(sched_getaffinity(0, sizeof(before), &before), 0);
+    put(code, sizeof(code));
+    native->ops->run(native->opaque, 0, 1, &st, NULL, 0, &left); /* vCPU 1's first turn */
+    assert_int_equal(sched_getaffinity(0, sizeof(now), &now), 0);
+    assert_int_equal(CPU_COUNT(&now), 1);
+    native->ops->rest(native->opaque, 1);
+    assert_int_equal(sched_getaffinity(0, sizeof(now), &now), 0);
+    assert_true(CPU_EQUAL(&before, &now));
+}
+
 /* ---- a user who knows what lies beside him ---- */
 
 static uint64_t own_block(void)
@@ -611,6 +630,7 @@ int main(void)
         cmocka_unit_test(test_kick),
         cmocka_unit_test(test_kicks_everywhere),
         cmocka_unit_test(test_turns_of_any_length),
+        cmocka_unit_test(test_thread_at_rest_runs_anywhere),
         cmocka_unit_test(test_stub_gives_no_system_call),
         cmocka_unit_test(test_mapper_is_out_of_reach),
         cmocka_unit_test(test_silent_one_is_heard),

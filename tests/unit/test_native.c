@@ -35,6 +35,7 @@ struct native_rig {
     unsigned runs;
     unsigned clears;
     unsigned changes;
+    unsigned rests;
     bool fail_change;
     bool lose;
 };
@@ -155,12 +156,21 @@ static bool op_is_lost(void *opaque, unsigned space)
     return false;
 }
 
+static void op_rest(void *opaque, unsigned vcpu)
+{
+    struct native_rig *n = opaque;
+
+    (void)vcpu;
+    n->rests++;
+}
+
 static const struct native_ops rig_ops = {
     .run = op_run,
     .kick = op_kick,
     .change = op_change,
     .clear = op_clear,
     .is_lost = op_is_lost,
+    .rest = op_rest,
 };
 
 static void create_tables(struct native_rig *n)
@@ -671,6 +681,9 @@ static void test_what_costs_more_than_it_gains_is_translated(void **state)
     assert_false(stays_native(n, space, 2 * us, 10 * us));
     assert_int_equal(counter(n, "native_demotions"), 1);
     assert_true(space->not_before > 0);
+    n->v->native.since = 0;
+    assert_false(native_policy_wants(n->v));
+    assert_true(n->rests > 0); /* its thread may run anywhere again */
     /* A host that took its CPU away for a while says nothing about the guest. */
     assert_true(stays_native(n, space, 30 * us, 9000 * us));
     /* Nor does a guest that claims more than went by. */
