@@ -55,7 +55,7 @@ static void pin(const struct spaces *spaces, struct turn *turn, unsigned n, unsi
     turn->since = now;
 }
 
-/* The mean of what turns cost this way, where enough are known; else the other way is not judged. */
+/* The mean of what turns cost this way, of which there were some: they are forgotten by halves. */
 static uint64_t mean_cost(const struct turn *turn, enum turn_way way)
 {
     return turn->ways[way].cost / turn->ways[way].turns;

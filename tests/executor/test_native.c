@@ -57,6 +57,14 @@ static enum native_reason run(void)
     return left.reason;
 }
 
+/* To the system call; a signal that comes late ends a run, too, for no reason. */
+static void run_past_kicks(void)
+{
+    while (run() == NATIVE_KICK) {
+    }
+    assert_int_equal(left.reason, NATIVE_SYSCALL);
+}
+
 static enum native_reason run_code(const void *code, size_t len)
 {
     put(code, len);
@@ -559,16 +567,18 @@ static void test_stopped_one_stays_stopped(void **state)
         *count = 0;
         second = st;
         st.gpr[X86_RSI] = DATA;
-        assert_int_equal(run(), NATIVE_SYSCALL);
+        run_past_kicks();
         second.rip = CODE + 0x800;
         second.gpr[X86_RDI] = own_block() + NATIVE_PAGE_AT;
-        native->ops->run(native->opaque, 0, 1, &second, NULL, 0, &left);
+        do {
+            native->ops->run(native->opaque, 0, 1, &second, NULL, 0, &left);
+        } while (left.reason == NATIVE_KICK);
         assert_int_equal(left.reason, NATIVE_SYSCALL);
         assert_int_equal(kill((pid_t)second.gpr[X86_RBX], NATIVE_SIGNAL), 0);
         let_others_run();
         assert_int_equal(*count, 1);
         st.rip = CODE;
-        assert_int_equal(run(), NATIVE_SYSCALL);
+        run_past_kicks();
         assert_int_equal(*count, 2);
     }
 }
