@@ -3,7 +3,7 @@ BUILD ?= build
 PREFIX ?= /usr/local
 NINJA = ninja -C $(BUILD)
 
-.PHONY: all setup run test test-storage test-platform test-limits test-kvm test-boot20 test-kernel test-lockstep test-diff bench install deb test-deb clean
+.PHONY: all setup run test test-storage test-platform test-limits test-kvm test-boot20 test-kernel test-lockstep test-diff bench install deb test-deb bundle test-bundle clean
 
 all: $(BUILD)/build.ninja
 	@$(NINJA)
@@ -98,6 +98,15 @@ test-deb: all
 	@first=$$(scripts/deb $(BUILD)) && second=$$(VERSION_SUFFIX=+1 scripts/deb $(BUILD)) && \
 	CORBEL_DEBS="$$first $$second" CORBEL_BUILD=$(abspath $(BUILD)) CORBEL_E2E_LIMIT=10000 \
 		PYTHONDONTWRITEBYTECODE=1 tests/e2e/test_deb.py
+
+# build/corbel-VERSION-x86_64: one static file for any x86-64 Linux.
+bundle: | setup
+	@scripts/bundle $(BUILD)
+
+# That file, alone in an empty root: a guest from it, and what it does when there is no room for one.
+test-bundle: all
+	@file=$$(scripts/bundle $(BUILD)) && CORBEL_BUNDLE=$$file CORBEL_BUILD=$(abspath $(BUILD)) \
+		CORBEL_E2E_LIMIT=10000 PYTHONDONTWRITEBYTECODE=1 tests/e2e/test_bundle.py
 
 clean:
 	@rm -rf $(BUILD) build-asan build-clang

@@ -39,7 +39,8 @@ EOF
 # A package tree of our own under the cache: lists, archives and an empty status file. The host's
 # apt.conf still applies, because that is where proxies are set.
 apt_setup() {
-    need apt-get apt
+    command -v apt-get >/dev/null 2>&1 ||
+        die "apt-get is missing, and with it what images are built with: build on a Debian or Ubuntu host and copy the image's directory, or fetch one (corbel image catalogue)"
     need_keyring
     APT_ROOT=$CORBEL_CACHE/apt-$CORBEL_SUITE
     mkdir -p "$APT_ROOT/lists/partial" "$APT_ROOT/archives/partial" "$APT_ROOT/log"

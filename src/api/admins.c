@@ -1,5 +1,5 @@
 /* Those who sign in and can administer the host: one has to remain. */
-#include "api/api_int.h"
+#include "api/accounts.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -10,39 +10,28 @@ bool admins_is_one(const json_t *user)
     return role_find(text_of(user, "role")) == ROLE_ADMIN && text_of(user, "project")[0] == 0;
 }
 
-/* Whether the record is another's, who is one. */
-static bool is_another(const struct store_record *record, const char *key)
+struct search {
+    const char *key; /* whose it must not be */
+    struct admin *ret_admin;
+};
+
+static int is_another(void *opaque, const struct store_record *record, const json_t *user)
 {
-    json_t *user = strcmp(record->key, key) != 0 ? json_loads(record->value, 0, NULL) : NULL;
-    bool is_one = admins_is_one(user);
-    json_decref(user);
-    return is_one;
+    const struct search *search = opaque;
+    if (strcmp(record->key, search->key) == 0 || !admins_is_one(user)) {
+        return 0;
+    }
+    search->ret_admin->revision = record->revision;
+    (void)snprintf(search->ret_admin->key, sizeof(search->ret_admin->key), "%s", record->key);
+    return 1;
 }
 
 int admins_find_another(struct api *api, const char *name, struct admin *ret_admin,
                         struct fault *fault)
 {
     char key[ADMIN_KEY_BYTES];
-    struct admin last = {0};
-    struct store_page page;
-    struct err err = {0};
-    bool is_found = false, has_more;
+    struct search search = {.key = key, .ret_admin = ret_admin};
     (void)snprintf(key, sizeof(key), AUTH_USER_PREFIX "%s", name);
-    do {
-        int error = store_list(api->config.store, AUTH_USER_PREFIX,
-                               last.key[0] != 0 ? last.key : NULL, STORE_MAX_PAGE, &page, &err);
-        if (error != 0) {
-            return fault_set_err(fault, error, &err);
-        }
-        for (unsigned i = 0; i < page.count && !is_found; i++) {
-            const struct store_record *record = &page.records[i];
-            is_found = is_another(record, key);
-            last.revision = record->revision;
-            (void)snprintf(last.key, sizeof(last.key), "%s", record->key);
-        }
-        has_more = page.has_more && page.count > 0;
-        store_page_done(&page);
-    } while (!is_found && has_more);
-    *ret_admin = last;
-    return is_found ? 0 : -ENOENT;
+    int rc = accounts_each(api, AUTH_USER_PREFIX, is_another, &search, fault);
+    return rc > 0 ? 0 : rc == 0 ? -ENOENT : rc;
 }

@@ -66,7 +66,7 @@ void answer_send(struct api_call *call, int status, const json_t *answer)
 
 void answer_text(struct api_call *call, int status, const char *text)
 {
-    send_bytes(call, status, "text/plain; version=0.0.4; charset=utf-8", text, strlen(text));
+    send_bytes(call, status, call->text_type, text, strlen(text));
 }
 
 void answer_fault(struct api_call *call, int status, const struct fault *fault)

@@ -29,7 +29,9 @@ static int check_rate(struct api *api, const struct api_call *call, struct fault
         return 0;
     }
     const char *name = who->role == ROLE_NONE ? call->request->peer.address : who->actor;
-    bool is_sign_in = call->operation != NULL && call->operation->handle == accounts_sign_in;
+    bool is_sign_in =
+        call->operation != NULL && (call->operation->handle == accounts_sign_in ||
+                                    call->operation->handle == factor_begin); /* a password */
     for (int i = 0; i < (is_sign_in ? 10 : 1); i++) {
         if (!limits_take(api->limits, name)) {
             return refuse(fault, 429, NULL, "too many calls; wait a second");
@@ -178,7 +180,10 @@ static int prepare(struct api *api, struct api_call *call, struct fault *fault)
     if (status == 0) {
         status = parse_body(call, fault);
     }
-    return status != 0 ? status : fill_compute_call(call, fault);
+    if (status == 0) {
+        status = fill_compute_call(call, fault);
+    }
+    return status != 0 ? status : permit_call(api, call, fault);
 }
 
 static void serve(struct api *api, struct http_exchange *exchange)
@@ -195,6 +200,7 @@ static void serve(struct api *api, struct http_exchange *exchange)
                      ? 401
                      : answer_status(fault.code);
     }
+    identity_done(&call.identity);
     if (call.is_streaming) {
         return; /* audited where it was given away, while the request was still ours */
     }
@@ -317,6 +323,9 @@ static int on_socket_open(void *opaque, struct http_exchange *exchange)
     if (status == 0) {
         status = fill_compute_call(&call, &fault);
     }
+    if (status == 0) {
+        status = permit_call(api, &call, &fault);
+    }
     if (status == 0 &&
         compute_console(api->config.compute, &call.compute, call.id, &fd, &fault) != 0) {
         status = answer_status(fault.code);
@@ -324,6 +333,7 @@ static int on_socket_open(void *opaque, struct http_exchange *exchange)
     if (status == 0 && streams_console(api->streams, &call, fd) != 0) {
         status = 503;
     }
+    identity_done(&call.identity);
     audit_write(api->audit, &call, status != 0 ? status : 101, NULL);
     return status;
 }

@@ -34,11 +34,12 @@ static int open_log(struct audit *audit)
 
 int audit_open(const char *path, struct audit **ret_audit, struct err *err)
 {
-    struct audit *audit = calloc(1, sizeof(*audit) + strlen(path) + 1);
+    size_t len = strlen(path);
+    struct audit *audit = calloc(1, sizeof(*audit) + len + 1);
     if (audit == NULL) {
         return err_set(err, -ENOMEM, "cannot open the audit log: not enough memory");
     }
-    strcpy(audit->path, path);
+    memcpy(audit->path, path, len);
     mutex_init(&audit->mutex, LOCK_RANK_LEAF);
     int error = open_log(audit);
     if (error != 0) {

@@ -123,8 +123,10 @@ static int identify_user(struct api *api, const json_t *record, const char *stam
         json_decref(user);
         return -ENOENT;
     }
-    identity->role = role_find(text_of(user, "role"));
+    identity->role = roles_take(api, text_of(user, "role"), identity);
+    copy(identity->role_name, sizeof(identity->role_name), text_of(user, "role"));
     copy(identity->project, sizeof(identity->project), text_of(user, "project"));
+    copy(identity->user, sizeof(identity->user), name);
     (void)snprintf(identity->actor, sizeof(identity->actor), "user:%s", name);
     json_decref(user);
     return 0;
@@ -142,7 +144,7 @@ static int identify_token(struct api *api, const char *token, struct identity *i
     json_t *record = auth_check_secret(api, AUTH_KEY_PREFIX, token);
     const char *user = text_of(record, "user");
     const char *project = text_of(record, "project");
-    enum role role = role_find(text_of(record, "role"));
+    enum role role = roles_take(api, text_of(record, "role"), identity);
     int status = 0;
     if (record == NULL || role == ROLE_NONE) {
         status = refuse(fault, "the token is unknown, revoked or expired");
@@ -152,7 +154,12 @@ static int identify_token(struct api *api, const char *token, struct identity *i
         status = refuse(fault, "the user whom the token belongs to is gone");
     }
     if (status == 0) {
+        bool is_narrower = user[0] == 0 || role < identity->role ||
+                           (role == identity->role && role_find(text_of(record, "role")) == 0);
         identity->role = role < identity->role ? role : identity->role;
+        if (is_narrower) {
+            copy(identity->role_name, sizeof(identity->role_name), text_of(record, "role"));
+        }
         if (identity->project[0] == 0) {
             copy(identity->project, sizeof(identity->project), project);
         }
@@ -222,8 +229,8 @@ static int identify_session(struct api *api, const struct http_exchange *exchang
     return status;
 }
 
-int auth_identify(struct api *api, const struct http_exchange *exchange, bool is_socket,
-                  struct identity *ret_identity, struct fault *fault)
+static int identify(struct api *api, const struct http_exchange *exchange, bool is_socket,
+                    struct identity *ret_identity, struct fault *fault)
 {
     const struct http_peer *peer = &http_exchange_request(exchange)->peer;
     const char *authorization = http_exchange_header(exchange, "authorization");
@@ -242,9 +249,20 @@ int auth_identify(struct api *api, const struct http_exchange *exchange, bool is
     }
     if (peer->is_unix && (peer->uid == 0 || peer->uid == api->config.owner)) {
         ret_identity->role = ROLE_ADMIN;
+        copy(ret_identity->role_name, sizeof(ret_identity->role_name), role_name(ROLE_ADMIN));
         (void)snprintf(ret_identity->actor, sizeof(ret_identity->actor), "uid:%u", peer->uid);
     }
     return 0;
+}
+
+int auth_identify(struct api *api, const struct http_exchange *exchange, bool is_socket,
+                  struct identity *ret_identity, struct fault *fault)
+{
+    int status = identify(api, exchange, is_socket, ret_identity, fault);
+    if (status != 0) {
+        identity_done(ret_identity);
+    }
+    return status;
 }
 
 /* What is of all projects at once: who is bound to one is an administrator of nothing else, and the

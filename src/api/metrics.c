@@ -43,6 +43,7 @@ int metrics_text(struct api *api, struct api_call *call, MAYBE_UNUSED json_t **r
         return error;
     }
     call->text = call->compute.project == NULL ? add_own(api, text) : text;
+    call->text_type = "text/plain; version=0.0.4; charset=utf-8";
     return call->text != NULL ? 0 : fault_set(fault, FAULT_INTERNAL, NULL, "not enough memory");
 }
 

@@ -48,7 +48,7 @@ static int read_filter(const struct api_call *call, json_t **ret_filter, struct 
             continue;
         }
         if ((strncmp(name, "tag.", 4) != 0 && kind_field(spec, name) == NULL) ||
-            shown_is_kept(call->identity.role, spec->kind, name)) {
+            shown_is_kept(&call->identity, spec->kind, name)) {
             json_decref(*ret_filter);
             return fault_set(fault, FAULT_UNKNOWN, name, "%s have no field '%s' to filter by",
                              spec->plural, name);
@@ -69,13 +69,14 @@ static bool may_see(const struct api_call *call, const json_t *object)
            (id != NULL && strcmp(id, only) == 0) || (name != NULL && strcmp(name, only) == 0);
 }
 
-static void leave_out_others(const struct api_call *call, json_t *page)
+static void leave_out_others(struct api *api, const struct api_call *call, json_t *page)
 {
     json_t *items = json_object_get(page, "items");
     for (size_t i = json_array_size(items); i > 0; i--) {
         json_t *item = json_array_get(items, i - 1);
-        if (may_see(call, item)) {
-            shown_shorten(call->identity.role, call->operation->kind, item);
+        if (may_see(call, item) &&
+            permit_listed(api, &call->identity, call->operation->kind, item)) {
+            shown_shorten(&call->identity, call->operation->kind, item);
         } else {
             (void)json_array_remove(items, i - 1);
         }
@@ -102,7 +103,7 @@ int objects_list(struct api *api, struct api_call *call, json_t **ret_answer, st
                          ret_answer, fault);
     json_decref(filter);
     if (error == 0) {
-        leave_out_others(call, *ret_answer);
+        leave_out_others(api, call, *ret_answer);
     }
     return error;
 }
@@ -117,7 +118,7 @@ int objects_get(struct api *api, struct api_call *call, json_t **ret_answer, str
         return fault_set(fault, FAULT_NOT_FOUND, NULL, "there is no project \"%.64s\"", call->id);
     }
     if (error == 0) {
-        shown_shorten(call->identity.role, call->operation->kind, object);
+        shown_shorten(&call->identity, call->operation->kind, object);
     }
     *ret_answer = object;
     return error;
@@ -135,7 +136,10 @@ int objects_create(struct api *api, struct api_call *call, json_t **ret_answer, 
 int objects_change(struct api *api, struct api_call *call, json_t **ret_answer, struct fault *fault)
 {
     uint64_t revision;
-    int error = query_number(call, "revision", INT64_MAX, 0, &revision, fault);
+    int error = query_number(call, "revision", INT64_MAX, call->looked_at, &revision, fault);
+    if (error == 0 && call->looked_at != 0 && revision != call->looked_at) {
+        error = fault_set(fault, FAULT_STALE, "revision", "the object is at another revision now");
+    }
     return error != 0 ? error
                       : compute_change(api->config.compute, &call->compute, call->operation->kind,
                                        call->id, call->body, revision, ret_answer, fault);

@@ -51,6 +51,9 @@ static json_t *type_schema(const struct field *field)
         return json_pack("{s:s, s:{s:s, s:{s:{s:s}, s:{s:s}}}}", "type", "array", "items", "type",
                          "object", "properties", "host_port", "type", "integer", "guest_port",
                          "type", "integer");
+    case FIELD_RECORDS:
+        return json_pack("{s:s, s:{s:s}, s:I}", "type", "array", "items", "type", "object",
+                         "maxItems", (json_int_t)field->max);
     default:
         return text_schema(field);
     }
@@ -116,18 +119,25 @@ static json_t *action_schema(void)
     return json_pack("{s:o}", "anyOf", any);
 }
 
+static json_t *kind_schema(enum kind kind, unsigned access)
+{
+    const struct kind_spec *spec = kind_spec(kind);
+    return object_schema(spec->fields, spec->field_count, access);
+}
+
 static json_t *body_schema(const struct api_operation *operation)
 {
-    const struct kind_spec *spec = operation->kind < KIND_COUNT ? kind_spec(operation->kind) : NULL;
     switch (operation->body) {
     case API_BODY_CREATE:
-        return object_schema(spec->fields, spec->field_count, FIELD_AT_CREATE);
+        return kind_schema(operation->kind, FIELD_AT_CREATE);
     case API_BODY_CHANGE:
-        return object_schema(spec->fields, spec->field_count, FIELD_CHANGES);
+        return kind_schema(operation->kind, FIELD_CHANGES);
     case API_BODY_FIELDS:
         return object_schema(operation->fields, operation->field_count, FIELD_AT_CREATE);
     case API_BODY_ACTION:
         return action_schema();
+    case API_BODY_ROLE:
+        return roles_schema(operation->handle == roles_create);
     default:
         return NULL;
     }

@@ -30,9 +30,10 @@ static bool shorten(const char *url, char *out, size_t size)
     return written > 0 && (size_t)written < size;
 }
 
-bool shown_is_kept(enum role role, enum kind kind, const char *field)
+bool shown_is_kept(const struct identity *who, enum kind kind, const char *field)
 {
-    return role < ROLE_MEMBER && kind == KIND_ALARM && strcmp(field, "webhook") == 0;
+    return (who->role < ROLE_MEMBER || who->policy_count > 0) &&
+           (kind == KIND_ALARM || kind == KIND_HOOK) && strcmp(field, "webhook") == 0;
 }
 
 void shown_refusal(const struct identity *identity, struct fault *fault)
@@ -45,11 +46,11 @@ void shown_refusal(const struct identity *identity, struct fault *fault)
     }
 }
 
-void shown_shorten(enum role role, enum kind kind, json_t *object)
+void shown_shorten(const struct identity *who, enum kind kind, json_t *object)
 {
     char text[512];
     const char *url = json_string_value(json_object_get(object, "webhook"));
-    if (url == NULL || !shown_is_kept(role, kind, "webhook")) {
+    if (url == NULL || !shown_is_kept(who, kind, "webhook")) {
         return;
     }
     if (shorten(url, text, sizeof(text))) {

@@ -33,7 +33,8 @@ struct stream {
     struct compute_watch *watch; /* of an event stream; NULL: a console */
     int fd;                      /* of a console */
     char project[64];            /* what the caller was bound to */
-    enum role role;              /* of the caller, when looked at */
+    char id[API_ID_BYTES];       /* of a console's instance */
+    struct identity identity;    /* of the caller, when looked at */
     unsigned turn;               /* of the accounts, when the caller was looked at */
     uint64_t checked_ns;
     struct loop_fd *handler;
@@ -67,6 +68,7 @@ static void free_stream(struct stream *stream)
     if (stream->fd >= 0) {
         (void)close(stream->fd);
     }
+    identity_done(&stream->identity);
     http_end(stream->exchange);
     free(stream->input);
     free(stream);
@@ -102,9 +104,11 @@ static bool is_still_allowed(struct stream *stream)
     if (auth_identify(api, stream->exchange, stream->watch == NULL, &identity, &fault) != 0) {
         return false;
     }
-    stream->role = identity.role;
+    identity_done(&stream->identity);
+    stream->identity = identity;
     return identity.role >= (stream->watch != NULL ? ROLE_VIEWER : ROLE_MEMBER) &&
-           strcmp(identity.project, stream->project) == 0;
+           strcmp(identity.project, stream->project) == 0 &&
+           permit_stream(api, &stream->identity, stream->watch == NULL ? stream->id : NULL);
 }
 
 static struct stream *find(struct streams *streams, const struct http_exchange *exchange)
@@ -140,8 +144,11 @@ static int send_change(struct stream *stream, const json_t *change)
     char head[128];
     const char *kind = json_string_value(json_object_get(change, "kind"));
     json_t *object = json_object_get(change, "object");
-    if (kind != NULL && strcmp(kind, kind_spec(KIND_ALARM)->name) == 0) {
-        shown_shorten(stream->role, KIND_ALARM, object);
+    static const enum kind shortened[] = {KIND_ALARM, KIND_HOOK};
+    for (size_t i = 0; i < ARRAY_LEN(shortened); i++) {
+        if (kind != NULL && strcmp(kind, kind_spec(shortened[i])->name) == 0) {
+            shown_shorten(&stream->identity, shortened[i], object);
+        }
     }
     char *text = json_dumps(change, JSON_COMPACT);
     if (text == NULL) {
@@ -164,6 +171,7 @@ static int send_change(struct stream *stream, const json_t *change)
 static void on_changes(void *opaque, MAYBE_UNUSED uint32_t events)
 {
     struct stream *stream = opaque;
+    struct api *api = stream->streams->api;
     struct fault fault = {0};
     json_t *changes = NULL;
     if (!is_still_allowed(stream)) {
@@ -175,7 +183,8 @@ static void on_changes(void *opaque, MAYBE_UNUSED uint32_t events)
     }
     int error = compute_watch_next(stream->watch, CHANGES_MAX, &changes, &fault);
     for (size_t i = 0; error == 0 && i < json_array_size(changes); i++) {
-        error = send_change(stream, json_array_get(changes, i));
+        json_t *change = json_array_get(changes, i);
+        error = permit_told(api, &stream->identity, change) ? send_change(stream, change) : 0;
     }
     json_decref(changes);
     if (error == -ESTALE) {
@@ -325,7 +334,7 @@ static struct stream *stream_new(struct streams *streams, const struct api_call 
         stream->exchange = call->exchange;
         stream->fd = -1;
         (void)snprintf(stream->project, sizeof(stream->project), "%s", call->identity.project);
-        stream->role = call->identity.role;
+        (void)snprintf(stream->id, sizeof(stream->id), "%s", call->id);
     }
     return stream;
 }
@@ -431,7 +440,9 @@ void streams_destroy(struct streams *streams)
         (void)pthread_join(streams->thread, NULL);
     }
     while (streams->first != NULL) {
-        end_stream(streams->first);
+        struct stream *stream = streams->first;
+        streams->first = stream->next;
+        free_stream(stream);
     }
     loop_destroy(streams->loop);
     free(streams);

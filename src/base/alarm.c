@@ -1,13 +1,12 @@
 #include "base/alarm.h"
 
+#include "base/clock.h"
 #include "base/io.h"
 
 #include <errno.h>
 #include <sys/epoll.h>
 #include <sys/timerfd.h>
 #include <time.h>
-
-#define NS_PER_S 1000000000ull
 
 struct alarm {
     int fd;

@@ -4,6 +4,9 @@
 
 #include <stdint.h>
 
+#define NS_PER_S 1000000000ull
+#define NS_PER_MS 1000000ull
+
 /* CLOCK_MONOTONIC in ns. Any thread. */
 uint64_t clock_monotonic_ns(void);
 

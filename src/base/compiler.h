@@ -34,6 +34,17 @@
 #define REQUIRES(lock)
 #endif
 
+/*
+ * The value of a call that returns a negative errno whatever comes: for clang's analyzer, which does
+ * not look into another file's functions and would follow what cannot be.
+ */
+#define KNOWN_NEGATIVE(call)             \
+    __extension__({                      \
+        int negative_ = (call);          \
+        __builtin_assume(negative_ < 0); \
+        negative_;                       \
+    })
+
 /* Frees or closes a local when it leaves its scope; steal_* hands it over. */
 #define CLEANUP_FREE __attribute__((cleanup(cleanup_free_)))
 #define CLEANUP_CLOSE __attribute__((cleanup(cleanup_close_)))

@@ -25,4 +25,9 @@ int err_set(struct err *err, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 /* As err_set, and appends ": " and strerror(-code). */
 int err_set_errno(struct err *err, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 
+#ifdef __clang_analyzer__
+#define err_set(...) KNOWN_NEGATIVE(err_set(__VA_ARGS__))
+#define err_set_errno(...) KNOWN_NEGATIVE(err_set_errno(__VA_ARGS__))
+#endif
+
 #endif

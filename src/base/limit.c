@@ -1,8 +1,8 @@
 #include "base/limit.h"
 
-#include <errno.h>
+#include "base/clock.h"
 
-#define NS_PER_S 1000000000ull
+#include <errno.h>
 
 static void bucket_set(struct limit_bucket *bucket, uint64_t rate, uint64_t burst, uint64_t now_ns)
 {

@@ -6,7 +6,9 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 
 #define NAME_MAX_CHARS 40
 
@@ -173,6 +175,18 @@ int path_find_runtime(char *out, const char *name, struct err *err)
         return path_format(out, err, "%s/%s", base, name);
     }
     return path_format(out, err, "/tmp/%s-%u", name, geteuid());
+}
+
+int path_to_unix(const char *path, struct sockaddr_un *ret_address)
+{
+    size_t len = strlen(path);
+
+    if (len >= sizeof(ret_address->sun_path)) {
+        return -ENAMETOOLONG;
+    }
+    *ret_address = (struct sockaddr_un){.sun_family = AF_UNIX};
+    memcpy(ret_address->sun_path, path, len);
+    return 0;
 }
 
 int path_find_beside(char *out, const char *name, struct err *err)

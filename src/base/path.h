@@ -11,6 +11,8 @@
 #include <limits.h>
 #include <stdbool.h>
 
+struct sockaddr_un;
+
 /* Formats a path into out[PATH_MAX]; -ENAMETOOLONG when it does not fit. */
 int path_format(char *out, struct err *err, const char *fmt, ...) PRINTF_LIKE(3, 4) MUST_CHECK;
 
@@ -43,6 +45,9 @@ int path_find_home(char *out, const char *variable, const char *fallback, const 
 
 /* Where this user's sockets belong: $XDG_RUNTIME_DIR/name, or /tmp/name-UID. */
 int path_find_runtime(char *out, const char *name, struct err *err) MUST_CHECK;
+
+/* The address of a unix socket; -ENAMETOOLONG when that has no room for the path. */
+int path_to_unix(const char *path, struct sockaddr_un *ret_address) MUST_CHECK;
 
 /* A program in the directory of this one. */
 int path_find_beside(char *out, const char *name, struct err *err) MUST_CHECK;

@@ -1,6 +1,7 @@
 /* The connection to an NBD server, and the thread that has it. */
 #include "block/nbd.h"
 
+#include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "base/loop.h"
@@ -16,7 +17,6 @@
 #define PATIENCE_MS 60000u
 #define CONNECT_MS 10000u
 #define RETRY_NS 1000000000ull
-#define NS_PER_MS 1000000ull
 #define DEFAULT_MIN_BLOCK 512u          /* of servers that do not say */
 #define DEFAULT_MAX_BYTES (32u << 20)   /* what every server takes */
 #define MAX_SIZE_BYTES (INT64_MAX >> 1) /* sums of offsets stay in range */
@@ -195,7 +195,7 @@ static bool is_same(const struct nbd_export *a, const struct nbd_export *b)
 /* True when there is a connection. */
 static bool connect_again(struct nbd_file *nbd)
 {
-    struct nbd_export export;
+    struct nbd_export export = {0};
     struct nbd_handle *handle = NULL;
     struct err err = {0};
 

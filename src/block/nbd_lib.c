@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <stddef.h>
 #include <string.h>
 
 #define NBD_LIB_NAME "libnbd.so.0"
@@ -16,6 +17,15 @@ static bool find(void *object, const char *name, void *ret_function)
     return function != NULL;
 }
 
+static const struct {
+    const char *name;
+    size_t offset; /* of the pointer to it */
+} functions[] = {
+#define NBD_LIB_FUNCTION(name) {"nbd_" #name, offsetof(struct nbd_lib, name)},
+    NBD_LIB_FUNCTIONS(NBD_LIB_FUNCTION)
+#undef NBD_LIB_FUNCTION
+};
+
 int nbd_lib_open(struct nbd_lib *lib, struct err *err)
 {
     bool good = true;
@@ -25,9 +35,9 @@ int nbd_lib_open(struct nbd_lib *lib, struct err *err)
         return err_set(err, -ENOPKG, "disks of NBD servers need libnbd (Debian: libnbd0): %s",
                        dlerror());
     }
-#define NBD_LIB_FIND(name) good = find(lib->object, "nbd_" #name, &lib->name) && good;
-    NBD_LIB_FUNCTIONS(NBD_LIB_FIND)
-#undef NBD_LIB_FIND
+    for (size_t i = 0; i < ARRAY_LEN(functions); i++) {
+        good = find(lib->object, functions[i].name, (char *)lib + functions[i].offset) && good;
+    }
     if (!good) {
         nbd_lib_close(lib);
         return err_set(err, -ENOPKG, "%s is too old: version 1.4 has what is needed", NBD_LIB_NAME);

@@ -51,7 +51,8 @@
 
 struct nbd_lib {
     void *object; /* NULL: not loaded */
-#define NBD_LIB_MEMBER(name) __typeof__(&nbd_##name) name;
+/* What is declared stands in no parentheses. */
+#define NBD_LIB_MEMBER(name) __typeof__(&nbd_##name) name; // NOLINT(bugprone-macro-parentheses)
     NBD_LIB_FUNCTIONS(NBD_LIB_MEMBER)
 #undef NBD_LIB_MEMBER
 };

@@ -1,6 +1,7 @@
 /* What a server exports. */
 #include "block/nbd.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/loop.h"
 #include "block/nbd_lib.h"
@@ -11,7 +12,6 @@
 #include <string.h>
 
 #define PATIENCE_NS 10000000000ull
-#define NS_PER_MS 1000000ull
 
 /* One look at a server. */
 struct look {

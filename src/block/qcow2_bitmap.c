@@ -35,7 +35,7 @@ static void bitmap_done(struct qcow2_bitmap *b)
 
 void qcow2_bitmaps_done(struct qcow2 *q)
 {
-    for (uint32_t i = 0; i < q->bitmap_count; i++) {
+    for (uint32_t i = 0; q->bitmaps && i < q->bitmap_count; i++) {
         bitmap_done(&q->bitmaps[i]);
     }
     free(q->bitmaps);

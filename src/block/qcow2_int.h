@@ -243,6 +243,9 @@ bool qcow2_is_metadata_locked(const struct qcow2 *q, uint64_t offset, uint64_t l
 void qcow2_filter_add(struct qcow2 *q, uint64_t offset);
 /* Marks the image, refuses all further changes, returns -EIO. */
 int qcow2_set_corrupt_locked(struct qcow2 *q, const char *what, uint64_t where);
+#ifdef __clang_analyzer__
+#define qcow2_set_corrupt_locked(...) KNOWN_NEGATIVE(qcow2_set_corrupt_locked(__VA_ARGS__))
+#endif
 
 /* qcow2_l2.c */
 enum qcow2_kind {

@@ -334,7 +334,7 @@ static int make_place(struct qcow2 *q, struct place *place)
     if (r == 0) {
         r = qcow2_l2_piece_locked(q, table, place->offset, place->len, &piece);
     }
-    if (r < 0) {
+    if (r != 0) {
         return r;
     }
     if (piece.kind == QCOW2_NORMAL && piece.is_copied) {
@@ -362,7 +362,7 @@ static bool reads_as_zero(struct qcow2 *q, uint64_t offset, uint64_t len)
     if (len == 0) {
         return true;
     }
-    if (q->image.backing || find_piece(q, offset, len, &piece) < 0) {
+    if (q->image.backing || find_piece(q, offset, len, &piece) != 0) {
         return false;
     }
     return piece.len >= len && (piece.kind == QCOW2_UNALLOCATED || piece.kind == QCOW2_ZEROES);

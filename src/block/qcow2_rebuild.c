@@ -10,6 +10,7 @@
 #include "base/wire.h"
 #include "block/qcow2_int.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <string.h>
 
@@ -149,6 +150,7 @@ static int write_tables(struct rebuild *b)
     int r = block ? 0 : -ENOMEM;
 
     b->table_entries = b->table_clusters << (q->cluster_bits - 3);
+    assert(b->table_entries > 0); /* the first block has a place in it */
     b->table = calloc(b->table_entries, sizeof(*b->table));
     raw = calloc(b->table_entries, 8);
     if (!b->table || !raw) {

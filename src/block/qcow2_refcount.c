@@ -315,7 +315,7 @@ static int grow_table(struct qcow2 *q, uint64_t cluster)
     if (r == 0) {
         r = publish_table(q, table, entries, (start + blocks) << q->cluster_bits);
     }
-    if (r < 0 && q->reftable != table) {
+    if (r != 0 && q->reftable != table) {
         free(table);
     }
     return r;

@@ -501,16 +501,14 @@ static int read_part(struct qcow2 *q, const uint64_t *l1, uint64_t offset, uint8
                      uint64_t len)
 {
     uint64_t l2 = l1[offset >> (q->cluster_bits + q->l2_bits)] & QCOW2_OFFSET_MASK;
-    struct qcow2_table table = {0};
-    CLEANUP_FREE uint8_t *raw = malloc(q->cluster_bytes);
+    struct qcow2_table table = {.data = malloc(q->cluster_bytes)};
     struct qcow2_piece piece;
     struct iovec iov = {.iov_base = buf, .iov_len = len};
-    int r = raw ? 0 : -ENOMEM;
+    int r = table.data ? 0 : -ENOMEM;
 
     if (r == 0 && l2 != 0) {
-        r = block_file_pread(q->image.file, raw, q->cluster_bytes, l2);
+        r = block_file_pread(q->image.file, table.data, q->cluster_bytes, l2);
     }
-    table.data = raw;
     for (uint64_t done = 0; r == 0 && done < len; done += piece.len) {
         mutex_lock(&q->lock);
         r = qcow2_l2_piece_locked(q, l2 ? &table : NULL, offset + done, len - done, &piece);
@@ -520,6 +518,7 @@ static int read_part(struct qcow2 *q, const uint64_t *l1, uint64_t offset, uint8
             r = qcow2_read_piece(q, &piece, &iov, 1, offset + done);
         }
     }
+    free(table.data);
     return r;
 }
 

@@ -9,8 +9,10 @@
 
 int api_open(const struct cli *cli, struct client **ret_client, struct err *err)
 {
-    const struct client_config config = {
-        .host = cli->host, .token = cli->token, .may_start = !cli->never_start};
+    const struct client_config config = {.host = cli->host,
+                                         .token = cli->token,
+                                         .may_start = !cli->never_start,
+                                         .program = cli->daemon};
     int rc = client_open(&config, ret_client, err);
 
     if (rc == 0 && client_has_started(*ret_client)) {
@@ -207,6 +209,22 @@ int api_act(const struct cli *cli, struct client *client, const json_t *instance
     rc = rc < 0 ? rc : client_call(client, "POST", path, parameters, &answer, err);
     rc = rc < 0 ? rc : api_wait(client, api_name(instance), answer, err);
     json_decref(answer);
+    return rc;
+}
+
+int api_change(const struct cli *cli, const char *method, const char *words, const char *name,
+               const char *rest, const json_t *body, struct err *err)
+{
+    struct client *client = NULL;
+    char path[API_PATH_BYTES];
+    json_t *answer = NULL;
+    int rc = api_path(cli, path, words, name, rest, err);
+
+    rc = rc < 0 ? rc : api_open(cli, &client, err);
+    rc = rc < 0 ? rc : client_call(client, method, path, body, &answer, err);
+    rc = rc < 0 ? rc : api_wait(client, name, answer, err);
+    json_decref(answer);
+    client_close(client);
     return rc;
 }
 

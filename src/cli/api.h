@@ -40,6 +40,13 @@ int api_instance(const struct cli *cli, struct client *client, const struct args
 int api_running_instance(const struct cli *cli, struct client *client, const struct args *args,
                          json_t **ret_instance, struct err *err) MUST_CHECK;
 
+/*
+ * One call of the method about api_path(), with a connection of its own, and the wait until what it
+ * begins is done. rest and body may be NULL.
+ */
+int api_change(const struct cli *cli, const char *method, const char *words, const char *name,
+               const char *rest, const json_t *body, struct err *err) MUST_CHECK;
+
 /* POST /v1/instances/ID/ACTION, and the wait until it is done. ret_answer may be NULL. */
 int api_act(const struct cli *cli, struct client *client, const json_t *instance,
             const char *action, const json_t *parameters, struct err *err) MUST_CHECK;

@@ -15,6 +15,7 @@
 #ifndef CORBEL_CLI_CLI_H
 #define CORBEL_CLI_CLI_H
 
+#include "base/bundle.h"
 #include "base/error.h"
 #include "cli/options.h"
 
@@ -40,7 +41,10 @@ struct cli {
     char config[PATH_MAX];   /* $XDG_CONFIG_HOME/corbel */
     char runtime[PATH_MAX];  /* $XDG_RUNTIME_DIR/corbel, or /tmp/corbel-UID */
     char vmm[PATH_MAX];      /* $CORBEL_VMM, or corbel-vmm beside this program; empty when absent */
+    char daemon[PATH_MAX];   /* corbeld beside this program; may be absent */
     char builders[PATH_MAX]; /* the image builders' directory; empty when absent */
+    const struct bundle *bundle; /* what the single file has inside: its programs are itself, its
+                                    builders are there; NULL otherwise */
 
     /* Options before the verb, else the environment; empty: not given. */
     const char *host;    /* --host, $CORBEL_HOST */
@@ -78,7 +82,7 @@ const struct verb *verb_find(char **argv, int *ret_words);
 #define VERB_VALUES_SIZE 1024
 
 /* The whole program: returns its exit status. */
-int cli_main(int argc, char **argv);
+int cli_main(int argc, char **argv, const struct bundle *bundle);
 
 int verb_image_build(const struct cli *cli, const void *values, const struct args *args,
                      struct err *err) MUST_CHECK;

@@ -106,6 +106,8 @@ static void offer_value(const struct completion *c, const struct option_spec *op
         {"--comparison", "above below", NULL},
         {"--action", "none stop reboot", NULL},
         {"--metric", ALARM_METRICS, NULL},
+        {"--level", "info warning error", NULL},
+        {"--by", "project instance day hour", NULL},
         {"--type", NULL, "types"},
         {"--project", NULL, "projects"},
         {"--volume", NULL, "volumes"},
@@ -142,7 +144,8 @@ static void offer_argument(const struct completion *c, const struct verb *v, uns
         {"quota", "projects"},     {"user", "users"},
         {"token", "tokens"},       {"operation", "operations"},
         {"forward", "instances"},  {"alarm", "alarms"},
-        {"nic", "nics"},
+        {"nic", "nics"},           {"hook", "hooks"},
+        {"role", "roles"},
     };
     bool is_new = strcmp(v->name, "create") == 0 || strcmp(v->name, "build") == 0;
     bool is_name = strstr(v->arguments, "NAME") != NULL ||

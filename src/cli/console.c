@@ -1,5 +1,6 @@
 #include "cli/console.h"
 
+#include "base/clock.h"
 #include "base/io.h"
 #include "base/loop.h"
 
@@ -11,7 +12,6 @@
 #include <unistd.h>
 
 #define ESCAPE_KEY 0x1d /* Ctrl-] */
-#define NS_PER_S 1000000000ull
 
 int console_open(const struct cli *cli, struct client *client, const json_t *instance,
                  struct client_stream **ret_stream, struct err *err)

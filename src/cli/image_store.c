@@ -88,7 +88,7 @@ static int make_locked(const struct cli *cli, const char *name, const struct ima
         path_discard(making);
         return rc;
     }
-    printf("image \"%s\" is ready in %s\n", name, place);
+    (void)fprintf(maker->is_aside ? stderr : stdout, "image \"%s\" is ready in %s\n", name, place);
     return 0;
 }
 

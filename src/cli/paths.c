@@ -9,6 +9,7 @@ static int find_programs(struct cli *cli, struct err *err)
 {
     static const char *const builder_dirs[] = {"../images", "../share/corbel/images"};
     const char *monitor = getenv("CORBEL_VMM"); // NOLINT(concurrency-mt-unsafe)
+    const char *own = cli->bundle != NULL ? BUNDLE_PROGRAM : NULL;
     char self[PATH_MAX];
     ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
     char *slash;
@@ -22,12 +23,16 @@ static int find_programs(struct cli *cli, struct err *err)
     if (slash != NULL) {
         *slash = '\0';
     }
+    monitor = monitor != NULL ? monitor : own;
     rc = monitor != NULL ? path_format(cli->vmm, err, "%s", monitor)
                          : path_find_beside(cli->vmm, "corbel-vmm", err);
+    rc = rc < 0        ? rc
+         : own != NULL ? path_format(cli->daemon, err, "%s", own)
+                       : path_find_beside(cli->daemon, "corbeld", err);
     if (rc == 0 && access(cli->vmm, X_OK) != 0) {
         cli->vmm[0] = '\0';
     }
-    for (size_t i = 0; rc == 0 && i < ARRAY_LEN(builder_dirs); i++) {
+    for (size_t i = 0; rc == 0 && own == NULL && i < ARRAY_LEN(builder_dirs); i++) {
         char probe[PATH_MAX];
 
         rc = path_format(probe, err, "%s/%s/lib.sh", self, builder_dirs[i]);

@@ -1,8 +1,8 @@
 /* corbel exec and cp: what the agent in a guest does (docs/guest-agent.md). */
+#include "base/base64.h"
 #include "base/io.h"
 #include "base/path.h"
 #include "cli/api.h"
-#include "cli/base64.h"
 #include "cli/verb_tables.h"
 
 #include <errno.h>
@@ -22,13 +22,15 @@ static int print_stream(const json_t *exec, const char *name, FILE *out)
 {
     char member[32];
     const char *text = api_text(exec, name);
+    const char *encoded;
     void *data = NULL;
     size_t len = 0;
     int rc = 0;
 
     (void)snprintf(member, sizeof(member), "%s_base64", name);
-    if (api_text(exec, member)[0] != '\0') {
-        rc = base64_decode(api_text(exec, member), &data, &len);
+    encoded = api_text(exec, member);
+    if (encoded[0] != '\0') {
+        rc = base64_decode(encoded, strlen(encoded), &data, &len);
         (void)fwrite(data != NULL ? data : "", 1, len, out);
     } else {
         (void)fputs(text, out);
@@ -250,7 +252,9 @@ static int send_file(struct copy *copy, const char *source, const char *target, 
     copy->guest_path = path;
     copy->name = source;
     copy->total = S_ISREG(st.st_mode) ? (uint64_t)st.st_size : 0;
-    return rc < 0 ? rc : copy_in(copy, fd, err);
+    rc = rc < 0 ? rc : copy_in(copy, fd, err);
+    copy->guest_path = NULL;
+    return rc;
 }
 
 /* From the guest; what is there under that name changes when all has come. */

@@ -1,4 +1,5 @@
 /* corbel daemon: the user's own corbeld. */
+#include "base/path.h"
 #include "cli/api.h"
 #include "cli/table.h"
 #include "cli/verb_tables.h"
@@ -71,16 +72,13 @@ int verb_daemon_status(const struct cli *cli, const void *values, const struct a
 /* Who listens on a unix socket. */
 static pid_t find_peer(const char *path)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct sockaddr_un address;
     struct ucred peer = {.pid = 0};
     socklen_t len = sizeof(peer);
     CLEANUP_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-    if (fd < 0 || strlen(path) >= sizeof(address.sun_path)) {
-        return 0;
-    }
-    strcpy(address.sun_path, path);
-    if (connect(fd, (const struct sockaddr *)&address, sizeof(address)) != 0 ||
+    if (fd < 0 || path_to_unix(path, &address) < 0 ||
+        connect(fd, (const struct sockaddr *)&address, sizeof(address)) != 0 ||
         getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) != 0) {
         return 0;
     }

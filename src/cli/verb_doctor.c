@@ -73,7 +73,7 @@ static bool has_monitor(const struct cli *cli, const char *argument)
 static bool has_builders(const struct cli *cli, const char *argument)
 {
     (void)argument;
-    return cli->builders[0] != '\0';
+    return cli->builders[0] != '\0' || cli->bundle != NULL;
 }
 
 static bool has_kvm(const struct cli *cli, const char *argument)
@@ -112,16 +112,13 @@ static bool can_reach_daemon(const struct cli *cli, const char *argument)
 {
     const struct client_config config = {.host = cli->host, .token = cli->token};
     struct client *client = NULL;
-    char program[PATH_MAX];
     struct err err;
     int rc = client_open(&config, &client, &err);
 
     (void)argument;
     rc = rc < 0 ? rc : client_call(client, "GET", "/v1/session", NULL, NULL, &err);
     client_close(client);
-    return rc == 0 ||
-           (cli->host[0] == '\0' && rc == -ENOTCONN &&
-            path_find_beside(program, "corbeld", &err) == 0 && access(program, X_OK) == 0);
+    return rc == 0 || (cli->host[0] == '\0' && rc == -ENOTCONN && access(cli->daemon, X_OK) == 0);
 }
 
 /* The daemon that runs puts machines on a bridge of its host, where its administrator allows one. */
@@ -318,8 +315,7 @@ static const struct check checks[] = {
      false, has_bridge, NULL},
     {"qemu-img", "corbel image import and export of other products' disks", APT("qemu-utils"),
      false, has_program, "qemu-img"},
-    {"debugfs", "corbel image import of disks without a kernel beside them", APT("e2fsprogs"),
-     false, has_program, "debugfs"},
+    {"debugfs", "corbel image build debian", APT("e2fsprogs"), false, has_program, "debugfs"},
     {"control groups", "CPU weights and memory limits; caps and pinning do without",
      "sudo mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset "
      "memory\\n' | sudo tee /etc/systemd/system/user@.service.d/delegate.conf && sudo systemctl "

@@ -190,25 +190,37 @@ static void show_progress(void *opaque, uint64_t done_bytes, uint64_t total_byte
     }
 }
 
-static int catalogue_paths(const struct cli *cli, char (*ret_paths)[PATH_MAX], struct err *err)
-{
-    int rc = path_format(ret_paths[0], err, "%s/catalogue.json", cli->config);
+enum { CATALOGUE_OF_USER, CATALOGUE_OF_PRODUCT, CATALOGUES };
 
-    return rc < 0 ? rc : path_format(ret_paths[1], err, "%s/catalogue.json", cli->builders);
+/* The which-th catalogue's entries, new memory; the user's comes first. */
+static int load_catalogue(const struct cli *cli, unsigned which,
+                          struct catalogue_entry **ret_entries, unsigned *ret_count,
+                          struct err *err)
+{
+    const struct bundle_file *inside = bundle_find(cli->bundle, "builders/catalogue.json");
+    char path[PATH_MAX];
+    int rc;
+
+    if (which == CATALOGUE_OF_PRODUCT && inside != NULL) {
+        return catalogue_parse(inside->data, (size_t)(inside->end - inside->data), inside->name,
+                               ret_entries, ret_count, err);
+    }
+    rc = path_format(path, err, "%s/catalogue.json",
+                     which == CATALOGUE_OF_USER ? cli->config : cli->builders);
+    return rc < 0 ? rc : catalogue_load(path, ret_entries, ret_count, err);
 }
 
 /* The user's entry of that name, or the product's. -ENOENT when there is neither. */
 static int find_entry(const struct cli *cli, const char *name, struct catalogue_entry *ret_entry,
                       struct err *err)
 {
-    char paths[2][PATH_MAX];
-    int rc = catalogue_paths(cli, paths, err);
+    int rc = 0;
 
-    for (unsigned p = 0; rc == 0 && p < ARRAY_LEN(paths); p++) {
+    for (unsigned which = 0; rc == 0 && which < CATALOGUES; which++) {
         CLEANUP_FREE struct catalogue_entry *entries = NULL;
         unsigned count = 0;
 
-        rc = catalogue_load(paths[p], &entries, &count, err);
+        rc = load_catalogue(cli, which, &entries, &count, err);
         for (unsigned i = 0; rc == 0 && i < count; i++) {
             if (strcmp(entries[i].name, name) == 0) {
                 *ret_entry = entries[i];
@@ -221,6 +233,14 @@ static int find_entry(const struct cli *cli, const char *name, struct catalogue_
                             "the catalogue has no image \"%.60s\"; corbel image catalogue lists "
                             "them, and an http:// or https:// address is taken too",
                             name);
+}
+
+bool image_is_in_catalogue(const struct cli *cli, const char *name)
+{
+    struct catalogue_entry entry = {.name = ""};
+    struct err ignored;
+
+    return find_entry(cli, name, &entry, &ignored) == 0;
 }
 
 /* Address, format and checksum of what is to be fetched, from the catalogue or the command line. */
@@ -335,16 +355,15 @@ int verb_image_catalogue(const struct cli *cli, const void *values, const struct
                          struct err *err)
 {
     const struct list_options *options = values;
-    char paths[2][PATH_MAX];
     json_t *rows = json_array();
-    int rc = catalogue_paths(cli, paths, err);
+    int rc = 0;
 
     (void)args;
-    for (unsigned p = 0; rc == 0 && p < ARRAY_LEN(paths); p++) {
+    for (unsigned which = 0; rc == 0 && which < CATALOGUES; which++) {
         CLEANUP_FREE struct catalogue_entry *entries = NULL;
         unsigned count = 0;
 
-        rc = catalogue_load(paths[p], &entries, &count, err);
+        rc = load_catalogue(cli, which, &entries, &count, err);
         for (unsigned i = 0; rc == 0 && i < count; i++) {
             (void)json_array_append_new(
                 rows, json_pack("{s:s, s:s, s:s, s:s}", "name", entries[i].name, "description",
@@ -435,6 +454,7 @@ int verb_image_prune(const struct cli *cli, const void *values, const struct arg
     }
     freed = prune_dir(downloads, "", before);
     freed += prune_dir(cli->cache, "disk-", before);
+    freed += prune_dir(cli->cache, "builders-", before); /* of a build that was killed outright */
     printf("%s freed\n", size_format(freed, text));
     return 0;
 }

@@ -181,12 +181,10 @@ int verb_delete(const struct cli *cli, const void *values, const struct args *ar
 int verb_resize(const struct cli *cli, const void *values, const struct args *args, struct err *err)
 {
     const struct api_options *options = values;
-    struct client *client = NULL;
-    json_t *body = json_object(), *answer = NULL;
-    char path[API_PATH_BYTES];
+    json_t *body = json_object();
     int rc = object_set_size(body, "memory_mib", "--memory", options->memory, 20, err);
 
-    object_set_text(body, "type", options->type);
+    object_put_text(body, "type", options->type);
     if (options->cpus != 0) {
         (void)json_object_set_new(body, "cpus", json_integer(options->cpus));
     }
@@ -195,12 +193,7 @@ int verb_resize(const struct cli *cli, const void *values, const struct args *ar
         rc = err_set(err, -EINVAL,
                      "say what it shall have: --cpus N, --memory SIZE, --type TYPE or a limit");
     }
-    rc = rc < 0 ? rc : api_path(cli, path, "instances", args->words[0], NULL, err);
-    rc = rc < 0 ? rc : api_open(cli, &client, err);
-    rc = rc < 0 ? rc : client_call(client, "PATCH", path, body, &answer, err);
-    rc = rc < 0 ? rc : api_wait(client, args->words[0], answer, err);
+    rc = rc < 0 ? rc : api_change(cli, "PATCH", "instances", args->words[0], NULL, body, err);
     json_decref(body);
-    json_decref(answer);
-    client_close(client);
     return rc;
 }

@@ -58,7 +58,7 @@ static int set_one(json_t *body, const struct limit *limit, struct err *err)
     case LIMIT_RATE:
         return set_rate(body, limit, err);
     case LIMIT_TEXT:
-        object_set_text(body, limit->field, limit->text);
+        object_put_text(body, limit->field, limit->text);
         return 0;
     case LIMIT_NUMBER:
         break;
@@ -73,6 +73,7 @@ int object_set_limits(json_t *body, const struct limit_options *options, struct 
         {"max_memory_mib", "--max-memory", options->max_memory, LIMIT_MIB, false},
         {"cpu_weight", "--cpu-weight", options->cpu_weight, LIMIT_NUMBER, false},
         {"cpu_cap_percent", "--cpu-cap", options->cpu_cap, LIMIT_NUMBER, true},
+        {"cpu_baseline_percent", "--cpu-baseline", options->cpu_baseline, LIMIT_NUMBER, true},
         {"cpu_reserved_percent", "--cpu-reserved", options->cpu_reserved, LIMIT_NUMBER, true},
         {"pinned_cpus", "--pinned-cpus", options->pinned_cpus, LIMIT_TEXT, false},
         {"memory_limit_mib", "--memory-limit", options->memory_limit, LIMIT_MIB, true},

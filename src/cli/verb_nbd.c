@@ -1,4 +1,5 @@
 /* corbel nbd serve: a disk for other programs, over NBD. */
+#include "base/path.h"
 #include "block/block_int.h"
 #include "block/nbd_server.h"
 #include "cli/cli.h"
@@ -28,7 +29,7 @@ static bool is_stale(const struct sockaddr_un *at)
 /* A socket that its owner alone can connect to. */
 static int listen_at(const char *path, struct err *err)
 {
-    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    struct sockaddr_un at;
     CLEANUP_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     mode_t mask;
     int r;
@@ -36,11 +37,10 @@ static int listen_at(const char *path, struct err *err)
     if (fd < 0) {
         return err_set_errno(err, -errno, "no socket can be made");
     }
-    if (strlen(path) >= sizeof(at.sun_path)) {
+    if (path_to_unix(path, &at) < 0) {
         return err_set(err, -ENAMETOOLONG, "the path of a socket has at most %zu characters",
                        sizeof(at.sun_path) - 1);
     }
-    memcpy(at.sun_path, path, strlen(path) + 1);
     if (is_stale(&at)) {
         (void)unlink(path);
     }

@@ -37,6 +37,7 @@ const struct column instance_details[] = {
     {"", "balloon_mib", CELL_MIB},
     {"", "disk_gib", CELL_GIB},
     {"", "cpu_cap_percent", CELL_PERCENT},
+    {"", "cpu_baseline_percent", CELL_PERCENT},
     {"", "cpu_reserved_percent", CELL_PERCENT},
     {"", "ports", CELL_PORTS},
     {"", "created", CELL_AGE},
@@ -71,6 +72,7 @@ static const struct column quota_columns[] = {
     {"NICS", "max_nics", CELL_LIMIT},
     {"ALARMS", "max_alarms", CELL_LIMIT},
     {"KEYS", "max_keys", CELL_LIMIT},
+    {"HOOKS", "max_hooks", CELL_LIMIT},
     {NULL, NULL, CELL_TEXT},
 };
 
@@ -134,9 +136,17 @@ static const struct column alarm_columns[] = {
     {"ID", "id", CELL_TEXT},         {NULL, NULL, CELL_TEXT},
 };
 
+static const struct column hook_columns[] = {
+    {"NAME", "name", CELL_TEXT},       {"STATE", "state", CELL_TEXT},
+    {"ACTION", "action", CELL_TEXT},   {"LEVEL", "level", CELL_TEXT},
+    {"TOLD", "told", CELL_TEXT},       {"LOST", "lost", CELL_TEXT},
+    {"ADDRESS", "webhook", CELL_TEXT}, {"ADDED", "created", CELL_AGE},
+    {"ID", "id", CELL_TEXT},           {NULL, NULL, CELL_TEXT},
+};
+
 /* ---- creation ---- */
 
-void object_set_text(json_t *body, const char *name, const char *text)
+void object_put_text(json_t *body, const char *name, const char *text)
 {
     if (text != NULL) {
         (void)json_object_set_new(body, name, json_string(text));
@@ -195,7 +205,7 @@ static int fill_key(const struct api_options *options, const struct args *args, 
         return err_set(err, -EINVAL, "%s is the private half, which stays yours; give %s.pub", path,
                        path);
     }
-    object_set_text(body, "public_key", text);
+    object_put_text(body, "public_key", text);
     return 0;
 }
 
@@ -213,6 +223,7 @@ static int set_limits(const struct api_options *options, json_t *body, struct er
         {"max_nics", "--nics", options->max_nics, 0},
         {"max_alarms", "--alarms", options->max_alarms, 0},
         {"max_keys", "--keys", options->max_keys, 0},
+        {"max_hooks", "--hooks", options->max_hooks, 0},
     };
     int rc = 0;
 
@@ -251,8 +262,8 @@ static int fill_snapshot(const struct api_options *options, const struct args *a
     if ((options->instance != NULL) == (options->volume != NULL)) {
         return err_set(err, -EINVAL, "say of what: --instance NAME, or --volume NAME");
     }
-    object_set_text(body, "instance", options->instance);
-    object_set_text(body, "volume", options->volume);
+    object_put_text(body, "instance", options->instance);
+    object_put_text(body, "volume", options->volume);
     return 0;
 }
 
@@ -261,8 +272,8 @@ static int fill_nic(const struct api_options *options, const struct args *args, 
 {
     (void)args;
     (void)err;
-    object_set_text(body, "mac", options->mac);
-    object_set_text(body, "network", options->network);
+    object_put_text(body, "mac", options->mac);
+    object_put_text(body, "network", options->network);
     return 0;
 }
 
@@ -308,16 +319,15 @@ static int fill_user(const struct api_options *options, const struct args *args,
 
     (void)args;
     if (rc == 0) {
-        object_set_text(body, "password", password);
-        object_set_text(body, "role", options->role);
-        object_set_text(body, "project", options->of_project);
+        object_put_text(body, "password", password);
+        object_put_text(body, "role", options->role);
+        object_put_text(body, "project", options->of_project);
     }
     explicit_bzero(password, sizeof(password));
     return rc;
 }
 
-/* "30d", "12h", "90m", "600s" or "600", under a name of the body; text may be NULL. */
-static int set_duration(json_t *body, const char *name, const char *option, const char *text,
+int object_set_duration(json_t *body, const char *name, const char *option, const char *text,
                         struct err *err)
 {
     static const char units[] = "smhd";
@@ -343,9 +353,9 @@ static int fill_token(const struct api_options *options, const struct args *args
                       struct err *err)
 {
     (void)args;
-    object_set_text(body, "role", options->role);
-    object_set_text(body, "project", options->of_project);
-    return set_duration(body, "expires_s", "--expires", options->expires, err);
+    object_put_text(body, "role", options->role);
+    object_put_text(body, "project", options->of_project);
+    return object_set_duration(body, "expires_s", "--expires", options->expires, err);
 }
 
 static int fill_alarm(const struct api_options *options, const struct args *args, json_t *body,
@@ -365,13 +375,23 @@ static int fill_alarm(const struct api_options *options, const struct args *args
     }
     rc = size_parse("--threshold", alarm->threshold, &threshold, err);
     (void)json_object_set_new(body, "threshold", json_integer((json_int_t)threshold));
-    object_set_text(body, "metric", alarm->metric);
-    object_set_text(body, "comparison", alarm->comparison);
-    object_set_text(body, "instance", options->instance);
-    object_set_text(body, "tag", alarm->tagged);
-    object_set_text(body, "action", alarm->action);
-    object_set_text(body, "webhook", alarm->webhook);
-    return rc < 0 ? rc : set_duration(body, "for_s", "--for", alarm->for_time, err);
+    object_put_text(body, "metric", alarm->metric);
+    object_put_text(body, "comparison", alarm->comparison);
+    object_put_text(body, "instance", options->instance);
+    object_put_text(body, "tag", alarm->tagged);
+    object_put_text(body, "action", alarm->action);
+    object_put_text(body, "webhook", alarm->webhook);
+    return rc < 0 ? rc : object_set_duration(body, "for_s", "--for", alarm->for_time, err);
+}
+
+static int fill_hook(const struct api_options *options, const struct args *args, json_t *body,
+                     struct err *err)
+{
+    (void)err;
+    object_put_text(body, "webhook", args->words[1]);
+    object_put_text(body, "action", options->hook.action);
+    object_put_text(body, "level", options->hook.level);
+    return 0;
 }
 
 const struct collection collection_instances = {"instances", "instance", instance_columns, NULL};
@@ -387,6 +407,7 @@ const struct collection collection_operations = {"operations", "operation", oper
                                                  NULL};
 const struct collection collection_nics = {"nics", "nic", nic_columns, fill_nic};
 const struct collection collection_alarms = {"alarms", "alarm", alarm_columns, fill_alarm};
+const struct collection collection_hooks = {"hooks", "hook", hook_columns, fill_hook};
 const struct collection collection_volumes = {"volumes", "volume", volume_columns, fill_volume};
 
 const struct collection collection_snapshots = {"snapshots", "snapshot", snapshot_columns,
@@ -440,13 +461,47 @@ int verb_object_show(const struct cli *cli, const void *values, const struct arg
     return 0;
 }
 
-/* What a script goes on with: the secret that is told once, else the id or name. */
+int verb_hook_show(const struct cli *cli, const void *values, const struct args *args,
+                   struct err *err)
+{
+    static const struct column columns[] = {
+        {"TOLD", "time", CELL_AGE},      {"ACTION", "action", CELL_TEXT},
+        {"STATE", "state", CELL_TEXT},   {"TRIES", "tries", CELL_TEXT},
+        {"STATUS", "status", CELL_TEXT}, {"MS", "took_ms", CELL_TEXT},
+        {"WHY NOT", "error", CELL_TEXT}, {"EVENT", "event", CELL_TEXT},
+        {NULL, NULL, CELL_TEXT},
+    };
+    const struct api_options *options = values;
+    struct client *client = NULL;
+    json_t *hook = NULL;
+    int rc = api_open(cli, &client, err);
+
+    rc = rc < 0 ? rc : api_get(cli, client, "hooks", args->words[0], &hook, err);
+    client_close(client);
+    if (rc < 0) {
+        return rc;
+    }
+    if (options->json) {
+        table_print_json(hook);
+    } else {
+        table_print_object(hook, hook_columns);
+        if (json_array_size(json_object_get(hook, "deliveries")) > 0) {
+            puts("");
+            table_print(json_object_get(hook, "deliveries"), columns);
+        }
+    }
+    json_decref(hook);
+    return 0;
+}
+
+/* What a script goes on with: the secret that is told once (of a hook, too), else the id or name. */
 static void print_made(const struct collection *collection, const json_t *answer, bool as_json)
 {
     const json_t *object = json_object_get(answer, collection->word);
     const char *token = api_text(answer, "token");
 
     object = object != NULL ? object : answer;
+    token = token[0] != '\0' ? token : api_text(object, "secret");
     if (as_json) {
         table_print_json(object);
     } else {
@@ -464,7 +519,7 @@ int verb_object_create(const struct cli *cli, const void *values, const struct a
     char path[API_PATH_BYTES];
     int rc = api_pairs(&options->tags, "--tag", &tags, err);
 
-    object_set_text(body, "name", args->words[0]);
+    object_put_text(body, "name", args->words[0]);
     if (rc == 0 && json_object_size(tags) > 0) {
         (void)json_object_set(body, "tags", tags);
     }
@@ -487,27 +542,16 @@ int verb_object_delete(const struct cli *cli, const void *values, const struct a
                        struct err *err)
 {
     const struct collection *collection = args->data;
-    struct client *client = NULL;
-    json_t *answer = NULL;
-    char path[API_PATH_BYTES];
-    int rc = api_path(cli, path, collection->path, args->words[0], NULL, err);
 
     (void)values;
-    rc = rc < 0 ? rc : api_open(cli, &client, err);
-    rc = rc < 0 ? rc : client_call(client, "DELETE", path, NULL, &answer, err);
-    rc = rc < 0 ? rc : api_wait(client, args->words[0], answer, err);
-    json_decref(answer);
-    client_close(client);
-    return rc;
+    return api_change(cli, "DELETE", collection->path, args->words[0], NULL, NULL, err);
 }
 
 int verb_quota_set(const struct cli *cli, const void *values, const struct args *args,
                    struct err *err)
 {
     const struct api_options *options = values;
-    struct client *client = NULL;
     json_t *body = json_object();
-    char path[API_PATH_BYTES];
     int rc = set_limits(options, body, err);
 
     if (rc == 0 && json_object_size(body) == 0) {
@@ -515,11 +559,8 @@ int verb_quota_set(const struct cli *cli, const void *values, const struct args 
                      "say what is limited: --instances, --cpus, --memory, --volumes, "
                      "--snapshots, --nics, --alarms");
     }
-    rc = rc < 0 ? rc : api_path(cli, path, "projects", args->words[0], NULL, err);
-    rc = rc < 0 ? rc : api_open(cli, &client, err);
-    rc = rc < 0 ? rc : client_call(client, "PATCH", path, body, NULL, err);
+    rc = rc < 0 ? rc : api_change(cli, "PATCH", "projects", args->words[0], NULL, body, err);
     json_decref(body);
-    client_close(client);
     return rc;
 }
 
@@ -556,27 +597,22 @@ int verb_operation_cancel(const struct cli *cli, const void *values, const struc
 int verb_snapshot_restore(const struct cli *cli, const void *values, const struct args *args,
                           struct err *err)
 {
-    struct client *client = NULL;
-    json_t *answer = NULL;
-    char path[API_PATH_BYTES];
-    int rc = api_path(cli, path, "snapshots", args->words[0], "restore", err);
-
     (void)values;
-    rc = rc < 0 ? rc : api_open(cli, &client, err);
-    rc = rc < 0 ? rc : client_call(client, "POST", path, NULL, &answer, err);
-    rc = rc < 0 ? rc : api_wait(client, args->words[0], answer, err);
-    json_decref(answer);
-    client_close(client);
-    return rc;
+    return api_change(cli, "POST", "snapshots", args->words[0], "restore", NULL, err);
+}
+
+int verb_user_reset(const struct cli *cli, const void *values, const struct args *args,
+                    struct err *err)
+{
+    (void)values;
+    return api_change(cli, "DELETE", "users", args->words[0], "totp", NULL, err);
 }
 
 int verb_volume_grow(const struct cli *cli, const void *values, const struct args *args,
                      struct err *err)
 {
     const struct api_options *options = values;
-    struct client *client = NULL;
-    json_t *body = json_object(), *answer = NULL;
-    char path[API_PATH_BYTES];
+    json_t *body = json_object();
     int rc = args->count > 1
                  ? object_set_size(body, "size_gib", "the size", args->words[1], 30, err)
                  : 0;
@@ -585,12 +621,7 @@ int verb_volume_grow(const struct cli *cli, const void *values, const struct arg
     if (rc == 0 && json_object_size(body) == 0) {
         rc = err_set(err, -EINVAL, "say what it shall have: a SIZE, --bps N or --iops N");
     }
-    rc = rc < 0 ? rc : api_path(cli, path, "volumes", args->words[0], NULL, err);
-    rc = rc < 0 ? rc : api_open(cli, &client, err);
-    rc = rc < 0 ? rc : client_call(client, "PATCH", path, body, &answer, err);
-    rc = rc < 0 ? rc : api_wait(client, args->words[0], answer, err);
+    rc = rc < 0 ? rc : api_change(cli, "PATCH", "volumes", args->words[0], NULL, body, err);
     json_decref(body);
-    json_decref(answer);
-    client_close(client);
     return rc;
 }

@@ -19,7 +19,7 @@ extern const struct column instance_details[]; /* of each field that is shown as
 extern const struct collection collection_instances, collection_types, collection_keys,
     collection_projects, collection_quotas, collection_users, collection_tokens, collection_events,
     collection_operations, collection_volumes, collection_snapshots, collection_nics,
-    collection_alarms;
+    collection_alarms, collection_hooks, collection_roles;
 
 /* A size as MiB or GiB, which it must be a multiple of, under a name of the body; text may be NULL. */
 int object_set_size(json_t *body, const char *name, const char *option, const char *text,
@@ -27,6 +27,9 @@ int object_set_size(json_t *body, const char *name, const char *option, const ch
 /* Those limits that are given; "none" is one of them. -EINVAL, naming the option. */
 int object_set_limits(json_t *body, const struct limit_options *options, struct err *err)
     MUST_CHECK;
-void object_set_text(json_t *body, const char *name, const char *text); /* NULL: nothing */
+/* "30d", "12h", "90m", "600s" or "600" as seconds, under a name of the body; text may be NULL. */
+int object_set_duration(json_t *body, const char *name, const char *option, const char *text,
+                        struct err *err) MUST_CHECK;
+void object_put_text(json_t *body, const char *name, const char *text); /* NULL: nothing */
 
 #endif

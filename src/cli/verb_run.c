@@ -1,9 +1,10 @@
 /* corbel run: makes the instance when it is new, starts it, and attaches its console. */
 #include "cli/api.h"
-#include "cli/base64.h"
 #include "cli/console.h"
+#include "cli/image.h"
 #include "cli/verb_object.h"
 
+#include "base/base64.h"
 #include "base/io.h"
 #include "base/path.h"
 
@@ -33,12 +34,12 @@ static int make_body(const struct run *run, json_t *body, struct err *err)
 
     rc = rc < 0 ? rc : object_set_size(body, "disk_gib", "--disk", options->disk, 30, err);
     rc = rc < 0 ? rc : object_set_limits(body, &options->limits, err);
-    object_set_text(body, "type", options->type);
-    object_set_text(body, "engine", options->engine);
-    object_set_text(body, "cmdline", options->cmdline);
-    object_set_text(body, "restart", options->restart);
-    object_set_text(body, "nic", options->nic);
-    object_set_text(body, "network", options->network);
+    object_put_text(body, "type", options->type);
+    object_put_text(body, "engine", options->engine);
+    object_put_text(body, "cmdline", options->cmdline);
+    object_put_text(body, "restart", options->restart);
+    object_put_text(body, "nic", options->nic);
+    object_put_text(body, "network", options->network);
     if (options->cpus != 0) {
         (void)json_object_set_new(body, "cpus", json_integer(options->cpus));
     }
@@ -95,20 +96,38 @@ static int look_again(struct run *run, struct err *err)
     return rc;
 }
 
-static int check_image(const struct run *run, struct err *err)
+static int find_image(const struct run *run, struct err *err)
 {
     json_t *image = NULL;
-    int rc = run->image != NULL ? api_get(run->cli, run->client, "images", run->image, &image, err)
-                                : err_set(err, -EINVAL, "say which image: corbel run IMAGE");
+    int rc = api_get(run->cli, run->client, "images", run->image, &image, err);
 
     json_decref(image);
-    if (rc == -ENOENT && strstr(err->text, "image") != NULL) {
-        return err_set(err, rc,
-                       "there is no image \"%s\"; corbel image list shows them, corbel image build "
-                       "debian makes one",
-                       run->image);
-    }
     return rc;
+}
+
+/* What this program has inside is taken out, when that is all that is missing. */
+static int check_image(const struct run *run, struct err *err)
+{
+    int rc = run->image != NULL ? find_image(run, err)
+                                : err_set(err, -EINVAL, "say which image: corbel run IMAGE");
+
+    if (rc != -ENOENT || strstr(err->text, "image") == NULL) {
+        return rc;
+    }
+    if (image_is_inside(run->cli, run->image)) {
+        rc = image_take_inside(run->cli, run->image, err);
+        return rc < 0 ? rc : find_image(run, err);
+    }
+    if (image_is_in_catalogue(run->cli, run->image)) {
+        return err_set(err, rc, "there is no image \"%s\" yet; corbel image fetch %s gets it",
+                       run->image, run->image);
+    }
+    return err_set(err, rc,
+                   "there is no image \"%s\"; corbel image list shows them, corbel image build "
+                   "debian makes one%s",
+                   run->image,
+                   image_is_inside(run->cli, "busybox") ? ", and busybox is inside this program"
+                                                        : "");
 }
 
 static int delete_old(struct run *run, struct err *err)
@@ -142,7 +161,7 @@ static int add_first_start(const struct run *run, json_t *body, struct err *err)
     size_t len = 0;
     int rc = path != NULL ? io_read_file(path, USER_DATA_MAX, &data, &len) : 0;
 
-    object_set_text(body, "key", run->options->key);
+    object_put_text(body, "key", run->options->key);
     if (rc < 0) {
         return err_set(err, -EINVAL, "%s cannot be read, or is longer than %u KiB", path,
                        USER_DATA_MAX >> 10);
@@ -150,7 +169,7 @@ static int add_first_start(const struct run *run, json_t *body, struct err *err)
     if (path != NULL) {
         CLEANUP_FREE char *text = base64_encode(data, len);
 
-        object_set_text(body, "user_data_base64", text);
+        object_put_text(body, "user_data_base64", text);
     }
     return 0;
 }
@@ -162,8 +181,8 @@ static int create(struct run *run, struct err *err)
     struct err ignored;
     int rc = check_image(run, err);
 
-    object_set_text(body, "name", run->name);
-    object_set_text(body, "image", run->image);
+    object_put_text(body, "name", run->name);
+    object_put_text(body, "image", run->image);
     if (run->options->ephemeral) {
         (void)json_object_set_new(body, "ephemeral", json_true());
         (void)json_object_set_new(body, "restart", json_string("never"));

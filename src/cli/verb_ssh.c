@@ -1,4 +1,5 @@
 /* corbel ssh and console. */
+#include "base/clock.h"
 #include "base/io.h"
 #include "base/loop.h"
 #include "base/path.h"
@@ -21,7 +22,6 @@
 #define SSH_PORT 22
 #define BANNER_MAX_MS 10000 /* a guest that took the connection greets within this */
 #define RETRY_MS 200
-#define NS_PER_S 1000000000ull
 
 /* Where its ssh server is. On a bridge, the address that the guest says it has; its keys are known. */
 struct place {

@@ -25,6 +25,7 @@
         {"--nics", "N", "how many network cards, instances' own ones too", OPTION_TEXT,          \
          API(max_nics)},                                                                         \
         {"--alarms", "N", "how many alarms", OPTION_TEXT, API(max_alarms)},                      \
+        {"--hooks", "N", "how many webhooks of events", OPTION_TEXT, API(max_hooks)},            \
     {                                                                                            \
         "--keys", "N", "how many key pairs", OPTION_TEXT, API(max_keys)                          \
     }
@@ -33,6 +34,8 @@
      API(limits.cpu_weight)},                                                                   \
         {"--cpu-cap", "PERCENT", "of its CPUs' time, never more; none: no cap", OPTION_TEXT,    \
          API(limits.cpu_cap)},                                                                  \
+        {"--cpu-baseline", "PERCENT", "of its CPUs' time, earned as credits; none: no credits", \
+         OPTION_TEXT, API(limits.cpu_baseline)},                                                \
         {"--cpu-reserved", "PERCENT", "of one CPU, whoever else is busy", OPTION_TEXT,          \
          API(limits.cpu_reserved)},                                                             \
         {"--memory-limit", "SIZE", "for its whole process; none: no limit", OPTION_TEXT,        \
@@ -69,10 +72,10 @@
         "--network", "NETWORK", "where it leads: user, or bridge:NAME of the host (user)", \
             OPTION_TEXT, API(network)                                                      \
     }
-#define ROLE_SPECS                                                                     \
-    {"--role", "ROLE", "viewer, member or admin", OPTION_TEXT, API(role)},             \
-    {                                                                                  \
-        "--project", "PROJECT", "the only project (all)", OPTION_TEXT, API(of_project) \
+#define ROLE_SPECS                                                                       \
+    {"--role", "ROLE", "viewer, member, admin, or a role made", OPTION_TEXT, API(role)}, \
+    {                                                                                    \
+        "--project", "PROJECT", "the only project (all)", OPTION_TEXT, API(of_project)   \
     }
 
 static const struct option_spec json_specs[] = {JSON_SPEC, {.name = NULL}};
@@ -141,6 +144,15 @@ static const struct option_spec snapshot_specs[] = {
 static const struct option_spec top_specs[] = {
     {"--interval", "SECONDS", "between two looks (2)", OPTION_NUMBER, API(interval_s)},
     {"--count", "N", "how often; without a terminal once (until q)", OPTION_NUMBER, API(count)},
+    JSON_SPEC,
+    {.name = NULL},
+};
+static const struct option_spec usage_specs[] = {
+    {"--since", "TIME", "how long ago it begins: 12h, 7d ... (30d)", OPTION_TEXT, API(usage.since)},
+    {"--until", "TIME", "how long ago it ends (now)", OPTION_TEXT, API(usage.until)},
+    {"--by", "WHAT", "project, instance (volumes and snapshots, too), day or hour (project)",
+     OPTION_TEXT, API(usage.by)},
+    {"--csv", NULL, "as CSV", OPTION_FLAG, API(usage.csv)},
     JSON_SPEC,
     {.name = NULL},
 };
@@ -213,6 +225,16 @@ static const struct option_spec alarm_specs[] = {
     {.name = NULL},
 };
 
+static const struct option_spec hook_specs[] = {
+    {"--action", "PREFIX", "of events whose action begins so: instance. ... (all)", OPTION_TEXT,
+     API(hook.action)},
+    {"--level", "LEVEL", "of events that matter so much: info, warning or error (info)",
+     OPTION_TEXT, API(hook.level)},
+    TAG_SPEC,
+    JSON_SPEC,
+    {.name = NULL},
+};
+
 /* group, name, arguments, summary, options, least and most words, "--", function, data */
 #define OBJECTS(word, many, collection)                                                         \
     {word, "list", "", "list " many, filter_specs, 0, 0, false, verb_object_list, collection},  \
@@ -259,6 +281,8 @@ const struct verb verbs_of_daemon[] = {
      verb_stats, NULL},
     {NULL, "top", "", "show what running instances use, again and again", top_specs, 0, 0, false,
      verb_top, NULL},
+    {NULL, "usage", "", "show what projects used, by the hour", usage_specs, 0, 0, false,
+     verb_usage, NULL},
     {NULL, "events", "", "list what happened", event_specs, 0, 0, false, verb_events,
      &collection_events},
     {"forward", "list", "[NAME]", "list ports that lead into an instance", json_specs, 0, 1, false,
@@ -303,7 +327,18 @@ const struct verb verbs_of_daemon[] = {
      &collection_users},
     {"user", "create", "NAME", "make a user who can sign in", user_specs, 1, 1, false,
      verb_object_create, &collection_users},
+    {"user", "reset", "NAME", "take the second factor of a user away who has lost it", NULL, 1, 1,
+     false, verb_user_reset, NULL},
     DELETE("user", &collection_users),
+    {"role", "list", "", "list what users and tokens may be", json_specs, 0, 0, false,
+     verb_object_list, &collection_roles},
+    {"role", "show", "NAME", "show what one allows and denies, as JSON", NULL, 1, 1, false,
+     verb_role_show, NULL},
+    {"role", "create", "NAME FILE", "make a role of the statements in a JSON file", json_specs, 2,
+     2, false, verb_object_create, &collection_roles},
+    {"role", "set", "NAME FILE", "give a role other statements", NULL, 2, 2, false, verb_role_set,
+     NULL},
+    DELETE("role", &collection_roles),
     {"token", "list", "", "list API tokens", json_specs, 0, 0, false, verb_object_list,
      &collection_tokens},
     {"token", "create", "NAME", "make an API token, shown this once", token_specs, 1, 1, false,
@@ -314,6 +349,13 @@ const struct verb verbs_of_daemon[] = {
     {"alarm", "create", "NAME", "watch an instance, or all of a tag", alarm_specs, 1, 1, false,
      verb_object_create, &collection_alarms},
     DELETE("alarm", &collection_alarms),
+    {"hook", "list", "", "list addresses that are told of events", filter_specs, 0, 0, false,
+     verb_object_list, &collection_hooks},
+    {"hook", "show", "NAME", "show one, and what became of its last deliveries", json_specs, 1, 1,
+     false, verb_hook_show, &collection_hooks},
+    {"hook", "create", "NAME URL", "tell an address of events", hook_specs, 2, 2, false,
+     verb_object_create, &collection_hooks},
+    DELETE("hook", &collection_hooks),
     OBJECTS("operation", "work that is under way, and was", &collection_operations),
     {"operation", "wait", "ID", "wait until it has ended", NULL, 1, 1, false, verb_operation_wait,
      NULL},

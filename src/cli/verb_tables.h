@@ -11,7 +11,7 @@ extern const struct verb verbs_of_daemon[], verbs_of_files[];
 /* What an instance may use: as the API's fields, but for sizes (cli/verb_limits.c). */
 struct limit_options {
     const char *max_cpus, *max_memory;
-    const char *cpu_weight, *cpu_cap, *cpu_reserved, *pinned_cpus;
+    const char *cpu_weight, *cpu_cap, *cpu_baseline, *cpu_reserved, *pinned_cpus;
     const char *memory_limit, *balloon;
     const char *disk_bps, *disk_iops, *net_bps, *net_pps;
     const char *bps, *iops; /* of a volume */
@@ -19,6 +19,16 @@ struct limit_options {
 
 struct alarm_options {
     const char *metric, *comparison, *threshold, *for_time, *tagged, *action, *webhook;
+};
+
+struct hook_options {
+    const char *action, *level;
+};
+
+struct usage_options {
+    bool csv;
+    const char *by;
+    const char *since, *until; /* how long ago */
 };
 
 /* The options of all of them: each verb's table names those that it takes. */
@@ -29,10 +39,12 @@ struct api_options {
     const char *input, *instance, *volume, *key, *user_data, *nic, *mac, *network;
     const char *role, *of_project, *expires, *password_file;
     const char *max_instances, *max_cpus, *max_memory, *max_volumes;
-    const char *max_snapshots, *max_nics, *max_alarms, *max_keys;
+    const char *max_snapshots, *max_nics, *max_alarms, *max_keys, *max_hooks;
     struct option_list filters, tags, forwards, volumes;
     struct limit_options limits;
     struct alarm_options alarm;
+    struct hook_options hook;
+    struct usage_options usage;
 };
 
 #define API_VERB(name) \
@@ -41,11 +53,15 @@ struct api_options {
 /* verb_object.c: args->data is a struct collection */
 API_VERB(verb_object_list);
 API_VERB(verb_object_show);
+API_VERB(verb_hook_show);
 API_VERB(verb_object_create);
 API_VERB(verb_object_delete);
 API_VERB(verb_snapshot_restore);
+API_VERB(verb_user_reset);
 API_VERB(verb_volume_grow);
 API_VERB(verb_quota_set);
+API_VERB(verb_role_show);
+API_VERB(verb_role_set);
 API_VERB(verb_operation_wait);
 API_VERB(verb_operation_cancel);
 
@@ -63,10 +79,11 @@ API_VERB(verb_stats);
 API_VERB(verb_logs);
 API_VERB(verb_events);
 
-/* verb_forward.c, verb_top.c, complete.c */
+/* verb_forward.c, verb_top.c, verb_usage.c, complete.c */
 API_VERB(verb_forward_list);
 API_VERB(verb_forward_change);
 API_VERB(verb_top);
+API_VERB(verb_usage);
 API_VERB(verb_completion);
 
 /* verb_agent.c */

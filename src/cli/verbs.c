@@ -176,9 +176,10 @@ static int read_global_options(struct cli *cli, char **argv)
     return words;
 }
 
-int cli_main(int argc, char **argv)
+int cli_main(int argc, char **argv, const struct bundle *bundle)
 {
-    struct cli cli = {.host = from_environment("CORBEL_HOST"),
+    struct cli cli = {.bundle = bundle,
+                      .host = from_environment("CORBEL_HOST"),
                       .project = from_environment("CORBEL_PROJECT"),
                       .token = from_environment("CORBEL_TOKEN")};
     const struct verb *v;
@@ -195,7 +196,7 @@ int cli_main(int argc, char **argv)
         return argv[0] == NULL ? CLI_EXIT_USAGE : CLI_EXIT_OK;
     }
     if (strcmp(argv[0], "--version") == 0) {
-        puts("corbel " CORBEL_VERSION);
+        printf("corbel " CORBEL_VERSION "%s\n", bundle != NULL ? " (single file)" : "");
         return CLI_EXIT_OK;
     }
     if (strcmp(argv[0], "complete") == 0) {

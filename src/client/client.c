@@ -121,7 +121,7 @@ static int use_socket(struct client *client, const char *path, struct err *err)
 }
 
 /* The user's own daemon, else the host's, else one that is started now. */
-static int find_daemon(struct client *client, bool may_start, struct err *err)
+static int find_daemon(struct client *client, const struct client_config *config, struct err *err)
 {
     char runtime[PATH_MAX], own[PATH_MAX];
     int rc = path_find_runtime(runtime, "corbeld", err);
@@ -136,10 +136,10 @@ static int find_daemon(struct client *client, bool may_start, struct err *err)
     if (start_is_listening(SYSTEM_SOCKET)) {
         return use_socket(client, SYSTEM_SOCKET, err);
     }
-    if (!may_start) {
+    if (!config->may_start) {
         return err_set(err, -ENOTCONN, "no daemon runs; start one: corbel daemon start");
     }
-    rc = start_daemon(own, err);
+    rc = start_daemon(own, config->program, err);
     client->has_started = rc == 1;
     return rc < 0 ? rc : use_socket(client, own, err);
 }
@@ -158,7 +158,7 @@ static int open_handle(struct client *client, const struct client_config *config
                        "Authorization: Bearer %s", config->token);
     }
     if (host[0] == '\0') {
-        rc = find_daemon(client, config->may_start, err);
+        rc = find_daemon(client, config, err);
     } else if (strncmp(host, "unix:", 5) == 0) {
         host += strncmp(host, "unix://", 7) == 0 ? 7 : 5;
         rc = use_socket(client, host, err);

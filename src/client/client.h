@@ -23,9 +23,10 @@
 struct client;
 
 struct client_config {
-    const char *host;  /* http://..., https://..., unix:/PATH; NULL or "": as above */
-    const char *token; /* cbl_...; NULL: none */
-    bool may_start;    /* a daemon, when there is none */
+    const char *host;    /* http://..., https://..., unix:/PATH; NULL or "": as above */
+    const char *token;   /* cbl_...; NULL: none */
+    bool may_start;      /* a daemon, when there is none */
+    const char *program; /* that is the daemon; NULL: corbeld beside this program */
 };
 
 /* Finds the daemon, or starts it. Nothing is asked of one behind a URL yet. */

@@ -23,9 +23,9 @@ int client_unreachable(const struct client *client, const char *why, struct err 
 
 /*
  * start.c: the user's own daemon: 0 when socket takes connections; 1 when it
- * was started for that. Two at once start one.
+ * was started for that. Two at once start one. program as in client_config.
  */
-int start_daemon(const char *socket, struct err *err) MUST_CHECK;
+int start_daemon(const char *socket, const char *program, struct err *err) MUST_CHECK;
 /* Whether somebody listens there. */
 bool start_is_listening(const char *socket);
 

@@ -30,22 +30,12 @@
 #define PID_DIGITS 10
 #define FIRST_INHERITED 3 /* SD_LISTEN_FDS_START */
 
-static bool fill_address(const char *path, struct sockaddr_un *ret_address)
-{
-    *ret_address = (struct sockaddr_un){.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof(ret_address->sun_path)) {
-        return false;
-    }
-    strcpy(ret_address->sun_path, path);
-    return true;
-}
-
 bool start_is_listening(const char *path)
 {
     struct sockaddr_un address;
     CLEANUP_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-    return fd >= 0 && fill_address(path, &address) &&
+    return fd >= 0 && path_to_unix(path, &address) == 0 &&
            connect(fd, (const struct sockaddr *)&address, sizeof(address)) == 0;
 }
 
@@ -267,11 +257,12 @@ static int open_log(struct launch *launch, struct err *err)
     return launch->log_fd < 0 ? err_set_errno(err, -errno, "%s cannot be written", launch->log) : 0;
 }
 
-int start_daemon(const char *socket_path, struct err *err)
+int start_daemon(const char *socket_path, const char *program, struct err *err)
 {
     struct launch launch = {.log_fd = -1};
     CLEANUP_CLOSE int lock = -1;
-    int rc = path_find_beside(launch.program, "corbeld", err);
+    int rc = program != NULL ? path_format(launch.program, err, "%s", program)
+                             : path_find_beside(launch.program, "corbeld", err);
 
     if (rc == 0 && access(launch.program, X_OK) != 0) {
         rc = err_set(err, -ENXIO, "corbeld is not beside this program; build it: make");

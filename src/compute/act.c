@@ -324,7 +324,9 @@ static int change_from(struct act *act, const json_t *before, struct fault *faul
     } else if (rc == 0 && act->kind == KIND_VOLUME) {
         rc = change_volume(act, old_gib, fault);
     } else if (rc == 0) {
-        rc = act->kind == KIND_ALARM ? alarm_prepare(act->compute, &act->object, fault) : 0;
+        rc = act->kind == KIND_ALARM  ? alarm_prepare(act->compute, &act->object, fault)
+             : act->kind == KIND_HOOK ? hook_prepare(act->compute, &act->object, false, fault)
+                                      : 0;
         if (rc == 0) {
             change_put(&act->change, &act->object);
         }
@@ -370,8 +372,8 @@ static int fail_if_used(void *opaque, struct object *object)
 
 static int check_project_is_empty(struct act *act, struct fault *fault)
 {
-    static const enum kind kinds[] = {KIND_INSTANCE, KIND_VOLUME, KIND_SNAPSHOT, KIND_NIC,
-                                      KIND_ALARM};
+    static const enum kind kinds[] = {KIND_INSTANCE, KIND_VOLUME, KIND_SNAPSHOT,
+                                      KIND_NIC,      KIND_ALARM,  KIND_HOOK};
 
     if (object_is(&act->object, "name", COMPUTE_DEFAULT_PROJECT)) {
         return fault_set(fault, FAULT_CONFLICT, NULL, "the project \"%s\" stays",
@@ -430,6 +432,7 @@ static int do_delete(struct act *act, struct fault *fault)
     case KIND_TYPE:
     case KIND_KEY:
     case KIND_ALARM:
+    case KIND_HOOK:
         break;
     case KIND_IMAGE:
     case KIND_OPERATION:

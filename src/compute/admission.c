@@ -202,7 +202,8 @@ int admit_one(struct compute *compute, const struct object *object, struct fault
         const char *limit, *what;
     } quotas[KIND_COUNT] = {[KIND_NIC] = {"max_nics", "network cards"},
                             [KIND_ALARM] = {"max_alarms", "alarms"},
-                            [KIND_KEY] = {"max_keys", "key pairs"}};
+                            [KIND_KEY] = {"max_keys", "key pairs"},
+                            [KIND_HOOK] = {"max_hooks", "webhooks"}};
     struct object project = {0};
     int64_t count = 0;
     int rc = object_load(compute, KIND_PROJECT, GLOBAL_PROJECT, object->project, &project, fault);

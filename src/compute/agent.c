@@ -11,7 +11,6 @@
 #include <string.h>
 #include <time.h>
 
-#define NS_PER_MS 1000000ull
 #define MAX_INTERFACES 64u
 #define MAX_ADDRESSES 16u
 

@@ -10,7 +10,6 @@
 #include <string.h>
 #include <time.h>
 
-#define NS_PER_MS 1000000ull
 #define FIRST_PAUSE_MS 10u
 #define LONGEST_PAUSE_MS 400u
 

@@ -14,7 +14,7 @@
 static const char *const debt_kinds[] = {
     [DEBT_ACTION] = "a", [DEBT_HOOK_ALARM] = "h1", [DEBT_HOOK_OK] = "h0"};
 
-static int check_webhook(const char *url, struct fault *fault)
+int alarm_check_webhook(const char *url, struct fault *fault)
 {
     if (url[0] != '\0' && strncmp(url, "http://", 7) != 0 && strncmp(url, "https://", 8) != 0) {
         return fault_set(fault, FAULT_INVALID, "webhook",
@@ -28,7 +28,7 @@ int alarm_prepare(struct compute *compute, struct object *alarm, struct fault *f
     const char *instance = object_text(alarm, "instance");
     const char *tag = object_text(alarm, "tag");
     struct object found = {0};
-    int rc = check_webhook(object_text(alarm, "webhook"), fault);
+    int rc = alarm_check_webhook(object_text(alarm, "webhook"), fault);
 
     if (rc == 0 && (instance[0] != '\0') == (tag[0] != '\0')) {
         rc = fault_set(fault, FAULT_INVALID, "instance",

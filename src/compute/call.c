@@ -199,7 +199,7 @@ static int check_maxima(const struct object *instance, struct fault *fault)
 int call_resolve_instance(struct compute *compute, struct object *instance, struct fault *fault)
 {
     struct object type = {0};
-    struct image image;
+    struct image image = {.has_kernel = false};
     int rc = object_find(compute, KIND_TYPE, NULL, object_text(instance, "type"), &type, fault);
 
     if (rc < 0) {

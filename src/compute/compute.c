@@ -1,6 +1,7 @@
 /* Life of compute: the queue of objects to look after, its workers and its loop. */
 #include "compute/limits.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/path.h"
 #include "base/process.h"
@@ -15,7 +16,6 @@
 #include <time.h>
 
 #define DEFAULT_WORKERS 8
-#define NS_PER_S 1000000000ull
 #define RETRY_MAX_S 60u
 
 static unsigned bucket_of(const char *id)
@@ -453,10 +453,10 @@ static int make_defaults(struct compute *compute, struct fault *fault)
     change_begin(&change, compute);
     change_write(&change, "/v1/defaults", json_integer(1), true);
     rc = object_new(KIND_PROJECT, NULL,
-                    json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "name",
+                    json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "name",
                               COMPUTE_DEFAULT_PROJECT, "max_instances", 0, "max_cpus", 0,
                               "max_memory_mib", 0, "max_volume_gib", 0, "max_snapshots", 0,
-                              "max_nics", 0, "max_alarms", 0, "max_keys", 0),
+                              "max_nics", 0, "max_alarms", 0, "max_keys", 0, "max_hooks", 0),
                     &project, fault);
     if (rc == 0) {
         change_put(&change, &project);

@@ -207,6 +207,76 @@ int compute_alarm_act(struct compute *compute, const json_t *alarm, const struct
 int compute_alarm_paid(struct compute *compute, const json_t *alarm, const char *owed,
                        const char *complaint, struct fault *fault) MUST_CHECK;
 
+/*
+ * What projects use: sums of each hour in the store, which outlive instances,
+ * volumes and this process. One thread counts; anyone reads.
+ */
+struct compute_usage;
+int compute_usage_open(struct compute *compute, struct compute_usage **ret_usage) MUST_CHECK;
+void compute_usage_close(struct compute_usage *usage); /* accepts NULL */
+struct compute_usage_clock {
+    uint64_t now_s;   /* since 1970 */
+    uint64_t up_s;    /* since the host began, also while it slept: nobody sets that clock */
+    const char *boot; /* the name of this start of the host */
+};
+/* Counts from the last time until now. answers: {ID: bytes of its network so far} of the machines
+ * that answered. Writes about once a minute; the rest is written by a flush or a read. */
+int compute_usage_count(struct compute_usage *usage, const json_t *answers,
+                        const struct compute_usage_clock *clock, struct fault *fault) MUST_CHECK;
+int compute_usage_flush(struct compute_usage *usage, struct fault *fault) MUST_CHECK;
+
+enum compute_usage_by {
+    USAGE_BY_PROJECT,
+    USAGE_BY_INSTANCE, /* a line for each instance, volume, snapshot */
+    USAGE_BY_DAY,      /* of UTC */
+    USAGE_BY_HOUR
+};
+
+struct compute_usage_query {
+    uint64_t since_s, until_s; /* since 1970; rounded to whole hours, outwards */
+    enum compute_usage_by by;
+};
+/*
+ * {"since", "until", "items": [{"project", "project_name", "vcpu_hours", "memory_gib_hours",
+ * "storage_gib_hours", "network_bytes"}]}, with "id" and "name" of each instance, volume and
+ * snapshot too, or the "time" at which each day or hour began. -EINVAL for no time between them, or
+ * too much.
+ */
+int compute_usage_read(struct compute_usage *usage, const struct compute_call *call,
+                       const struct compute_usage_query *query, json_t **ret_answer,
+                       struct fault *fault) MUST_CHECK;
+
+/* Calls fn for every hook, as it is answered. fn must not call compute. */
+int compute_each_hook(struct compute *compute, int (*fn)(void *opaque, const json_t *hook),
+                      void *opaque, struct fault *fault) MUST_CHECK;
+/* What a hook has to be told next: 1, and {"event", "webhook", "secret"}, the caller's; 0 for
+ * nothing. -ENOENT: the hook is gone. */
+int compute_hook_next(struct compute *compute, const json_t *hook, json_t **ret_letter,
+                      struct fault *fault) MUST_CHECK;
+
+struct compute_delivery {
+    const json_t *event;
+    enum {
+        DELIVERY_TOLD,
+        DELIVERY_FAILED, /* to be tried again, until the event is too old */
+        DELIVERY_REFUSED /* to be given up */
+    } result;
+    unsigned status; /* of the answer; 0: there was none */
+    unsigned took_ms;
+    const char *complaint; /* NULL when it was told */
+};
+/* Takes note of one try. 1: the next one is of another event; 0: of this one again. */
+int compute_hook_note(struct compute *compute, const json_t *hook,
+                      const struct compute_delivery *delivery, struct fault *fault) MUST_CHECK;
+
+/*
+ * Credits of an instance that has a monitor, which has counted that much time of its CPUs: notes
+ * what it has earned and used, and has it held at its baseline or let go. Nothing without a
+ * baseline. step_s: between two such calls. -ESTALE when it was just changed: the next time.
+ */
+int compute_settle_credits(struct compute *compute, const json_t *instance, uint64_t cpu_ns,
+                           unsigned step_s, struct fault *fault) MUST_CHECK;
+
 /* What is kept of what has happened; 0: all of it. */
 struct compute_keep {
     unsigned events;     /* of each project, the newest */

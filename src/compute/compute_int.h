@@ -435,6 +435,14 @@ int nic_card(struct compute *compute, const struct object *instance, struct nic_
 /* Checks an alarm's wishes. Of a new one nothing is known; one that is changed stays raised until
  * it is looked at, so that its end is told, and its beginning not twice. */
 int alarm_prepare(struct compute *compute, struct object *alarm, struct fault *fault) MUST_CHECK;
+/* Whether it may be an address to tell; "" may. */
+int alarm_check_webhook(const char *url, struct fault *fault) MUST_CHECK;
+
+/* ---- hook.c ---- */
+
+/* Checks a hook's wishes; a new one is told what happens from now on. */
+int hook_prepare(struct compute *compute, struct object *hook, bool is_new, struct fault *fault)
+    MUST_CHECK;
 
 /* From "forwards" of a monitor's answer, "ports" and "ssh_port" of the instance. */
 void machine_set_ports(struct object *instance, const json_t *forwards, bool has_ssh);

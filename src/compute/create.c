@@ -1,4 +1,5 @@
 /* compute_create(). */
+#include "base/log.h"
 #include "compute/key_pair.h"
 #include "compute/limits.h"
 #include "compute/seed.h"
@@ -90,6 +91,8 @@ static int prepare_kind(struct creation *creation, struct fault *fault)
     case KIND_ALARM:
         rc = alarm_prepare(creation->compute, object, fault);
         return rc < 0 ? rc : admit_one(creation->compute, object, fault);
+    case KIND_HOOK:
+        return hook_prepare(creation->compute, object, true, fault);
     case KIND_TYPE:
     case KIND_PROJECT:
         return 0;
@@ -155,6 +158,23 @@ static void collect(struct creation *creation)
                     object);
 }
 
+/* The revision is the commit's. */
+static void read_back(struct creation *creation)
+{
+    struct object *object = &creation->object, made = {0};
+
+    if (creation->call->is_dry_run) {
+        return;
+    }
+    if (object_load(creation->compute, creation->kind, object->project, object->id, &made, NULL) <
+        0) {
+        log_warn("%s cannot be read back, ignoring", object->id);
+        return;
+    }
+    object_done(object);
+    *object = made;
+}
+
 static int attempt(struct creation *creation, json_t **ret_answer, struct fault *fault)
 {
     json_t *fields = NULL;
@@ -174,17 +194,17 @@ static int attempt(struct creation *creation, json_t **ret_answer, struct fault 
         rc = change_commit(&creation->change, fault);
     }
     if (rc == 0) {
-        if (!creation->call->is_dry_run) {
-            /* The revision is the commit's: read it back. */
-            rc = object_load(creation->compute, creation->kind, creation->object.project,
-                             creation->object.id, &creation->object, NULL);
-        }
+        read_back(creation);
         *ret_answer = call_answer(&creation->object, json_incref(creation->operation));
         if (creation->private_key != NULL && !creation->call->is_dry_run) {
             (void)json_object_set_new(json_object_get(*ret_answer, "key"), "private_key",
                                       json_string(creation->private_key));
         }
-        rc = 0;
+        if (creation->kind == KIND_HOOK && !creation->call->is_dry_run &&
+            json_object_get(creation->wanted, "secret") == NULL) {
+            (void)json_object_set(json_object_get(*ret_answer, "hook"), "secret",
+                                  json_object_get(creation->object.json, "secret"));
+        }
     }
     json_decref(creation->operation);
     creation->operation = NULL;

@@ -27,6 +27,7 @@ const char *fault_code_name(enum fault_code code)
     return (unsigned)code < ARRAY_LEN(codes) ? codes[code].name : "internal";
 }
 
+#undef fault_set /* what an analyzer is told of it is not what it is */
 int fault_set(struct fault *fault, enum fault_code code, const char *field, const char *fmt, ...)
 {
     va_list ap;

@@ -36,6 +36,9 @@ struct fault {
 /* Fills in and returns the code's negative errno. fault may be NULL, field too. */
 int fault_set(struct fault *fault, enum fault_code code, const char *field, const char *fmt, ...)
     PRINTF_LIKE(4, 5);
+#ifdef __clang_analyzer__
+#define fault_set(...) KNOWN_NEGATIVE(fault_set(__VA_ARGS__))
+#endif
 
 /* From a lower floor's error: the code that fits the errno, the sentence as it is. Returns rc. */
 int fault_set_err(struct fault *fault, int rc, const struct err *err);

@@ -9,6 +9,7 @@
 #define MAX_TAG_BYTES 256
 #define MAX_ID_BYTES 64
 #define MAX_PORT 65535
+#define KNOWN_BYTES 300
 
 const struct kind_spec *kind_find(const char *name)
 {
@@ -230,26 +231,26 @@ static int check_value(const struct field *field, const json_t *value, struct fa
         return check_tags(field, value, fault);
     case FIELD_FORWARDS:
         return check_forwards(field, value, fault);
+    case FIELD_RECORDS:
+        return json_is_array(value) && json_array_size(value) <= (size_t)field->max
+                   ? 0
+                   : refuse(field, fault, "an array of objects");
     }
     return fault_set(fault, FAULT_INTERNAL, field->name, "the field has no type");
 }
 
 /* What there is, for the sentence about what there is not. */
-static int refuse_unknown(const struct kind_spec *spec, const char *name, unsigned access,
-                          struct fault *fault)
+static void list_known(const struct kind_spec *spec, unsigned access, char known[KNOWN_BYTES])
 {
-    char known[300] = "", shown[64];
     size_t used = 0;
 
-    for (unsigned i = 0; i < spec->field_count && used < sizeof(known); i++) {
+    (void)snprintf(known, KNOWN_BYTES, "nothing");
+    for (unsigned i = 0; i < spec->field_count && used < KNOWN_BYTES; i++) {
         if ((spec->fields[i].access & access) != 0) {
-            used += (size_t)snprintf(known + used, sizeof(known) - used, "%s%s",
+            used += (size_t)snprintf(known + used, KNOWN_BYTES - used, "%s%s",
                                      used == 0 ? "" : ", ", spec->fields[i].name);
         }
     }
-    (void)log_escape(shown, sizeof(shown), name, strlen(name));
-    return fault_set(fault, FAULT_UNKNOWN, shown, "there is no \"%s\" to give here; there is %s",
-                     shown, known[0] != '\0' ? known : "nothing");
 }
 
 /* The field that a caller may give in this way. */
@@ -259,7 +260,12 @@ static int find_given(const struct kind_spec *spec, const char *name, unsigned a
     const struct field *field = kind_field(spec, name);
 
     if (field == NULL || (field->access == FIELD_SECRET)) {
-        return refuse_unknown(spec, name, access, fault);
+        char known[KNOWN_BYTES], shown[64];
+
+        list_known(spec, access, known);
+        (void)log_escape(shown, sizeof(shown), name, strlen(name));
+        return fault_set(fault, FAULT_UNKNOWN, shown,
+                         "there is no \"%s\" to give here; there is %s", shown, known);
     }
     if ((field->access & access) == 0) {
         return fault_set(fault, FAULT_INVALID, name,

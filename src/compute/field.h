@@ -14,18 +14,19 @@
 #include <stdint.h>
 
 enum field_type {
-    FIELD_TEXT,    /* a string of min to max bytes of valid UTF-8, no control bytes */
-    FIELD_LINES,   /* as FIELD_TEXT, and may hold newlines and tabs */
-    FIELD_NAME,    /* a name that people give: see path_check_name() */
-    FIELD_ID,      /* an id or name of another object */
-    FIELD_CHOICE,  /* one of choices */
-    FIELD_NUMBER,  /* an integer from min to max */
-    FIELD_FLAG,    /* true or false */
-    FIELD_TIME,    /* seconds since 1970, with a fraction */
-    FIELD_IDS,     /* an array of at most max ids or names, each once */
-    FIELD_WORDS,   /* an array of min to max strings */
-    FIELD_TAGS,    /* an object of at most max strings */
-    FIELD_FORWARDS /* an array of at most max {"host_port": N, "guest_port": N} */
+    FIELD_TEXT,     /* a string of min to max bytes of valid UTF-8, no control bytes */
+    FIELD_LINES,    /* as FIELD_TEXT, and may hold newlines and tabs */
+    FIELD_NAME,     /* a name that people give: see path_check_name() */
+    FIELD_ID,       /* an id or name of another object */
+    FIELD_CHOICE,   /* one of choices */
+    FIELD_NUMBER,   /* an integer from min to max */
+    FIELD_FLAG,     /* true or false */
+    FIELD_TIME,     /* seconds since 1970, with a fraction */
+    FIELD_IDS,      /* an array of at most max ids or names, each once */
+    FIELD_WORDS,    /* an array of min to max strings */
+    FIELD_TAGS,     /* an object of at most max strings */
+    FIELD_FORWARDS, /* an array of at most max {"host_port": N, "guest_port": N} */
+    FIELD_RECORDS   /* an array of at most max objects; never given */
 };
 
 enum field_access {
@@ -55,6 +56,7 @@ enum kind {
     KIND_NIC,
     KIND_KEY,
     KIND_ALARM,
+    KIND_HOOK,
     KIND_PROJECT,
     KIND_OPERATION,
     KIND_EVENT,

@@ -5,6 +5,7 @@
  */
 #include "compute/agent.h"
 
+#include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "rpc/control_client.h"
@@ -15,7 +16,6 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-#define NS_PER_S 1000000000ull
 #define EAGER_NOTES 10u /* of one start, a second apart; then they are a minute apart */
 #define CONTROL_LINE_TIMEOUT_MS 2000u
 

@@ -29,16 +29,19 @@
         .max = MAX_TAGS, .help = "words of one's own, to find it by"                   \
     }
 /* What instances take from their type; help says the rest. */
-#define LIMIT_FIELD(field, access_, min_, max_, help_)                                          \
-    {                                                                                           \
-        .name = field, .type = FIELD_NUMBER, .access = (access_), .min = (min_), .max = (max_), \
-        .help = help_                                                                           \
+#define LIMIT_FIELD(field, access_, min_, max_, help_)                                            \
+    {                                                                                             \
+        .name = (field), .type = FIELD_NUMBER, .access = (access_), .min = (min_), .max = (max_), \
+        .help = (help_)                                                                           \
     }
 #define FIELDS_OF_LIMITS(access)                                                                  \
     LIMIT_FIELD("cpu_weight", access, 1, 10000,                                                   \
                 "its share of busy CPUs, against others'; 100 is usual"),                         \
         LIMIT_FIELD("cpu_cap_percent", access, 0, 100,                                            \
                     "of its CPUs' time, never more; 0: no cap"),                                  \
+        LIMIT_FIELD("cpu_baseline_percent", access, 0, 100,                                       \
+                    "of its CPUs' time: what it earns as credits, and is held at without; 0: "    \
+                    "no credits"),                                                                \
         LIMIT_FIELD("cpu_reserved_percent", access, 0, MAX_CPUS * 100,                            \
                     "percent of one CPU that it gets whoever else is busy"),                      \
         LIMIT_FIELD("memory_limit_mib", access, 0, 2 * KIND_MAX_MEMORY_MIB,                       \
@@ -216,6 +219,13 @@ static const struct field instance_fields[] = {
      .type = FIELD_FLAG,
      .help = "whether it gets what was changed only by a restart"},
     {.name = "started", .type = FIELD_TIME, .help = "when it was started last"},
+    {.name = "cpu_credits",
+     .type = FIELD_NUMBER,
+     .max = INT64_MAX,
+     .help = "with a baseline: seconds of CPU time that it may use above it; at most a day's"},
+    {.name = "cpu_held",
+     .type = FIELD_FLAG,
+     .help = "whether its credits are used up, and it is held at its baseline"},
     {.name = "restarts",
      .type = FIELD_NUMBER,
      .max = INT64_MAX,
@@ -243,6 +253,14 @@ static const struct field instance_fields[] = {
     {.name = "public_key", .type = FIELD_TEXT, .access = FIELD_SECRET, .max = 8192},
     {.name = "has_user_data", .type = FIELD_FLAG, .access = FIELD_SECRET},
     {.name = "generation", .type = FIELD_NUMBER, .access = FIELD_SECRET, .max = INT64_MAX},
+    {.name = "credits_ms",
+     .type = FIELD_NUMBER,
+     .access = FIELD_SECRET,
+     .min = INT64_MIN,
+     .max = INT64_MAX},
+    {.name = "credits_at", .type = FIELD_NUMBER, .access = FIELD_SECRET, .max = INT64_MAX},
+    {.name = "credits_cpu_ms", .type = FIELD_NUMBER, .access = FIELD_SECRET, .max = INT64_MAX},
+    {.name = "credits_step_ms", .type = FIELD_NUMBER, .access = FIELD_SECRET, .max = INT64_MAX},
     {.name = "adjusting", .type = FIELD_FLAG, .access = FIELD_SECRET},
     {.name = "paused", .type = FIELD_FLAG, .access = FIELD_SECRET},
     {.name = "restarting", .type = FIELD_FLAG, .access = FIELD_SECRET},
@@ -499,6 +517,55 @@ static const struct field alarm_fields[] = {
     {.name = "owed", .type = FIELD_IDS, .access = FIELD_SECRET, .max = 10000},
 };
 
+static const struct field hook_fields[] = {
+    FIELD_OF_ID,
+    FIELD_OF_PROJECT,
+    FIELD_OF_NAME,
+    {.name = "webhook",
+     .type = FIELD_TEXT,
+     .access = FIELD_AT_CREATE | FIELD_NEEDED | FIELD_CHANGES,
+     .min = 8,
+     .max = 1000,
+     .help = "http or https address that is told of each event by POST; a viewer sees its scheme "
+             "and host"},
+    {.name = "action",
+     .type = FIELD_TEXT,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
+     .max = 64,
+     .preset = "\"\"",
+     .help = "events whose action begins so: \"instance.\"; empty: all"},
+    {.name = "level",
+     .type = FIELD_CHOICE,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
+     .choices = "info warning error",
+     .preset = "\"info\"",
+     .help = "events that matter at least so much"},
+    {.name = "secret",
+     .type = FIELD_TEXT,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES | FIELD_SECRET,
+     .min = 16,
+     .max = 128,
+     .help = "signs what is told; without it one is made, and told once"},
+    FIELD_OF_TAGS,
+    {.name = "state",
+     .type = FIELD_CHOICE,
+     .choices = "new ok failing",
+     .help = "whether the last try went well"},
+    {.name = "deliveries",
+     .type = FIELD_RECORDS,
+     .max = HOOK_DELIVERIES,
+     .help = "the last ones, the newest first: event, action, state (told, failing or lost), time, "
+             "tries, status, took_ms, error"},
+    {.name = "told", .type = FIELD_NUMBER, .max = INT64_MAX, .help = "how many events"},
+    {.name = "lost",
+     .type = FIELD_NUMBER,
+     .max = INT64_MAX,
+     .help = "how many events it was not told, since it was not reached"},
+    FIELD_OF_CREATED,
+    /* compute/hook.c's own. */
+    {.name = "after", .type = FIELD_TEXT, .access = FIELD_SECRET, .max = 64},
+};
+
 static const struct field project_fields[] = {
     FIELD_OF_ID,
     {.name = "name",
@@ -553,6 +620,12 @@ static const struct field project_fields[] = {
      .max = 100000,
      .preset = "0",
      .help = "how many key pairs it may have; 0: no limit"},
+    {.name = "max_hooks",
+     .type = FIELD_NUMBER,
+     .access = FIELD_AT_CREATE | FIELD_CHANGES,
+     .max = 100000,
+     .preset = "0",
+     .help = "how many webhooks of events it may have; 0: no limit"},
     FIELD_OF_TAGS,
     FIELD_OF_CREATED,
 };
@@ -614,6 +687,7 @@ static const struct kind_spec kinds[KIND_COUNT] = {
     [KIND_NIC] = {KIND_NIC, "nic", "nics", "n-", false, FIELDS(nic_fields)},
     [KIND_KEY] = {KIND_KEY, "key", "keys", "k-", false, FIELDS(key_fields)},
     [KIND_ALARM] = {KIND_ALARM, "alarm", "alarms", "a-", false, FIELDS(alarm_fields)},
+    [KIND_HOOK] = {KIND_HOOK, "hook", "hooks", "h-", false, FIELDS(hook_fields)},
     [KIND_PROJECT] = {KIND_PROJECT, "project", "projects", "p-", true, FIELDS(project_fields)},
     [KIND_OPERATION] = {KIND_OPERATION, "operation", "operations", "op-", false,
                         FIELDS(operation_fields)},

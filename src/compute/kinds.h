@@ -5,6 +5,7 @@
 #include "compute/compute.h"
 
 #define KIND_MAX_MEMORY_MIB (256 << 10)
+#define HOOK_DELIVERIES 10 /* that are kept of a hook */
 
 /* In the order of compute_actions(). */
 enum action {

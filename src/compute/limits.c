@@ -9,9 +9,16 @@
 #include <string.h>
 #include <sys/sysinfo.h>
 
-const char *const limits_fields[] = {"cpu_weight",       "cpu_cap_percent", "cpu_reserved_percent",
-                                     "memory_limit_mib", "disk_bps",        "disk_iops",
-                                     "net_bps",          "net_pps",         NULL};
+const char *const limits_fields[] = {"cpu_weight",
+                                     "cpu_cap_percent",
+                                     "cpu_reserved_percent",
+                                     "memory_limit_mib",
+                                     "disk_bps",
+                                     "disk_iops",
+                                     "net_bps",
+                                     "net_pps",
+                                     "cpu_baseline_percent",
+                                     NULL};
 
 void limits_resolve(struct object *instance, const struct object *type)
 {
@@ -112,8 +119,11 @@ json_t *limits_means(const struct compute *compute)
         enum cgroup_control control;
         const char *without; /* what is done without a group; NULL: nothing */
     } rows[] = {
-        {"cpu_weight", CGROUP_CPU, NULL},           {"cpu_reserved_percent", CGROUP_CPU, NULL},
-        {"cpu_cap_percent", CGROUP_CPU, "monitor"}, {"pinned_cpus", CGROUP_CPUSET, "affinity"},
+        {"cpu_weight", CGROUP_CPU, NULL},
+        {"cpu_reserved_percent", CGROUP_CPU, NULL},
+        {"cpu_cap_percent", CGROUP_CPU, "monitor"},
+        {"pinned_cpus", CGROUP_CPUSET, "affinity"},
+        {"cpu_baseline_percent", CGROUP_CPU, "monitor"},
         {"memory_limit_mib", CGROUP_MEMORY, NULL},
     };
     json_t *means = json_object();
@@ -261,10 +271,20 @@ static uint64_t memory_limit_bytes(const struct object *instance)
     return limit_mib == 0 ? 0 : (uint64_t)(limit_mib + (more_mib > 0 ? more_mib : 0)) << 20;
 }
 
+/* Percent of its CPUs' time; 0: no cap. */
+static int64_t find_cap(const struct object *instance)
+{
+    int64_t cap = object_number(instance, "cpu_cap_percent");
+    int64_t baseline = object_number(instance, "cpu_baseline_percent");
+    bool is_held = baseline != 0 && object_flag(instance, "cpu_held");
+
+    return is_held && (cap == 0 || baseline < cap) ? baseline : cap;
+}
+
 int limits_of(struct compute *compute, const struct object *instance, struct limits *ret_limits,
               struct err *err)
 {
-    int64_t cap = object_number(instance, "cpu_cap_percent");
+    int64_t cap = find_cap(instance);
     bool has_group = cgroup_lack(compute->group, CGROUP_CPU) == NULL;
     struct fault fault = {.code = FAULT_NONE};
     int rc;
@@ -274,6 +294,7 @@ int limits_of(struct compute *compute, const struct object *instance, struct lim
         .group = {.cpu_cap = has_group ? (unsigned)(cap * object_number(instance, "cpus")) : 0,
                   .memory_bytes = memory_limit_bytes(instance)},
         .vcpu_cap = has_group ? 0 : (unsigned)cap,
+        .cpu_spare = cap != 0 || object_number(instance, "cpu_baseline_percent") != 0,
         .net_bps = object_number(instance, "net_bps"),
         .net_pps = object_number(instance, "net_pps"),
         .balloon_mib = object_number(instance, "balloon_mib"),

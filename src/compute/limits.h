@@ -19,6 +19,7 @@ struct limits {
     int64_t life; /* of the daemon that sets them: between two, groups may have lost theirs */
     struct cgroup_limits group;
     unsigned vcpu_cap; /* percent of its CPUs' time, by the monitor; 0: none */
+    bool cpu_spare;    /* it has a cap or credits: its monitor wastes no time */
     int64_t net_bps, net_pps, balloon_mib;
     struct limits_disk {
         char id[ID_BYTES];

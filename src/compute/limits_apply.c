@@ -21,13 +21,13 @@ static json_t *describe(const struct limits *limits)
                                                      (json_int_t)limits->disks[i].bps,
                                                      (json_int_t)limits->disks[i].iops));
     }
-    return json_pack("{s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:o}", "life",
+    return json_pack("{s:I, s:I, s:I, s:I, s:s, s:I, s:b, s:I, s:I, s:I, s:o}", "life",
                      (json_int_t)limits->life, "cpu_weight", (json_int_t)limits->group.cpu_weight,
                      "cpu_cap", (json_int_t)limits->group.cpu_cap, "memory_bytes",
                      (json_int_t)limits->group.memory_bytes, "cpus", limits->group.cpus, "vcpu_cap",
-                     (json_int_t)limits->vcpu_cap, "net_bps", (json_int_t)limits->net_bps,
-                     "net_pps", (json_int_t)limits->net_pps, "balloon_mib",
-                     (json_int_t)limits->balloon_mib, "disks", disks);
+                     (json_int_t)limits->vcpu_cap, "cpu_spare", limits->cpu_spare, "net_bps",
+                     (json_int_t)limits->net_bps, "net_pps", (json_int_t)limits->net_pps,
+                     "balloon_mib", (json_int_t)limits->balloon_mib, "disks", disks);
 }
 
 static int note_limits(const char *dir, const struct limits *limits, struct err *err)
@@ -113,11 +113,12 @@ bool limits_hold(struct task *task, const struct object *instance)
 /* What the monitor keeps. */
 static int tell_monitor(struct task *task, const struct limits *limits, struct err *err)
 {
-    int rc = machine_ask(task,
-                         json_pack("{s:s, s:i, s:I, s:I}", "command", "limits", "cpu-cap",
-                                   (int)limits->vcpu_cap, "net-bps", (json_int_t)limits->net_bps,
-                                   "net-pps", (json_int_t)limits->net_pps),
-                         NULL, err);
+    int rc =
+        machine_ask(task,
+                    json_pack("{s:s, s:i, s:b, s:I, s:I}", "command", "limits", "cpu-cap",
+                              (int)limits->vcpu_cap, "cpu-spare", limits->cpu_spare, "net-bps",
+                              (json_int_t)limits->net_bps, "net-pps", (json_int_t)limits->net_pps),
+                    NULL, err);
 
     for (unsigned i = 0; rc == 0 && i < limits->disk_count; i++) {
         const struct limits_disk *disk = &limits->disks[i];

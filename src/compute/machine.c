@@ -12,6 +12,7 @@
 #include "compute/limits.h"
 #include "compute/seed.h"
 
+#include "base/bundle.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "base/path.h"
@@ -397,6 +398,9 @@ static int make_config(struct config *config, struct err *err)
     if (config->limits->vcpu_cap != 0) {
         (void)json_object_set_new(config->json, "cpu-cap", json_integer(config->limits->vcpu_cap));
     }
+    if (config->limits->cpu_spare) {
+        (void)json_object_set_new(config->json, "cpu-spare", json_true());
+    }
     rc = rc < 0 ? rc : set_disks(config, err);
     set_net(config);
     rc = rc < 0 ? rc : set_path(config, "serial", "socket:", config->runtime, "console.sock", err);
@@ -465,9 +469,14 @@ static int start_monitor(struct launch *launch, int lock_fd, int tap_fd, struct 
 {
     struct task *task = launch->task;
     char config[PATH_MAX], log[PATH_MAX];
-    const char *const argv[] = {task->compute->vmm,    "--config", config, "--ready-fd",
-                                MONITOR_READY_FD_TEXT, NULL};
+    const char *const argv[] = {bundle_argument(task->compute->vmm, "corbel-vmm"),
+                                "--config",
+                                config,
+                                "--ready-fd",
+                                MONITOR_READY_FD_TEXT,
+                                NULL};
     struct monitor_start start = {.name = object_text(launch->instance, "name"),
+                                  .program = task->compute->vmm,
                                   .argv = argv,
                                   .log = log,
                                   .lock_fd = lock_fd,

@@ -32,6 +32,21 @@ static int find_running(struct compute *compute, const struct compute_call *call
     return rc;
 }
 
+/* What the daemon counts of it, beside its monitor. */
+static void add_credits(struct compute *compute, const struct compute_call *call, const char *id,
+                        json_t *statistics)
+{
+    json_t *instance = NULL, *credits;
+
+    if (compute_get(compute, call, KIND_INSTANCE, id, &instance, NULL) == 0) {
+        credits = json_object_get(instance, "cpu_credits");
+        if (credits != NULL) {
+            (void)json_object_set(statistics, "cpu.credits_s", credits);
+        }
+        json_decref(instance);
+    }
+}
+
 int compute_statistics(struct compute *compute, const struct compute_call *call, const char *id,
                        json_t **ret_statistics, struct fault *fault)
 {
@@ -54,6 +69,7 @@ int compute_statistics(struct compute *compute, const struct compute_call *call,
     if (*ret_statistics != NULL) {
         (void)json_object_set(*ret_statistics, "vcpus", json_object_get(answer, "vcpus"));
         (void)json_object_set(*ret_statistics, "latencies", json_object_get(answer, "latencies"));
+        add_credits(compute, call, id, *ret_statistics);
     }
     json_decref(answer);
     return *ret_statistics != NULL

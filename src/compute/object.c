@@ -21,8 +21,11 @@ static double now_s(void)
 {
     struct timespec now;
 
+    long ms;
+
     (void)clock_gettime(CLOCK_REALTIME, &now); /* cannot fail */
-    return (double)now.tv_sec + (double)(now.tv_nsec / 1000000) / 1e3;
+    ms = now.tv_nsec / 1000000;
+    return (double)now.tv_sec + (double)ms / 1e3;
 }
 
 /* Milliseconds and microseconds first, so that ids sort by age; then 14 bits of chance. */

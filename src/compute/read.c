@@ -1,6 +1,8 @@
 /* compute_get(), compute_list(), compute_wait() and watches. */
 #include "compute/compute_int.h"
 
+#include "base/clock.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,8 +10,6 @@
 #include <time.h>
 
 #define DEFAULT_PAGE 100
-#define NS_PER_S 1000000000ull
-#define NS_PER_MS 1000000ull
 
 int compute_get(struct compute *compute, const struct compute_call *call, enum kind kind,
                 const char *id, json_t **ret_object, struct fault *fault)

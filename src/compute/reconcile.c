@@ -6,7 +6,9 @@
  * goes on here with what it finds. What it has found out is noted (in the
  * store) before what it knows it from goes.
  */
+#include "base/clock.h"
 #include "compute/agent.h"
+#include "compute/credits.h"
 #include "compute/limits.h"
 #include "compute/seed.h"
 
@@ -21,7 +23,6 @@
 #include <time.h>
 
 #define MAX_ROUNDS 50
-#define NS_PER_S 1000000000ull
 #define UNSURE_NS 20000000ull   /* a monitor that is just beginning, or just gone */
 #define MOMENT_NS 1000000000ull /* what ends by itself has ended by then; again each so long */
 #define FORCE_S 10              /* how long a monitor may take to end at once */
@@ -483,6 +484,9 @@ static int note_end(struct task *task, struct object *instance, const struct mac
     struct change change;
     int rc;
 
+    if (end->was_launched) {
+        credits_note_end(instance);
+    }
     clear_running(instance);
     forwards_take(instance);
     object_clear(instance, "reason");

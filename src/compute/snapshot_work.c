@@ -387,14 +387,13 @@ static int note(struct work *work, bool is_restore, int rc, const struct err *er
 /* ---- the work ---- */
 
 /* Whoever claims something for a snapshot that is not there any more has nothing to do. */
-static int let_go(struct work *work)
+static int let_go(struct work *work, struct object *claimed)
 {
-    struct object *object = work->instance != NULL ? work->instance : work->volume;
     struct change change;
 
     change_begin(&change, work->task->compute);
-    release(object);
-    change_put(&change, object);
+    release(claimed);
+    change_put(&change, claimed);
     return commit_step(work->task, &change, STEP_NOTE_SNAPSHOT);
 }
 
@@ -420,7 +419,7 @@ static int carry_out(struct work *work, bool is_restore)
 }
 
 /* With the volume that the snapshot is of, when it is of one. */
-static int carry_out_with(struct work *work, bool is_restore)
+static int carry_out_with(struct work *work, struct object *claimed, bool is_restore)
 {
     const char *id = object_text(&work->snapshot, "volume");
     struct object volume = {0};
@@ -431,15 +430,16 @@ static int carry_out_with(struct work *work, bool is_restore)
     }
     rc = object_load(work->task->compute, KIND_VOLUME, work->task->project, id, &volume, NULL);
     if (rc == -ENOENT) {
-        return let_go(work);
+        return let_go(work, claimed);
     }
     work->volume = &volume;
     rc = rc < 0 ? rc : carry_out(work, is_restore);
+    work->volume = NULL;
     object_done(&volume);
     return rc;
 }
 
-static int run(struct work *work, const struct object *claimed)
+static int run(struct work *work, struct object *claimed)
 {
     bool is_restore = object_text(claimed, "restoring")[0] != '\0';
     struct fault fault = {.code = FAULT_NONE};
@@ -448,9 +448,9 @@ static int run(struct work *work, const struct object *claimed)
                          &work->snapshot, &fault);
 
     if (rc < 0) {
-        return rc == -ENOENT ? let_go(work) : rc;
+        return rc == -ENOENT ? let_go(work, claimed) : rc;
     }
-    rc = carry_out_with(work, is_restore);
+    rc = carry_out_with(work, claimed, is_restore);
     object_done(&work->snapshot);
     return rc;
 }

@@ -236,6 +236,9 @@ struct accel_ops {
     /* (optional) an eventfd that raises a MSI route; gsi from msi_route(). */
     int (*msi_route)(struct accel_vm *vm, unsigned gsi, uint64_t address, uint32_t data);
     int (*irqfd)(struct accel_vm *vm, unsigned gsi, int fd, bool add);
+    /* (optional) CPU time is what the guest has little of: nothing spins to be sooner at its
+     * end, from now on or, with false, no more. Any thread. */
+    void (*spare_cpu)(struct accel_vm *vm, bool spares);
     /* (optional) in-kernel chips as after power-on; no vCPU runs. Any thread. With a split
      * irqchip, EOI exits come for vectors of the msi_route()s of GSI 0 to 23, the pins; without
      * msi_route for all whose message was level-triggered. */

@@ -57,7 +57,9 @@ static const struct option {
      offsetof(struct daemon_options, workers)},
     {"--history-step", "SECONDS", "between two lines of history, at most 60 (10)", OPTION_NUMBER,
      offsetof(struct daemon_options, history_step_s)},
-    {"--local-webhooks", NULL, "alarms may tell addresses of this host and its link", OPTION_FLAG,
+    {"--private-webhooks", NULL, "webhooks may lead to private networks", OPTION_FLAG,
+     offsetof(struct daemon_options, has_private_hooks)},
+    {"--local-webhooks", NULL, "... and to this host and its link", OPTION_FLAG,
      offsetof(struct daemon_options, has_local_hooks)},
     {"--backup-interval", "SECONDS", "between two copies of the records (3600)", OPTION_NUMBER,
      offsetof(struct daemon_options, backup_interval_s)},
@@ -179,7 +181,7 @@ static int read_option(struct daemon_options *options, char **argv, struct err *
         if (strlen(option->name) != len || strncmp(option->name, argv[0], len) != 0) {
             continue;
         }
-        if (option->value == NULL) {
+        if (option->kind == OPTION_FLAG) {
             rc = value != NULL ? err_set(err, -EINVAL, "%s takes no value", option->name)
                                : set_option(options, option, NULL, err);
             return rc < 0 ? rc : 1;
@@ -194,7 +196,7 @@ static int read_option(struct daemon_options *options, char **argv, struct err *
 }
 
 /* What is not given: the host's directories, or the user's. */
-static int fill_paths(struct daemon_options *options, struct err *err)
+static int fill_paths(struct daemon_options *options, const char *monitor, struct err *err)
 {
     const struct {
         char *path;
@@ -223,6 +225,7 @@ static int fill_paths(struct daemon_options *options, struct err *err)
     if (rc == 0 && options->vmm[0] == '\0') {
         const char *vmm = getenv("CORBEL_VMM"); // NOLINT(concurrency-mt-unsafe)
 
+        vmm = vmm != NULL ? vmm : monitor;
         rc = vmm != NULL ? path_format(options->vmm, err, "%s", vmm)
                          : path_find_beside(options->vmm, "corbel-vmm", err);
     }
@@ -244,7 +247,7 @@ static int check_absolute(const struct daemon_options *options, struct err *err)
     return 0;
 }
 
-int options_read(struct daemon_options *options, char **argv, struct err *err)
+int options_read(struct daemon_options *options, char **argv, const char *monitor, struct err *err)
 {
     int rc;
 
@@ -263,7 +266,7 @@ int options_read(struct daemon_options *options, char **argv, struct err *err)
     if ((options->certificate != NULL) != (options->key != NULL)) {
         return err_set(err, -EINVAL, "--tls-certificate and --tls-key go together");
     }
-    rc = fill_paths(options, err);
+    rc = fill_paths(options, monitor, err);
     return rc < 0 ? rc : check_absolute(options, err);
 }
 

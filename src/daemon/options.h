@@ -22,6 +22,7 @@ struct daemon_options {
     const char *bridges[OPTIONS_MAX_BRIDGES]; /* that instances may use */
     unsigned bridge_count;
     const char *certificate, *key, *cgroup;
+    bool has_private_hooks;
     bool has_local_hooks;
     const char *restore; /* a copy of the records to put back; NULL: serve */
     unsigned backup_interval_s, keep_backups, keep_events, keep_days; /* 0: the preset */
@@ -30,7 +31,9 @@ struct daemon_options {
     bool wants_help, wants_version;
 };
 
-int options_read(struct daemon_options *options, char **argv, struct err *err) MUST_CHECK;
+/* monitor as in daemon_main(). */
+int options_read(struct daemon_options *options, char **argv, const char *monitor, struct err *err)
+    MUST_CHECK;
 void options_print_help(void);
 
 /* "127.0.0.1:8480", "[::1]:8480": the address without brackets into out. */

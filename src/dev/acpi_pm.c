@@ -1,4 +1,5 @@
 /* ACPI 6.3 §4.8: the fixed hardware registers, always in ACPI mode (FADT's SMI_CMD is 0). */
+#include "base/clock.h"
 #include "base/loop.h"
 #include "base/thread.h"
 #include "dev/dev.h"
@@ -6,7 +7,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#define NS_PER_S 1000000000ull
 #define TIMER_HZ 3579545ull
 #define TIMER_CARRY 0x80000000u
 

@@ -4,6 +4,7 @@
  * only counts; channel 2 has its gate and output in port 0x61.
  */
 #include "base/alarm.h"
+#include "base/clock.h"
 #include "base/thread.h"
 #include "dev/dev.h"
 
@@ -14,7 +15,6 @@
 #define PORT_CONTROL_OFFSET 3u
 #define PORT_SYSTEM 0x61u
 #define PIT_HZ 1193182ull
-#define NS_PER_S 1000000000ull
 /* Shorter periods are stretched to this one, so that a guest cannot keep the loop busy. */
 #define MIN_PERIOD_NS 100000ull
 #define REFRESH_NS 15085ull

@@ -5,6 +5,7 @@
  * the registers. While it sets them (SET in register B) they are plain memory.
  */
 #include "base/alarm.h"
+#include "base/clock.h"
 #include "base/thread.h"
 #include "dev/dev.h"
 
@@ -15,7 +16,6 @@
 
 #define PORT_INDEX 0x70u
 #define CMOS_BYTES 128u
-#define NS_PER_S 1000000000ull
 #define UPDATE_NS 244000ull /* update in progress: before the second changes */
 /* A guest that asks for a shorter period gets ticks at this one. */
 #define MIN_PERIOD_NS 120000ull

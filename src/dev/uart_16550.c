@@ -204,22 +204,31 @@ static uint8_t register_read_locked(struct uart_16550 *uart, enum uart_reg reg)
     return 0xff;
 }
 
+/* After an access: the line follows. Whether what waits with input is to be told that there is room. */
+static bool finish_locked(struct uart_16550 *uart)
+{
+    bool has_room;
+
+    line_update_locked(uart);
+    has_room = uart->input_held && uart->fifo_len == 0;
+    if (has_room) {
+        uart->input_held = false;
+    }
+    return has_room;
+}
+
 static uint64_t uart_read(void *opaque, uint64_t offset, unsigned size_bytes)
 {
     struct uart_16550 *uart = opaque;
-    bool input_ready = false;
-    uint8_t value = 0;
+    uint8_t value;
+    bool has_room;
 
     (void)size_bytes; /* always 1 */
     mutex_lock(&uart->mutex);
     value = register_read_locked(uart, (enum uart_reg)offset);
-    line_update_locked(uart);
-    input_ready = uart->input_held && uart->fifo_len == 0;
-    if (input_ready) {
-        uart->input_held = false;
-    }
+    has_room = finish_locked(uart);
     mutex_unlock(&uart->mutex);
-    if (input_ready) {
+    if (has_room) {
         chardev_input_ready(uart->chardev);
     }
     return value;
@@ -284,18 +293,14 @@ static void register_write_locked(struct uart_16550 *uart, enum uart_reg reg, ui
 static void uart_write(void *opaque, uint64_t offset, unsigned size_bytes, uint64_t value)
 {
     struct uart_16550 *uart = opaque;
-    bool input_ready = false;
+    bool has_room;
 
     (void)size_bytes; /* always 1 */
     mutex_lock(&uart->mutex);
     register_write_locked(uart, (enum uart_reg)offset, (uint8_t)value);
-    line_update_locked(uart);
-    input_ready = uart->input_held && uart->fifo_len == 0;
-    if (input_ready) {
-        uart->input_held = false;
-    }
+    has_room = finish_locked(uart);
     mutex_unlock(&uart->mutex);
-    if (input_ready) {
+    if (has_room) {
         chardev_input_ready(uart->chardev);
     }
 }

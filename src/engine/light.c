@@ -201,14 +201,12 @@ void light_on_mmu_flush(struct engine_vcpu *v, enum mmu_flush what, uint64_t va)
     for (unsigned table = 0; table < JUMP_CACHE_TABLES; table++) {
         bool is_current = table < jump_cache_table(MMU_USER) || table == user;
 
-        if (what == MMU_FLUSH_ALL) {
-            flush_table(v, table);
-        } else if (what == MMU_FLUSH_PAGE) {
+        if (what == MMU_FLUSH_PAGE) {
             if (is_current || v->hot.jump_global) {
                 flush_page(v, table, va);
             }
-        } else if (is_current && v->hot.jump_local[table] &&
-                   (what != MMU_FLUSH_SWITCH || table != user)) {
+        } else if (what == MMU_FLUSH_ALL || (is_current && v->hot.jump_local[table] &&
+                                             (what != MMU_FLUSH_SWITCH || table != user))) {
             flush_table(v, table);
         }
     }

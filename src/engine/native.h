@@ -86,6 +86,12 @@ struct native_ops {
 
     /* The vCPU's thread, on which it is called, runs something else for now. */
     void (*rest)(void *opaque, unsigned vcpu);
+
+    /*
+     * Before a flush of the vCPU's TLB takes effect, by its thread: user code that was in run()
+     * before goes on nowhere, or its space is lost. General registers only.
+     */
+    void (*confirm)(void *opaque, unsigned vcpu);
 };
 
 struct native {

@@ -65,8 +65,12 @@ void native_user_note_kernel(struct engine_vcpu *v)
 
 void native_user_on_flush(struct engine_vcpu *v, enum mmu_flush what, uint64_t va)
 {
+    const struct native *native = v->vm->native_user->native;
     struct native_space *space;
 
+    if (what != MMU_FLUSH_PAGE || (int64_t)va >= 0) {
+        native->ops->confirm(native->opaque, v->base.index);
+    }
     /* Either we see a space that was begun just now, or whoever did sees the guest's change of
      * its tables. */
     atomic_thread_fence(memory_order_seq_cst);

@@ -8,7 +8,7 @@
 /* User code is looked at so often, in fractions of a millisecond. */
 #define LOOKS_PER_MS 2u
 /* Promoted when it has run for so long, which is about what its mappings will cost... */
-#define PROMOTE_AFTER_NS 3000000u
+#define PROMOTE_AFTER_NS 1000000u
 /* ... and its stays in user mode are so many hand-overs long. */
 #define PROMOTE_HAND_OVERS 5u
 /* Translated code takes so many quarters longer, with what is translated for it. */

@@ -26,7 +26,7 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-#define FILTER_MAX (160u + NATIVE_MAX_THREADS)
+#define FILTER_MAX (180u + NATIVE_MAX_THREADS)
 #define ARG_LOW(n) ((uint32_t)(offsetof(struct seccomp_data, args) + 8u * (n)))
 #define ARG_HIGH(n) (ARG_LOW(n) + 4u)
 #define ANY_PROT (PROT_READ | PROT_WRITE) /* never PROT_EXEC */
@@ -157,19 +157,20 @@ static void allow_spaces(struct filter *f)
 {
     static const uint32_t signals[] = {NATIVE_SIGNAL, SIGKILL};
     pid_t pids[NATIVE_MAX_THREADS];
-    int bells[NATIVE_MAX_SPACES];
+    int eventfds[NATIVE_MAX_EVENTFDS];
     uint32_t threads[NATIVE_MAX_THREADS + 1] = {0};
-    uint32_t readable[NATIVE_MAX_SPACES + 1] = {EXECUTOR_LIFE_FD};
+    uint32_t readable[NATIVE_MAX_EVENTFDS + 1] = {EXECUTOR_LIFE_FD};
     unsigned pid_count = executor_native_pids(pids);
-    unsigned bell_count = executor_native_bells(bells);
+    unsigned eventfd_count = executor_native_eventfds(eventfds);
 
     for (unsigned i = 0; i < pid_count; i++) {
         threads[i + 1] = (uint32_t)pids[i];
     }
-    for (unsigned i = 0; i < bell_count; i++) {
-        readable[i + 1] = (uint32_t)bells[i];
+    for (unsigned i = 0; i < eventfd_count; i++) {
+        readable[i + 1] = (uint32_t)eventfds[i];
     }
-    allow_if(f, SYS_read, 0, readable, bell_count + 1);
+    allow_if(f, SYS_read, 0, readable, eventfd_count + 1);
+    allow(f, SYS_poll); /* until one has ended */
     allow_if(f, SYS_pidfd_send_signal, 1, signals, ARRAY_LEN(signals));
     allow_if(f, SYS_sched_setaffinity, 0, threads, pid_count + 1);
 }

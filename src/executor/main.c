@@ -228,7 +228,7 @@ int main(void)
         executor_fail(executor.shared, -EPERM, "cannot drop capabilities");
     }
     if (executor.shared->native_when != ACCEL_NATIVE_NEVER) {
-        executor_native_create(executor.shared->vcpu_count, &native);
+        executor_native_create(executor.shared->vcpu_count, &executor.shared->spares_cpu, &native);
     }
     must(executor.shared, attach(&executor, native, &err), &err);
     executor_bell_set(&executor.shared->phase, EXECUTOR_ATTACHED);

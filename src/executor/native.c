@@ -22,18 +22,26 @@ static struct spaces *process_spaces; /* of this process; set once, before its s
 
 /* ---- mappings ---- */
 
-static int space_command(struct space *space, unsigned count)
+/* next: as in struct native_mapper. */
+static void command_begin(struct space *space, unsigned count, uint64_t next)
 {
     struct native_mapper *mapper = space->mapper;
+
+    native_turn_place_mapper(space);
+    mapper->count = count;
+    mapper->next = next;
+    atomic_fetch_add(&mapper->go, 1);
+    (void)native_futex(&mapper->go, FUTEX_WAKE, 1, NULL);
+}
+
+static int space_command(struct space *space, unsigned count)
+{
     uint64_t answer = 0;
 
     if (atomic_load(&space->lost)) {
         return -EIO;
     }
-    native_turn_place_mapper(space);
-    mapper->count = count;
-    atomic_fetch_add(&mapper->go, 1);
-    (void)native_futex(&mapper->go, FUTEX_WAKE, 1, NULL);
+    command_begin(space, count, 0);
     while (read(space->bell, &answer, sizeof(answer)) < 0) {
         if (errno != EINTR) {
             atomic_store(&space->lost, true);
@@ -50,11 +58,8 @@ static bool is_ours(const struct native_change *change)
            (change->va < NATIVE_OWN_END && change->va + change->bytes > NATIVE_OWN);
 }
 
-int native_change(void *opaque, unsigned n, const struct native_change *changes, unsigned count)
+int native_change_prepare(struct space *space, const struct native_change *changes, unsigned count)
 {
-    struct spaces *spaces = opaque;
-    struct space *space = &spaces->space[n];
-
     for (unsigned i = 0; i < count; i++) {
         const struct native_change *c = &changes[i];
 
@@ -70,7 +75,23 @@ int native_change(void *opaque, unsigned n, const struct native_change *changes,
             .fd = c->is_copy ? NATIVE_COPY_FD : NATIVE_RAM_FD,
         };
     }
-    return count == 0 ? 0 : space_command(space, count);
+    return 0;
+}
+
+void native_change_begin(struct space *space, unsigned count, unsigned vcpu)
+{
+    command_begin(space, count,
+                  NATIVE_OWN + (uint64_t)(vcpu + 1) * NATIVE_BLOCK_BYTES + NATIVE_PAGE_AT +
+                      NATIVE_R_WORD);
+}
+
+int native_change(void *opaque, unsigned n, const struct native_change *changes, unsigned count)
+{
+    struct spaces *spaces = opaque;
+    struct space *space = &spaces->space[n];
+    int r = native_change_prepare(space, changes, count);
+
+    return r != 0 || count == 0 ? r : space_command(space, count);
 }
 
 static int native_clear(void *opaque, unsigned n)
@@ -99,6 +120,7 @@ static const struct native_ops native_ops = {
     .clear = native_clear,
     .is_lost = native_is_lost,
     .rest = native_turn_rest,
+    .confirm = native_confirm,
 };
 
 /* ---- making them ---- */
@@ -127,11 +149,13 @@ static pid_t space_begin(struct spaces *spaces, unsigned n, struct native_plan *
     space->pids = spaces->pids + (size_t)n * spaces->vcpu_count;
     space->pidfds = spaces->pidfds + (size_t)n * spaces->vcpu_count;
     space->bell = eventfd(0, EFD_CLOEXEC);
-    if (space->bell < 0) {
+    space->tally = spaces->vcpu_count == 1 ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
+    if (space->bell < 0 || (space->tally < 0 && spaces->vcpu_count == 1)) {
         return -1;
     }
     space_empty(space->mapper);
     plan->bell = space->bell;
+    plan->tally = space->tally;
     pid = fork();
     if (pid == 0) {
         native_space_main(plan);
@@ -238,7 +262,8 @@ static uint8_t *make_shared(const char *name, size_t bytes, int *ret_fd)
     return memory == MAP_FAILED ? NULL : memory;
 }
 
-void executor_native_create(unsigned vcpu_count, const struct native **ret_native)
+void executor_native_create(unsigned vcpu_count, const _Atomic uint32_t *spares_cpu,
+                            const struct native **ret_native)
 {
     unsigned wanted = native_spaces_for(vcpu_count);
     size_t bytes = (size_t)(vcpu_count + 1) * NATIVE_BLOCK_BYTES * wanted;
@@ -253,6 +278,7 @@ void executor_native_create(unsigned vcpu_count, const struct native **ret_nativ
         return;
     }
     spaces->vcpu_count = vcpu_count;
+    spaces->spares_cpu = spares_cpu;
     spaces->can_part = CPU_COUNT(&spaces->allowed) > 1;
     for (unsigned i = 0; i < vcpu_count; i++) {
         atomic_store(&spaces->turns[i].space, -1);
@@ -269,6 +295,13 @@ void executor_native_create(unsigned vcpu_count, const struct native **ret_nativ
     *ret_native = &spaces->native;
 }
 
+void executor_native_leave(unsigned vcpu)
+{
+    if (process_spaces != NULL) {
+        native_confirm(process_spaces, vcpu);
+    }
+}
+
 unsigned executor_native_pids(pid_t ret_pids[NATIVE_MAX_THREADS])
 {
     unsigned spaces = process_spaces == NULL ? 0 : process_spaces->native.space_count;
@@ -283,12 +316,16 @@ unsigned executor_native_pids(pid_t ret_pids[NATIVE_MAX_THREADS])
     return count;
 }
 
-unsigned executor_native_bells(int ret_bells[NATIVE_MAX_SPACES])
+unsigned executor_native_eventfds(int ret_fds[NATIVE_MAX_EVENTFDS])
 {
-    unsigned count = process_spaces == NULL ? 0 : process_spaces->native.space_count;
+    unsigned spaces = process_spaces == NULL ? 0 : process_spaces->native.space_count;
+    unsigned count = 0;
 
-    for (unsigned i = 0; i < count; i++) {
-        ret_bells[i] = process_spaces->space[i].bell;
+    for (unsigned i = 0; i < spaces; i++) {
+        ret_fds[count++] = process_spaces->space[i].bell;
+        if (process_spaces->space[i].tally >= 0) {
+            ret_fds[count++] = process_spaces->space[i].tally;
+        }
     }
     return count;
 }

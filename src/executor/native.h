@@ -2,8 +2,8 @@
  * Spaces (engine/native.h) as the executor has them: processes made at its start,
  * since it can make none later. Of each space one process maps and unmaps (the
  * mapper: it has the descriptor of RAM, and is told by the executor only), and
- * one for each vCPU runs the guest's user code (a runner: no descriptor, no
- * system call but waiting). They share one address space. See native_page.h.
+ * one for each vCPU runs the guest's user code (a runner: no descriptor but its
+ * tally's, no system call but waiting and adding to that). They share one address space. See native_page.h.
  */
 #ifndef CORBEL_EXECUTOR_NATIVE_H
 #define CORBEL_EXECUTOR_NATIVE_H
@@ -16,6 +16,8 @@
 
 #define NATIVE_MAX_RUNNERS 64u                                      /* of all spaces */
 #define NATIVE_MAX_THREADS (NATIVE_MAX_RUNNERS + NATIVE_MAX_SPACES) /* ... and their mappers */
+
+#define NATIVE_MAX_EVENTFDS (2u * NATIVE_MAX_SPACES)
 
 /* Each takes the better part of a millisecond to make; few guest processes
  * compute at the same time. */
@@ -35,6 +37,7 @@ struct native_plan {
     int pages_fd;     /* of all spaces' blocks */
     int copies_fd;    /* of pages that stand for some of RAM's */
     int bell;         /* the mapper's eventfd */
+    int tally;        /* the only runner's; -1: there are more */
     uint64_t offset;  /* of the space's blocks in pages_fd */
     uint8_t *blocks;  /* the same, mapped here */
     unsigned runners; /* a block each, behind the mapper's */
@@ -57,12 +60,17 @@ int native_filter_mapper(void) MUST_CHECK;
 /*
  * native.c. Makes the spaces; the first thread, before there is another and before
  * RAM is mapped. Where the host does not allow them there are none, which is no
- * error; *ret_native is the process's.
+ * error; *ret_native is the process's. spares_cpu: not 0 while no thread is to spin; it
+ * outlives them, any thread may write to it.
  */
-void executor_native_create(unsigned vcpu_count, const struct native **ret_native);
+void executor_native_create(unsigned vcpu_count, const _Atomic uint32_t *spares_cpu,
+                            const struct native **ret_native);
 
-/* For lockdown.c: the processes of mappers and runners, and the mappers' eventfds; how many. */
+/* The vCPU's thread leaves the engine: none of its user code goes on meanwhile. */
+void executor_native_leave(unsigned vcpu);
+
+/* For lockdown.c: the processes of mappers and runners, and the eventfds of both; how many. */
 unsigned executor_native_pids(pid_t ret_pids[NATIVE_MAX_THREADS]);
-unsigned executor_native_bells(int ret_bells[NATIVE_MAX_SPACES]);
+unsigned executor_native_eventfds(int ret_fds[NATIVE_MAX_EVENTFDS]);
 
 #endif

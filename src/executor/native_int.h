@@ -13,6 +13,9 @@ struct space {
     uint8_t *blocks;
     struct native_mapper *mapper;
     int bell;
+    int tally; /* -1: there is none, since it has several runners */
+    uint64_t tallied;
+    uint64_t stops; /* that the runner said it made, when it might spin */
     int *pidfds;
     pid_t *pids;
     _Atomic bool lost;
@@ -34,6 +37,7 @@ struct turn {          /* a vCPU's thread's; see native_turn.c */
     uint64_t since;
     uint64_t last_tsc; /* how long the last run took */
     unsigned last_space;
+    unsigned unconfirmed; /* space, and 1, in which it said so since; 0: none */
     bool is_pinned;
 
     enum turn_way way;
@@ -49,7 +53,8 @@ struct spaces {
     unsigned vcpu_count;
     uint32_t xmask;
     cpu_set_t allowed;
-    bool can_part; /* the host has a second CPU for us */
+    bool can_part;                      /* the host has a second CPU for us */
+    const _Atomic uint32_t *spares_cpu; /* not 0: time on it is what the guest has little of */
     struct space space[NATIVE_MAX_SPACES];
     struct turn turns[NATIVE_MAX_RUNNERS];
     pid_t pids[NATIVE_MAX_RUNNERS];
@@ -67,11 +72,21 @@ int native_change(void *opaque, unsigned n, const struct native_change *changes,
     MUST_CHECK;
 
 /*
+ * The same in two steps, of which the second only begins it: the mapper then lets the vCPU's
+ * runner go, whose word is NATIVE_WORD_MAPPING until then. -EINVAL.
+ */
+int native_change_prepare(struct space *space, const struct native_change *changes, unsigned count)
+    MUST_CHECK;
+void native_change_begin(struct space *space, unsigned count, unsigned vcpu);
+
+/*
  * native_turn.c, on the vCPU's thread. Before a turn: where both threads run and how long they
- * spin; and behind it, what it took and how much of that inside, in TSC.
+ * spin; and behind it, what it took and how much of that inside, in TSC; if nothing
+ * was mapped on the way, it says how the next are taken.
  */
 void native_turn_begin(struct spaces *spaces, unsigned n, unsigned vcpu);
-void native_turn_end(struct spaces *spaces, unsigned vcpu, uint64_t took, uint64_t inside);
+void native_turn_end(struct spaces *spaces, unsigned vcpu, uint64_t took, uint64_t inside,
+                     bool is_plain);
 
 /* As native_ops.rest: the thread may run anywhere again. */
 void native_turn_rest(void *opaque, unsigned vcpu);
@@ -83,5 +98,8 @@ void native_turn_place_mapper(struct space *space);
 void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
                 const struct native_change *changes, unsigned count, struct native_left *ret_left);
 void native_kick(void *opaque, unsigned vcpu);
+
+/* native_confirm.c. As native_ops.confirm. */
+void native_confirm(void *opaque, unsigned vcpu);
 
 #endif

@@ -22,6 +22,14 @@
 #define NATIVE_WORD_DEAD 0 /* the kernel writes it when the thread ends */
 #define NATIVE_WORD_GO 1
 #define NATIVE_WORD_STOPPED 2
+#define NATIVE_WORD_MAPPING 3 /* it stays stopped: the mapper lets it go, when it is done */
+#define NATIVE_WORD_FAILED 4  /* ... and could not do it: still stopped */
+
+/* native_mapper.may */
+#define NATIVE_MAY_NOT 0
+#define NATIVE_MAY_RUN 1       /* and sleeps when it has stopped */
+#define NATIVE_MAY_SPIN 2      /* then, too; before, it adds one to its tally */
+#define NATIVE_SPIN_TSC 100000 /* for so long */
 
 /* Offsets into struct native_runner. */
 #define NATIVE_R_WORD 0
@@ -38,6 +46,7 @@
 #define NATIVE_R_GPR 96
 #define NATIVE_R_BEGIN 224 /* host TSC when the guest's code went on, and when it left */
 #define NATIVE_R_END 232
+#define NATIVE_R_SLEEPS 240
 #define NATIVE_R_XSAVE 256
 
 /* Offsets into struct native_mapper. */
@@ -45,6 +54,7 @@
 #define NATIVE_M_COUNT 4
 #define NATIVE_M_DONE 8
 #define NATIVE_M_FAILED 16
+#define NATIVE_M_NEXT 24
 #define NATIVE_M_ITEMS 64
 #define NATIVE_M_ITEM_BYTES 48
 #define NATIVE_M_MAY 3136
@@ -54,7 +64,10 @@
 #define NATIVE_BLOCKS_MASK 0xfff0000
 #define NATIVE_MAY_SHIFT 14
 
-/* The mapper's descriptors; runners have none. */
+/* A runner's only descriptor, of an eventfd, and only where there is one runner. */
+#define NATIVE_TALLY_FD 0
+
+/* The mapper's descriptors. */
 #define NATIVE_RAM_FD 0
 #define NATIVE_BELL_FD 1
 #define NATIVE_COPY_FD 2
@@ -84,6 +97,7 @@ struct native_runner {
     uint64_t gpr[X86_GPR_COUNT];
     uint64_t begin;
     uint64_t end;
+    _Atomic uint32_t sleeps; /* it does not spin, or is about to stop it: wake it */
     uint8_t xsave[NATIVE_XSAVE_BYTES] ALIGNED(64);
     int32_t pid; /* read before any guest code runs */
 };
@@ -102,16 +116,22 @@ struct native_mapper {
     uint32_t count;
     uint64_t done;   /* what it writes to its eventfd */
     uint64_t failed; /* ... when one was refused; the rest was not tried */
+    uint64_t
+        next; /* address in the space of the word of a runner that goes on then; 0: none, tell */
     struct native_item items[NATIVE_MAX_CHANGES] ALIGNED(64);
-    _Atomic uint32_t may[65]; /* by block: its runner may run guest code, or is to stop */
+    _Atomic uint32_t may[65]; /* by block: NATIVE_MAY_* of its runner */
 };
 
 /* The stub, one page at most; offsets of its entries. */
 extern const uint8_t native_stub_start[];
-extern const uint8_t native_stub_fault[]; /* handler of faults and system calls */
-extern const uint8_t native_stub_kick[];  /* handler of NATIVE_SIGNAL */
-extern const uint8_t native_stub_begin[]; /* a new runner jumps here */
-extern const uint8_t native_stub_map[];   /* the mapper jumps here */
+extern const uint8_t native_stub_fault[];   /* handler of faults and system calls */
+extern const uint8_t native_stub_kick[];    /* handler of NATIVE_SIGNAL */
+extern const uint8_t native_stub_begin[];   /* a new runner jumps here */
+extern const uint8_t native_stub_one[];     /* what it adds to its tally: 8 bytes */
+extern const uint8_t native_stub_counted[]; /* behind the system call that does */
+extern const uint8_t native_stub_woken[];   /* behind the stub's FUTEX_WAKE */
+extern const uint8_t native_stub_slept[];   /* ... and its FUTEX_WAIT */
+extern const uint8_t native_stub_map[];     /* the mapper jumps here */
 extern const uint8_t native_stub_end[];
 
 _Static_assert(offsetof(struct native_runner, word) == NATIVE_R_WORD &&
@@ -128,6 +148,7 @@ _Static_assert(offsetof(struct native_runner, word) == NATIVE_R_WORD &&
                    offsetof(struct native_runner, gpr) == NATIVE_R_GPR &&
                    offsetof(struct native_runner, begin) == NATIVE_R_BEGIN &&
                    offsetof(struct native_runner, end) == NATIVE_R_END &&
+                   offsetof(struct native_runner, sleeps) == NATIVE_R_SLEEPS &&
                    offsetof(struct native_runner, xsave) == NATIVE_R_XSAVE,
                "as native_stub.S has it");
 _Static_assert(sizeof(struct native_runner) <= 4096 && sizeof(struct native_mapper) <= 4096 &&
@@ -135,6 +156,7 @@ _Static_assert(sizeof(struct native_runner) <= 4096 && sizeof(struct native_mapp
                    offsetof(struct native_mapper, count) == NATIVE_M_COUNT &&
                    offsetof(struct native_mapper, done) == NATIVE_M_DONE &&
                    offsetof(struct native_mapper, failed) == NATIVE_M_FAILED &&
+                   offsetof(struct native_mapper, next) == NATIVE_M_NEXT &&
                    offsetof(struct native_mapper, items) == NATIVE_M_ITEMS &&
                    sizeof(struct native_item) == NATIVE_M_ITEM_BYTES &&
                    offsetof(struct native_mapper, may) == NATIVE_M_MAY &&

@@ -9,11 +9,13 @@
 #include <errno.h>
 #include <linux/audit.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <ucontext.h>
 
-#define SILENCE_NS 2000000000u /* a runner that was kicked answers sooner, or is killed */
+/* A runner that was kicked so often, and ran each time without an answer, is killed. */
+#define SILENCE_KICKS 4u
 /* How often a runner that says it has stopped is looked at, then given its CPU, before it is made to. */
 #define ASLEEP_TRIES 8u
 #define ASLEEP_YIELDS 8u
@@ -282,7 +284,7 @@ static bool is_asleep(struct native_runner *r)
 }
 
 /* It sleeps at once; where it has the same CPU, it needs that. */
-static void let_sleep(struct native_runner *r, unsigned tries)
+static void let_sleep(struct native_runner *r, uint32_t word, unsigned tries)
 {
     static const struct timespec shortly = {.tv_nsec = 100000};
 
@@ -291,31 +293,83 @@ static void let_sleep(struct native_runner *r, unsigned tries)
     } else if (tries < ASLEEP_TRIES + ASLEEP_YIELDS) {
         (void)sched_yield();
     } else {
-        (void)native_futex(&r->word, FUTEX_WAIT, NATIVE_WORD_STOPPED, &shortly);
+        (void)native_futex(&r->word, FUTEX_WAIT, word, &shortly);
     }
 }
 
 struct patience {
-    uint64_t since; /* 0: nothing is overdue */
-    uint64_t again;
+    uint64_t again;  /* 0: nothing is overdue */
+    uint64_t cpu_ns; /* that it had used when it was kicked */
+    unsigned unheard;
 };
 
-/* An answer is due: has the runner been silent for too long? Kicks it now and then, and not more
- * often, since these signals queue, and all their frames are put on its stack at once. */
+/* CPU time of a process; see clock_getcpuclockid(3), which would look whether there is one. */
+static uint64_t cpu_ns(pid_t pid)
+{
+    const clockid_t clock = (clockid_t)(~(unsigned)pid << 3 | 2u);
+    struct timespec used = {0};
+
+    (void)clock_gettime(clock, &used);
+    return (uint64_t)used.tv_sec * 1000000000u + (uint64_t)used.tv_nsec;
+}
+
+/* Its word does not always tell: the kernel writes there only while others share the memory. */
+static bool has_ended(int pidfd)
+{
+    struct pollfd fd = {.fd = pidfd, .events = POLLIN};
+
+    return poll(&fd, 1, 0) == 1;
+}
+
+/*
+ * An answer is due: has the runner been silent for too long? Kicks it now and then, and not more
+ * often, since these signals queue, and all their frames are put on its stack at once. One that
+ * the host gives no CPU to cannot answer: only kicks after which it ran count.
+ */
 static bool is_silent(struct spaces *spaces, unsigned n, unsigned vcpu, struct patience *p,
                       bool was_kicked)
 {
+    const pid_t runner = spaces->space[n].pids[vcpu];
     const uint64_t now = now_ns();
 
-    if (p->since == 0) {
-        p->since = now;
+    if (p->again == 0) {
+        p->cpu_ns = cpu_ns(runner);
         p->again = was_kicked ? now + KICK_AGAIN_NS : now;
     }
     if (now >= p->again) {
+        const uint64_t used_ns = cpu_ns(runner);
+
+        p->unheard += used_ns != p->cpu_ns ? 1 : 0;
+        p->cpu_ns = used_ns;
         kick_runner(spaces, n, vcpu); /* it may have begun just then, or goes on beside us */
         p->again = now + KICK_AGAIN_NS;
     }
-    return now - p->since > SILENCE_NS;
+    return p->unheard > SILENCE_KICKS || has_ended(spaces->space[n].pidfds[vcpu]);
+}
+
+/* The mapper or the runner is to write the word. Back for no reason, whoever waits behind us may
+ * have been meant: when the runner does, it goes on. */
+static void wait_while(struct native_runner *r, uint32_t word, const struct timespec *most)
+{
+    (void)native_futex(&r->word, FUTEX_WAIT, word, most);
+    if (atomic_load(&r->word) == NATIVE_WORD_GO) {
+        (void)native_futex(&r->word, FUTEX_WAKE, 1, NULL);
+    }
+}
+
+/* It said that it has stopped: is that so? When it may spin, it is asked later (native_confirm). */
+static bool has_stopped(struct spaces *spaces, unsigned n, unsigned vcpu, struct native_runner *r)
+{
+    _Atomic uint32_t *may = &spaces->space[n].mapper->may[vcpu + 1];
+
+    if (atomic_load(may) == NATIVE_MAY_SPIN && atomic_load(&r->word) == NATIVE_WORD_STOPPED) {
+        spaces->space[n].stops++;
+        spaces->turns[vcpu].unconfirmed = n + 1;
+        return true;
+    }
+    /* Before it is looked at: a late kick wakes it, and others may write to its word. */
+    atomic_store(may, NATIVE_MAY_NOT);
+    return is_asleep(r);
 }
 
 /* Until the runner has stopped, or is dead: false. */
@@ -324,7 +378,6 @@ static bool wait_for(struct spaces *spaces, unsigned n, unsigned vcpu, struct na
     static const struct timespec tick = {.tv_nsec = 10000000}; /* who is not woken looks himself */
     static const struct timespec moment = {.tv_nsec = 1000000};
     const _Atomic bool *kicked = &spaces->turns[vcpu].kicked;
-    _Atomic uint32_t *may = &spaces->space[n].mapper->may[vcpu + 1];
     struct patience patience = {0};
     unsigned tries = 0;
 
@@ -333,15 +386,13 @@ static bool wait_for(struct spaces *spaces, unsigned n, unsigned vcpu, struct na
     for (;;) {
         uint32_t word = atomic_load(&r->word);
 
-        if (word == NATIVE_WORD_STOPPED) {
-            atomic_store(may,
-                         0); /* before: a late kick wakes it, and others may write to its word */
-            if (is_asleep(r)) {
+        if (word == NATIVE_WORD_STOPPED || word == NATIVE_WORD_FAILED) {
+            if (has_stopped(spaces, n, vcpu, r)) {
                 return true;
             }
-            let_sleep(r, tries++);
-        } else if (word == NATIVE_WORD_GO) {
-            (void)native_futex(&r->word, FUTEX_WAIT, word, atomic_load(kicked) ? &moment : &tick);
+            let_sleep(r, word, tries++);
+        } else if (word == NATIVE_WORD_GO || word == NATIVE_WORD_MAPPING) {
+            wait_while(r, word, atomic_load(kicked) ? &moment : &tick);
         } else {
             return false;
         }
@@ -352,21 +403,45 @@ static bool wait_for(struct spaces *spaces, unsigned n, unsigned vcpu, struct na
     }
 }
 
-static bool go(struct spaces *spaces, unsigned n, unsigned vcpu, struct native_runner *r)
+static bool may_spin(const struct spaces *spaces, unsigned n, unsigned vcpu)
+{
+    return spaces->turns[vcpu].spin_tsc != 0 && spaces->space[n].tally >= 0;
+}
+
+/* count: changes that the mapper is to make before, and that are made in any case. */
+static void let_go(struct spaces *spaces, unsigned n, unsigned vcpu, struct native_runner *r,
+                   unsigned count)
+{
+    struct space *space = &spaces->space[n];
+
+    atomic_store(&space->mapper->may[vcpu + 1],
+                 may_spin(spaces, n, vcpu) ? NATIVE_MAY_SPIN : NATIVE_MAY_RUN);
+    if (count != 0) {
+        atomic_store(&r->word, NATIVE_WORD_MAPPING);
+        native_change_begin(space, count, vcpu);
+    } else {
+        atomic_store(&r->word, NATIVE_WORD_GO); /* before it is asked */
+        if (atomic_exchange(&r->sleeps, 0) != 0) {
+            (void)native_futex(&r->word, FUTEX_WAKE, 1, NULL);
+        }
+    }
+}
+
+static bool go(struct spaces *spaces, unsigned n, unsigned vcpu, struct native_runner *r,
+               unsigned count)
 {
     struct turn *turn = &spaces->turns[vcpu];
-    uint64_t begin;
+    uint64_t begin = __builtin_ia32_rdtsc();
     bool stopped = true;
 
-    native_turn_begin(spaces, n, vcpu);
-    begin = __builtin_ia32_rdtsc();
     atomic_store(&r->kicked, 0);
     atomic_store(&r->waiting, 0);
     atomic_store(&turn->space, (int)n);
-    if (!atomic_load(&turn->kicked)) {
-        atomic_store(&spaces->space[n].mapper->may[vcpu + 1], 1);
-        atomic_store(&r->word, NATIVE_WORD_GO);
-        (void)native_futex(&r->word, FUTEX_WAKE, 1, NULL);
+    if (atomic_load(&turn->kicked)) {
+        atomic_store(&r->kicked, 1);
+    }
+    if (count != 0 || atomic_load(&r->kicked) == 0) {
+        let_go(spaces, n, vcpu, r, count);
         stopped = wait_for(spaces, n, vcpu, r);
     } else {
         atomic_store(&r->aborted, 1);
@@ -374,8 +449,53 @@ static bool go(struct spaces *spaces, unsigned n, unsigned vcpu, struct native_r
     atomic_store(&turn->space, -1);
     atomic_store(&turn->kicked, false);
     native_turn_end(spaces, vcpu, __builtin_ia32_rdtsc() - begin,
-                    *(const volatile uint64_t *)&r->end - *(const volatile uint64_t *)&r->begin);
+                    *(const volatile uint64_t *)&r->end - *(const volatile uint64_t *)&r->begin,
+                    count == 0);
     return stopped;
+}
+
+/*
+ * Before a turn: is nothing owed? Where the runner spins from turn to turn, what it says is asked
+ * for later. It is now when it did and will not, so that it is surely stopped before the mapper
+ * lets it go; and when it did not and will, since it may have added what it was not asked for.
+ */
+static bool is_settled(struct spaces *spaces, unsigned n, unsigned vcpu)
+{
+    struct space *space = &spaces->space[n];
+    struct turn *turn = &spaces->turns[vcpu];
+    bool spins = may_spin(spaces, n, vcpu);
+
+    if (!spins || turn->unconfirmed != n + 1) {
+        native_confirm(spaces, vcpu);
+    }
+    if (spins && atomic_load(&space->mapper->may[vcpu + 1]) != NATIVE_MAY_SPIN) {
+        turn->unconfirmed = n + 1;
+        native_confirm(spaces, vcpu);
+    }
+    return !atomic_load(&space->lost);
+}
+
+/* Has the mapper let the runner go: no other vCPU's runs there, nor does this one need its CPU. */
+static bool can_chain(const struct spaces *spaces, unsigned vcpu)
+{
+    return spaces->vcpu_count == 1 && spaces->turns[vcpu].spin_tsc == 0;
+}
+
+/* Makes the changes, or leaves *count of them to be made on the way. */
+static int change(struct spaces *spaces, unsigned n, unsigned vcpu,
+                  const struct native_change *changes, unsigned *count)
+{
+    int r;
+
+    if (*count == 0) {
+        return 0;
+    }
+    if (can_chain(spaces, vcpu)) {
+        return native_change_prepare(&spaces->space[n], changes, *count);
+    }
+    r = native_change(spaces, n, changes, *count);
+    *count = 0;
+    return r;
 }
 
 void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
@@ -395,13 +515,21 @@ void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
         ret_left->reason = NATIVE_OTHER;
         return;
     }
-    if (native_change(spaces, n, changes, count) != 0) {
+    native_turn_begin(spaces, n, vcpu);
+    if (!is_settled(spaces, n, vcpu)) {
+        return;
+    }
+    if (change(spaces, n, vcpu, changes, &count) != 0) {
         ret_left->reason = atomic_load(&space->lost) ? NATIVE_LOST : NATIVE_FULL;
         return;
     }
     give(spaces, st, r);
-    if (!go(spaces, n, vcpu, r)) {
+    if (!go(spaces, n, vcpu, r, count)) {
         lose(spaces, n);
+        return;
+    }
+    if (count != 0 && atomic_load(&r->word) == NATIVE_WORD_FAILED) {
+        ret_left->reason = NATIVE_FULL;
         return;
     }
     if (atomic_load(&r->aborted) != 0) {

@@ -96,6 +96,7 @@ static NORETURN void jump(uintptr_t to, uintptr_t stack)
 
 struct runner_start {
     uintptr_t block;
+    int tally;
     pid_t parent;
 };
 
@@ -117,7 +118,8 @@ static int runner_main(void *opaque)
     die_with(start->parent);
     set_handlers(block);
     (void)syscall(SYS_arch_prctl, ARCH_SET_CPUID, 0); /* where the CPU cannot, the engine looks */
-    must(syscall(SYS_close_range, 0, ~0u, 0) == 0);
+    must(start->tally < 0 || dup2(start->tally, NATIVE_TALLY_FD) == NATIVE_TALLY_FD);
+    must(syscall(SYS_close_range, start->tally < 0 ? 0 : NATIVE_TALLY_FD + 1, ~0u, 0) == 0);
     runner->context = stack;
     must(native_filter_runner(block) == 0);
     empty_vectors();
@@ -125,9 +127,9 @@ static int runner_main(void *opaque)
 }
 
 /* Each is ready before the next begins: they share the C library's memory. */
-static void start_runner(unsigned n)
+static void start_runner(unsigned n, int tally)
 {
-    struct runner_start start = {.block = block_at(n), .parent = getpid()};
+    struct runner_start start = {.block = block_at(n), .tally = tally, .parent = getpid()};
     struct native_runner *runner = (struct native_runner *)(start.block + NATIVE_PAGE_AT);
     void *stack = (void *)(start.block + NATIVE_BLOCK_BYTES);
     int pid;
@@ -166,7 +168,7 @@ void native_space_main(const struct native_plan *plan)
     }
     must(setrlimit(RLIMIT_CORE, &none) == 0 && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0);
     for (unsigned n = 1; n <= plan->runners; n++) {
-        start_runner(n);
+        start_runner(n, plan->tally);
     }
     must(plan->bell > NATIVE_COPY_FD && plan->copies_fd > NATIVE_COPY_FD);
     must(dup2(plan->bell, NATIVE_BELL_FD) == NATIVE_BELL_FD);

@@ -5,6 +5,11 @@
  *
  * A runner's handlers never return: the guest goes on by the jump at the end of
  * `restore`, so that no signal mask is ever changed and rt_sigreturn() is not needed.
+ *
+ * A runner that may spin adds one to its tally before it says that it has stopped. The
+ * guest's user can say so without, or jump to where it is added; but behind that there is only
+ * this code, which goes on with the guest's when the word says so, and with one runner nobody
+ * else can write that. So who has a tally of as many as the executor saw it stop is here.
  */
 #include "executor/native_page.h"
 
@@ -18,12 +23,22 @@
 #define FUTEX_WAIT 0
 #define FUTEX_WAKE 1
 
+/* A frame there may be needed, others are not. In each part that a signal begins anew: no frame
+ * is looked at once rsp is what the page says. */
+.macro below_context
+    mov PAGE(NATIVE_R_CONTEXT), %rsp
+    sub $0x200, %rsp
+    and $-64, %rsp
+.endm
+
     .section .rodata.native_stub, "a", @progbits
     .balign 4096
     .globl native_stub_start, native_stub_fault, native_stub_kick, native_stub_begin
-    .globl native_stub_map, native_stub_end
+    .globl native_stub_map, native_stub_end, native_stub_one, native_stub_counted
+    .globl native_stub_woken, native_stub_slept
     .hidden native_stub_start, native_stub_fault, native_stub_kick, native_stub_begin
-    .hidden native_stub_map, native_stub_end
+    .hidden native_stub_map, native_stub_end, native_stub_one, native_stub_counted
+    .hidden native_stub_woken, native_stub_slept
 native_stub_start:
 
 /* rdx: ucontext_t, from here until `.Lanswer`. */
@@ -40,11 +55,10 @@ native_stub_kick:
     jb .Louter
     cmp $(.Lanswer - native_stub_start), %rax
     jb .Lkeep_outer
-    mov PAGE(NATIVE_R_CONTEXT), %rsp /* this frame is not needed, that one may be */
-    sub $0x200, %rsp
-    and $-64, %rsp
-    cmp $(.Lwake - native_stub_start), %rax
+    cmp $(.Lcounted - native_stub_start), %rax
     jb .Lanswer
+    cmp $(.Lwake - native_stub_start), %rax
+    jb .Lcounted
     cmp $(.Lrestore - native_stub_start), %rax
     jb .Lwake
     jmp .Labort
@@ -73,13 +87,29 @@ native_stub_kick:
     mov %rax, PAGE(NATIVE_R_SELECTORS + 24)
 native_stub_begin:
 .Lanswer:
+    below_context
     rdtsc
     shl $32, %rdx
     or %rdx, %rax
     mov %rax, PAGE(NATIVE_R_END)
+    lea native_stub_start(%rip), %rcx
+    and $NATIVE_BLOCKS_MASK, %ecx
+    shr $NATIVE_MAY_SHIFT, %ecx
+    movabs $NATIVE_MAY_AT, %rdx
+    cmpl $NATIVE_MAY_SPIN, (%rdx,%rcx)
+    jne .Lcounted
+    mov $NATIVE_TALLY_FD, %edi
+    lea native_stub_one(%rip), %rsi
+    mov $8, %edx
+    mov $SYS_WRITE, %eax
+    syscall
+native_stub_counted:
+.Lcounted:
+    below_context
     mov $NATIVE_WORD_STOPPED, %eax
     xchg %eax, PAGE(NATIVE_R_WORD) /* before `waiting` is read */
 .Lwake:
+    below_context
     cmpl $0, PAGE(NATIVE_R_WAITING)
     je .Lwait
     lea PAGE(NATIVE_R_WORD), %rdi
@@ -87,8 +117,30 @@ native_stub_begin:
     mov $1, %edx
     mov $SYS_FUTEX, %eax
     syscall
-    /* It never spins here: only who sleeps has stopped, whatever the word says. */
+native_stub_woken:
 .Lwait:
+    lea native_stub_start(%rip), %r8
+    and $NATIVE_BLOCKS_MASK, %r8d
+    shr $NATIVE_MAY_SHIFT, %r8d
+    movabs $NATIVE_MAY_AT, %r9
+    add %r8, %r9
+    rdtsc
+    shl $32, %rdx
+    lea NATIVE_SPIN_TSC(%rdx,%rax), %r8
+.Lspin:
+    cmpl $NATIVE_WORD_GO, PAGE(NATIVE_R_WORD)
+    je .Lrestore
+    cmpl $NATIVE_MAY_SPIN, (%r9)
+    jne .Lsleep
+    pause
+    rdtsc
+    shl $32, %rdx
+    or %rdx, %rax
+    cmp %r8, %rax
+    jb .Lspin
+.Lsleep:
+    mov $1, %eax
+    xchg %eax, PAGE(NATIVE_R_SLEEPS) /* before the word is read */
     mov PAGE(NATIVE_R_WORD), %eax
     cmp $NATIVE_WORD_GO, %eax
     je .Lrestore
@@ -98,7 +150,8 @@ native_stub_begin:
     xor %r10d, %r10d
     mov $SYS_FUTEX, %eax
     syscall
-    jmp .Lwait
+native_stub_slept:
+    jmp .Lsleep
 
     /* A kick from here on ends in .Lanswer with `aborted`; one before is seen here. */
 .Lrestore:
@@ -106,7 +159,7 @@ native_stub_begin:
     and $NATIVE_BLOCKS_MASK, %ecx
     shr $NATIVE_MAY_SHIFT, %ecx
     movabs $NATIVE_MAY_AT, %rdx
-    cmpl $0, (%rdx,%rcx) /* nobody in the space can write that */
+    cmpl $NATIVE_MAY_NOT, (%rdx,%rcx) /* nobody in the space can write that */
     je .Labort
     cmpl $0, PAGE(NATIVE_R_KICKED)
     jne .Labort
@@ -148,6 +201,9 @@ native_stub_begin:
     movl $1, PAGE(NATIVE_R_ABORTED)
     jmp .Lanswer
 
+native_stub_one:
+    .quad 1
+
 /* The mapper: registers only. ebx: the last command, r12d: items left, r13: the next one. */
 native_stub_map:
     xor %ebx, %ebx
@@ -183,15 +239,30 @@ native_stub_map:
     mov $SYS_MUNMAP, %eax
 .Lmap_call:
     syscall
-    lea PAGE(NATIVE_M_FAILED), %rsi
     cmp $-4096, %rax
-    ja .Lmap_tell
+    ja .Lmap_failed
     add $NATIVE_M_ITEM_BYTES, %r13
     dec %r12d
     jmp .Lmap_next
 .Lmap_done:
+    mov $NATIVE_WORD_GO, %eax
+    mov $1, %edx /* the runner has waited for longer than the executor's thread */
     lea PAGE(NATIVE_M_DONE), %rsi
+    jmp .Lmap_tell
+.Lmap_failed:
+    mov $NATIVE_WORD_FAILED, %eax
+    mov $2, %edx
+    lea PAGE(NATIVE_M_FAILED), %rsi
 .Lmap_tell:
+    mov PAGE(NATIVE_M_NEXT), %rdi
+    test %rdi, %rdi
+    jz .Lmap_bell
+    mov %eax, (%rdi)
+    mov $FUTEX_WAKE, %esi
+    mov $SYS_FUTEX, %eax
+    syscall
+    jmp .Lmap_wait
+.Lmap_bell:
     mov $NATIVE_BELL_FD, %edi
     mov $8, %edx
     mov $SYS_WRITE, %eax

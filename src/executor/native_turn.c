@@ -87,12 +87,22 @@ static void judge(struct turn *turn, uint64_t now)
     turn->ways[turn->way].turns /= 2;
 }
 
+static bool may_part(const struct spaces *spaces)
+{
+    return spaces->can_part && atomic_load_explicit(spaces->spares_cpu, memory_order_relaxed) == 0;
+}
+
 void native_turn_begin(struct spaces *spaces, unsigned n, unsigned vcpu)
 {
     struct turn *turn = &spaces->turns[vcpu];
     uint64_t now = __builtin_ia32_rdtsc();
     bool is_short = turn->last_tsc < SHORT_TURN_TSC;
-    bool is_together = turn->way == TURN_TOGETHER && is_short;
+    bool is_together;
+
+    if (!may_part(spaces)) {
+        turn->way = TURN_TOGETHER;
+    }
+    is_together = turn->way == TURN_TOGETHER && is_short;
 
     if (turn->is_pinned && (!is_together || turn->cpu != current_cpu() || turn->last_space != n ||
                             now - turn->since > TOGETHER_TSC)) {
@@ -105,15 +115,19 @@ void native_turn_begin(struct spaces *spaces, unsigned n, unsigned vcpu)
     turn->spin_tsc = turn->way == TURN_APART && turn->last_tsc < SPIN_TSC ? SPIN_TSC : 0;
 }
 
-void native_turn_end(struct spaces *spaces, unsigned vcpu, uint64_t took, uint64_t inside)
+void native_turn_end(struct spaces *spaces, unsigned vcpu, uint64_t took, uint64_t inside,
+                     bool is_plain)
 {
     struct turn *turn = &spaces->turns[vcpu];
     struct turn_cost *cost = &turn->ways[turn->way];
     uint64_t lost = took - (inside < took ? inside : took);
 
     turn->last_tsc = took;
+    if (!is_plain) {
+        return;
+    }
     cost->cost += lost < COST_MAX_TSC ? lost : COST_MAX_TSC;
-    if (++cost->turns >= JUDGE_TURNS && spaces->can_part) {
+    if (++cost->turns >= JUDGE_TURNS && may_part(spaces)) {
         judge(turn, __builtin_ia32_rdtsc());
     }
 }

@@ -137,9 +137,10 @@ struct executor_shared {
     uint64_t pluggable_bytes;
     uint64_t code_cache_bytes;
     uint32_t vcpu_count;
-    uint32_t check;       /* lock step with the reference */
-    uint32_t native_when; /* enum accel_native */
-    uint32_t self_bytes;  /* of these pages with those of the vCPUs */
+    uint32_t check;              /* lock step with the reference */
+    uint32_t native_when;        /* enum accel_native */
+    _Atomic uint32_t spares_cpu; /* as accel_ops.spare_cpu; may change */
+    uint32_t self_bytes;         /* of these pages with those of the vCPUs */
     uint64_t tsc_hz;
     uint32_t has_apics; /* split irqchip */
 

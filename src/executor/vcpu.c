@@ -1,6 +1,7 @@
 /* One vCPU of the engine, run as its page of the shared memory asks. */
 #include "engine/engine.h"
 #include "executor/executor.h"
+#include "executor/native.h"
 
 #include <errno.h>
 #include <linux/futex.h>
@@ -194,6 +195,7 @@ static int enter(struct executor_thread *t)
         engine_accel_ops.kick(t->vcpu); /* run() ends at the next boundary */
     }
     rc = engine_accel_ops.run(t->vcpu, &t->exit);
+    executor_native_leave(t->index);
     atomic_store(&page->place, EXECUTOR_OUTSIDE);
     t->reported = t->exit.reason;
     return rc;

@@ -1,5 +1,7 @@
 #include "http/http.h"
 
+#include "base/path.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netdb.h>
@@ -68,12 +70,11 @@ static bool is_somebody_listening(const struct sockaddr_un *address)
 
 int http_listen_unix(const char *path, mode_t mode, struct err *err)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof(address.sun_path)) {
+    struct sockaddr_un address;
+    if (path_to_unix(path, &address) < 0) {
         return err_set(err, -ENAMETOOLONG, "the socket's path %s is longer than %zu bytes", path,
                        sizeof(address.sun_path) - 1);
     }
-    strcpy(address.sun_path, path);
     if (is_somebody_listening(&address)) {
         return err_set(err, -EADDRINUSE, "another program already listens on %s", path);
     }

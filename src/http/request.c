@@ -148,7 +148,7 @@ static void read_peer(struct http_connection *connection, struct http_peer *peer
         }
         return;
     }
-    struct sockaddr_storage address;
+    struct sockaddr_storage address = {.ss_family = AF_UNSPEC};
     socklen_t len = sizeof(address);
     peer->uid = (uid_t)-1;
     if (getpeername(fd, (struct sockaddr *)&address, &len) != 0) {

@@ -2,7 +2,6 @@
 #include "base/clock.h"
 #include "irqchip/lapic_internal.h"
 
-#define NS_PER_S 1000000000ull
 /* A guest that asks for a shorter period gets this one, so that it cannot keep the loop busy. */
 #define MIN_PERIOD_NS 20000ull
 #define MAX_DELTA_NS (365ull * 86400 * NS_PER_S)

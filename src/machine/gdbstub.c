@@ -18,6 +18,7 @@
 #include "base/io.h"
 #include "base/log.h"
 #include "base/loop.h"
+#include "base/path.h"
 #include "base/thread.h"
 #include "machine/gdb_session.h"
 #include "machine/machine.h"
@@ -309,13 +310,12 @@ static int listen_tcp(const char *listen_at, struct err *err)
 
 static int listen_unix(struct gdbstub *stub, const char *path, struct err *err)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct sockaddr_un address;
 
-    if (*path == '\0' || strlen(path) >= sizeof(address.sun_path)) {
+    if (*path == '\0' || path_to_unix(path, &address) < 0) {
         return err_set(err, -EINVAL, "gdb: the socket's path must have 1 to %zu bytes",
                        sizeof(address.sun_path) - 1);
     }
-    (void)snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
     CLEANUP_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
         return err_set_errno(err, -errno, "gdb: cannot make a socket");

@@ -427,6 +427,9 @@ int machine_start(struct machine *machine, struct err *err)
         rc = throttle_set(machine, machine->config.cpu_cap);
         rc = rc < 0 ? err_set_errno(err, rc, "the CPUs cannot be capped") : 0;
     }
+    if (rc == 0) {
+        throttle_spare(machine, machine->config.cpu_spare || machine->config.cpu_cap != 0);
+    }
     if (rc != 0) {
         return rc;
     }

@@ -158,6 +158,7 @@ struct machine_config {
     unsigned cpus;             /* at the start */
     unsigned cpus_max;         /* machine_set_cpus() up to this many; 0: cpus, for ever */
     unsigned cpu_cap;          /* percent of its CPUs' time, never more; 0: none */
+    bool cpu_spare;            /* somebody else counts or caps that: nothing is to spin */
     uint64_t memory_bytes;     /* at the start; a multiple of 1 MiB */
     uint64_t memory_max_bytes; /* machine_set_memory() up to this; 0: memory_bytes */
 
@@ -370,9 +371,10 @@ int machine_disk_job(struct machine *machine, const char *id, enum machine_job_a
 /*
  * Keeps the machine, all its processes together, to so many percent of its
  * CPUs' time, from now on; 0: no cap. For hosts whose control groups cannot.
+ * spares: as cpu_spare of the configuration; with a cap it is so in any case.
  * -EINVAL above 100, -ENOMEM. Any thread.
  */
-int machine_set_cpu_cap(struct machine *machine, unsigned percent) MUST_CHECK;
+int machine_set_cpu_cap(struct machine *machine, unsigned percent, bool spares) MUST_CHECK;
 
 /* Limits of the network card, each direction by itself. -ENODEV without one. Any thread. */
 int machine_net_limit(struct machine *machine, const struct limit_config *limits) MUST_CHECK;

@@ -231,6 +231,8 @@ void memory_status_locked(const struct machine *machine, struct machine_status *
 
 /* throttle.c. Percent of the CPUs' time, 0 for no cap: the loop's thread, or before it starts. */
 int throttle_set(struct machine *machine, unsigned percent) MUST_CHECK;
+/* As accel_ops.spare_cpu, where there is one. */
+void throttle_spare(struct machine *machine, bool spares);
 /* After the loop has ended. */
 void throttle_destroy(struct machine *machine);
 

@@ -71,6 +71,7 @@ static int vm_create(struct machine *machine, struct err *err)
         .died = on_died,
         .opaque = machine,
     };
+    bool is_split_wanted;
     int rc;
 
     machine->tsc_hz = cpuid_tsc_hz();
@@ -87,12 +88,12 @@ static int vm_create(struct machine *machine, struct err *err)
         machine->accel = &engine_accel_ops; /* to look into the engine: in this process */
     }
     machine->accel->caps(&caps);
+    is_split_wanted = config->kvm_split_irqchip && caps.irqchip_split;
     machine->irqchip = VM_IRQCHIP_USER;
-    if (config->kvm_split_irqchip && caps.irqchip_split) {
-        machine->irqchip = VM_IRQCHIP_SPLIT;
-    } else if (caps.irqchip_full && !vm_config.emulated) { /* the stepper takes interrupts too */
-        machine->irqchip = VM_IRQCHIP_FULL;
-    } else if (caps.irqchip_split && !caps.irqchip_full && !config->engine_check) {
+    if (caps.irqchip_full && !vm_config.emulated && !is_split_wanted) {
+        machine->irqchip = VM_IRQCHIP_FULL; /* the stepper takes interrupts too */
+    } else if (is_split_wanted ||
+               (caps.irqchip_split && !caps.irqchip_full && !config->engine_check)) {
         machine->irqchip = VM_IRQCHIP_SPLIT; /* lock step: deadlines in the host's time are ours */
     }
     vm_config.irqchip = machine->irqchip;

@@ -7,6 +7,7 @@
  * to wait for a busy host does not pay for that. All on the loop's thread, but
  * for machine_set_cpu_cap().
  */
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/loop.h"
 #include "base/process.h"
@@ -16,7 +17,6 @@
 #include <stdlib.h>
 #include <time.h>
 
-#define NS_PER_MS 1000000ull
 /* The account never holds more than this much of filling: what a machine did not use, or the host
  * was too busy to give it, it may use later. */
 #define BURST_NS (100 * NS_PER_MS)
@@ -186,15 +186,24 @@ int throttle_set(struct machine *machine, unsigned percent)
     return 0;
 }
 
+void throttle_spare(struct machine *machine, bool spares)
+{
+    if (machine->vm != NULL && machine->accel->spare_cpu != NULL) {
+        machine->accel->spare_cpu(machine->vm, spares);
+    }
+}
+
 struct cap_call {
     struct machine *machine;
     unsigned percent;
+    bool spares;
 };
 
 static void take_cap(void *opaque)
 {
     struct cap_call *call = opaque;
 
+    throttle_spare(call->machine, call->percent != 0 || call->spares);
     if ((call->machine->throttle != NULL || call->percent != 0) &&
         throttle_set(call->machine, call->percent) < 0) {
         log_error("no memory to cap the CPUs");
@@ -202,7 +211,7 @@ static void take_cap(void *opaque)
     free(call);
 }
 
-int machine_set_cpu_cap(struct machine *machine, unsigned percent)
+int machine_set_cpu_cap(struct machine *machine, unsigned percent, bool spares)
 {
     struct cap_call *call = percent <= 100 ? malloc(sizeof(*call)) : NULL;
     int rc;
@@ -210,7 +219,7 @@ int machine_set_cpu_cap(struct machine *machine, unsigned percent)
     if (call == NULL) {
         return percent <= 100 ? -ENOMEM : -EINVAL;
     }
-    *call = (struct cap_call){.machine = machine, .percent = percent};
+    *call = (struct cap_call){.machine = machine, .percent = percent, .spares = spares};
     rc = loop_defer(machine->loop, take_cap, call);
     if (rc < 0) {
         free(call);

@@ -314,6 +314,21 @@ static void expose_up(const struct exposure *exposure)
     }
 }
 
+static void expose_credits(const struct exposure *exposure)
+{
+    begin_family(exposure->out, "corbel_instance_cpu_credits_seconds", "gauge",
+                 "CPU time that it may use above its baseline.");
+    for (unsigned i = 0; i < exposure->samples->count; i++) {
+        const struct machine_sample *sample = &exposure->samples->items[i];
+        const json_t *credits = json_object_get(sample->instance, "cpu_credits");
+
+        if (credits != NULL) {
+            begin_line(exposure, "corbel_instance_cpu_credits_seconds", sample);
+            end_line(exposure->out, (uint64_t)json_integer_value(credits), false);
+        }
+    }
+}
+
 /* ---- host and daemon ---- */
 
 static void put(FILE *out, const char *name, const char *type, const char *help, double value)
@@ -426,6 +441,7 @@ static int list_projects(struct compute *compute, json_t **ret_names, struct fau
 static void expose_all(struct metrics *metrics, const struct exposure *exposure, bool with_host)
 {
     expose_up(exposure);
+    expose_credits(exposure);
     expose_vcpus(exposure);
     expose_families(exposure);
     expose_latencies(exposure, "disk", "corbel_instance_disk_latency_seconds", "operation",

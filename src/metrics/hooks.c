@@ -1,40 +1,41 @@
 /*
- * Webhooks: one thread sends what alarms owe, one after the other. What is not
- * sent when it ends is owed still, and comes again.
+ * Webhooks of alarms: what those of one project owe is sent one after the
+ * other, so that it arrives in order; several threads do so for several
+ * projects, of which none waits for another's receiver. What is not sent when
+ * this ends is owed still, and comes again.
  */
 #include "base/log.h"
 #include "metrics/metrics_int.h"
+#include "metrics/post.h"
 
-#include <curl/curl.h>
 #include <errno.h>
-#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#define THREADS 8u
 #define QUEUE_MAX 1000u
+#define PROJECT_MAX 100u /* of one project among them */
 #define TRIES 5u
-#define CONNECT_MS 5000L
-#define TOTAL_MS 10000L
 
 struct hook {
     struct hook *next;
     json_t *alarm;
     char owed[128];
     struct compute_debt debt;
+    bool is_taken; /* a thread sends it */
 };
 
 struct hooks {
     struct compute *compute;
-    bool allows_local;
-    bool was_refused;  /* the last address; its thread's */
+    enum metrics_reach reach;
     struct mutex lock; /* the rest */
     pthread_cond_t changed;
     bool is_closing;
-    struct hook *first; /* it is being sent, and stays there until it is paid */
+    struct hook *first; /* what is being sent stays there until it is paid */
     unsigned count;
-    pthread_t thread;
-    bool has_thread;
+    pthread_t threads[THREADS];
+    unsigned thread_count;
 };
 
 static const char *text_in(const json_t *object, const char *name)
@@ -50,18 +51,25 @@ static void hook_free(struct hook *hook)
     free(hook);
 }
 
+static bool is_of_project(const struct hook *hook, const char *project)
+{
+    return strcmp(text_in(hook->alarm, "project"), project) == 0;
+}
+
 void hooks_add(struct hooks *hooks, const json_t *alarm, const char *owed,
                const struct compute_debt *debt)
 {
     struct hook *hook = NULL;
     struct hook **at;
+    unsigned of_project = 0;
 
     mutex_lock(&hooks->lock);
     at = &hooks->first;
     while (*at != NULL && strcmp((*at)->debt.token, debt->token) != 0) {
+        of_project += is_of_project(*at, text_in(alarm, "project"));
         at = &(*at)->next;
     }
-    if (*at == NULL && hooks->count < QUEUE_MAX) {
+    if (*at == NULL && hooks->count < QUEUE_MAX && of_project < PROJECT_MAX) {
         hook = calloc(1, sizeof(*hook));
     }
     if (hook != NULL) {
@@ -76,50 +84,6 @@ void hooks_add(struct hooks *hooks, const json_t *alarm, const char *owed,
 }
 
 /* ---- sending ---- */
-
-static bool is_local_ip4(const uint8_t ip[4])
-{
-    return ip[0] == 127 || ip[0] == 0 || (ip[0] == 169 && ip[1] == 254) || ip[0] >= 224;
-}
-
-static bool is_local(const struct sockaddr *address)
-{
-    if (address->sa_family == AF_INET) {
-        const struct sockaddr_in *in = (const struct sockaddr_in *)(const void *)address;
-
-        return is_local_ip4((const uint8_t *)&in->sin_addr);
-    }
-    if (address->sa_family == AF_INET6) {
-        const struct in6_addr *ip =
-            &((const struct sockaddr_in6 *)(const void *)address)->sin6_addr;
-
-        return IN6_IS_ADDR_V4MAPPED(ip)
-                   ? is_local_ip4(ip->s6_addr + 12)
-                   : IN6_IS_ADDR_LOOPBACK(ip) || IN6_IS_ADDR_UNSPECIFIED(ip) ||
-                         IN6_IS_ADDR_LINKLOCAL(ip) || IN6_IS_ADDR_MULTICAST(ip);
-    }
-    return true;
-}
-
-/* Here, where the name has become an address: a name may become another one each time. */
-static curl_socket_t open_socket(void *opaque, curlsocktype purpose, struct curl_sockaddr *address)
-{
-    struct hooks *hooks = opaque;
-
-    (void)purpose;
-    if (!hooks->allows_local && is_local(&address->addr)) {
-        hooks->was_refused = true;
-        return CURL_SOCKET_BAD;
-    }
-    return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
-}
-
-static size_t ignore_body(char *data, size_t size, size_t count, void *opaque)
-{
-    (void)data;
-    (void)opaque;
-    return size * count;
-}
 
 /* Looked at every second at least: the end need not wait for a server. */
 static int on_progress(void *opaque, curl_off_t total, curl_off_t now, curl_off_t up_total,
@@ -155,77 +119,28 @@ static char *make_body(const struct hook *hook)
     return text;
 }
 
-static CURLcode set_up(CURL *curl, struct hooks *hooks, const char *url,
-                       const struct curl_slist *headers, const char *body, char *why)
-{
-    CURLcode code = curl_easy_setopt(curl, CURLOPT_URL, url);
-
-#define SET(option, value) code = code == CURLE_OK ? curl_easy_setopt(curl, option, value) : code
-    SET(CURLOPT_PROTOCOLS_STR, "http,https");
-    SET(CURLOPT_FOLLOWLOCATION, 0L); /* to nowhere: a receiver does not choose another */
-    SET(CURLOPT_PROXY, "");
-    SET(CURLOPT_NOSIGNAL, 1L);
-    SET(CURLOPT_FAILONERROR, 1L);
-    SET(CURLOPT_CONNECTTIMEOUT_MS, CONNECT_MS);
-    SET(CURLOPT_TIMEOUT_MS, TOTAL_MS);
-    SET(CURLOPT_POSTFIELDS, body);
-    SET(CURLOPT_HTTPHEADER, headers);
-    SET(CURLOPT_USERAGENT, "corbeld/" CORBEL_VERSION);
-    SET(CURLOPT_WRITEFUNCTION, ignore_body);
-    SET(CURLOPT_OPENSOCKETFUNCTION, open_socket);
-    SET(CURLOPT_OPENSOCKETDATA, hooks);
-    SET(CURLOPT_XFERINFOFUNCTION, on_progress);
-    SET(CURLOPT_XFERINFODATA, hooks);
-    SET(CURLOPT_NOPROGRESS, 0L);
-    SET(CURLOPT_ERRORBUFFER, why);
-#undef SET
-    return code;
-}
-
-/* A server that says so means it; one that is not there may come back. */
-static int judge(const struct hooks *hooks, CURLcode code, long status)
-{
-    if (code == CURLE_OK && status >= 200 && status < 300) {
-        return 0;
-    }
-    return hooks->was_refused || (status >= 300 && status < 500 && status != 408 && status != 429)
-               ? -EPERM
-               : -EIO;
-}
-
 /* One try: 0, or a phrase with -EIO, or -EPERM when others are in vain. */
-static int post(struct hooks *hooks, const struct hook *hook, char why[CURL_ERROR_SIZE])
+static int send_once(struct hooks *hooks, const struct hook *hook, char why[CURL_ERROR_SIZE])
 {
-    CURL *curl = curl_easy_init();
     char *body = make_body(hook);
-    char key[160];
-    struct curl_slist *headers = curl_slist_append(NULL, "Content-Type: application/json");
-    struct curl_slist *all;
-    CURLcode code = CURLE_OUT_OF_MEMORY;
-    long status = 0;
+    const struct post_letter letter = {
+        .url = text_in(hook->alarm, "webhook"), .body = body, .token = hook->debt.token};
+    struct post post;
+    unsigned status;
+    int rc = post_begin(&post, hooks->reach, &letter);
 
-    hooks->was_refused = false;
-    why[0] = '\0';
-    (void)snprintf(key, sizeof(key), "Idempotency-Key: %s", hook->debt.token);
-    all = headers != NULL ? curl_slist_append(headers, key) : NULL;
-    if (curl != NULL && body != NULL && all != NULL) {
-        code = set_up(curl, hooks, text_in(hook->alarm, "webhook"), all, body, why);
-        code = code == CURLE_OK ? curl_easy_perform(curl) : code;
-        (void)curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status); /* 0 without an answer */
+    if (rc == 0) {
+        CURLcode code = curl_easy_setopt(post.curl, CURLOPT_XFERINFOFUNCTION, on_progress);
+
+        code = code == CURLE_OK ? curl_easy_setopt(post.curl, CURLOPT_XFERINFODATA, hooks) : code;
+        code = code == CURLE_OK ? curl_easy_setopt(post.curl, CURLOPT_NOPROGRESS, 0L) : code;
+        code = code == CURLE_OK ? curl_easy_perform(post.curl) : code;
+        rc = post_end(&post, code, &status);
     }
-    if (hooks->was_refused) {
-        (void)snprintf(why, CURL_ERROR_SIZE,
-                       "its address is this host's own or its link's, and corbeld was started "
-                       "without --local-webhooks");
-    } else if (why[0] == '\0') {
-        (void)snprintf(why, CURL_ERROR_SIZE, "%s",
-                       code != CURLE_OK ? curl_easy_strerror(code)
-                                        : "it answers with a redirection");
-    }
-    curl_slist_free_all(headers);
+    (void)snprintf(why, CURL_ERROR_SIZE, "%s", rc == -ENOMEM ? "out of memory" : post.why);
+    post_done(&post);
     free(body);
-    curl_easy_cleanup(curl);
-    return judge(hooks, code, status);
+    return rc == -ENOMEM ? -EIO : rc;
 }
 
 /* False when all ends. */
@@ -256,7 +171,7 @@ static bool deliver(struct hooks *hooks, const struct hook *hook)
         if (i > 0 && !wait_s(hooks, 1u << (i - 1))) {
             return false;
         }
-        rc = post(hooks, hook, why);
+        rc = send_once(hooks, hook, why);
     }
     (void)snprintf(complaint, sizeof(complaint), "the webhook was not reached: %s",
                    rc < 0 ? why : "");
@@ -272,33 +187,63 @@ static bool deliver(struct hooks *hooks, const struct hook *hook)
     return true;
 }
 
-static void *hooks_main(void *opaque)
+/* The first one of a project for which nothing is being sent; NULL: there is none. */
+static struct hook *find_free(struct hooks *hooks)
 {
-    struct hooks *hooks = opaque;
-    bool goes_on = true;
+    for (struct hook *hook = hooks->first; hook != NULL; hook = hook->next) {
+        bool is_free = true;
 
-    while (goes_on) {
-        struct hook *hook;
-
-        mutex_lock(&hooks->lock);
-        while (hooks->first == NULL && !hooks->is_closing) {
-            (void)pthread_cond_wait(&hooks->changed, &hooks->lock.raw); /* cannot fail */
+        for (const struct hook *at = hooks->first; is_free && at != NULL; at = at->next) {
+            is_free = !at->is_taken || !is_of_project(at, text_in(hook->alarm, "project"));
         }
-        hook = hooks->is_closing ? NULL : hooks->first;
-        mutex_unlock(&hooks->lock);
-        goes_on = hook != NULL && deliver(hooks, hook);
-        if (goes_on) {
-            mutex_lock(&hooks->lock);
-            hooks->first = hook->next;
-            hooks->count--;
-            mutex_unlock(&hooks->lock);
-            hook_free(hook);
+        if (is_free) {
+            return hook;
         }
     }
     return NULL;
 }
 
-int hooks_create(struct compute *compute, bool allows_local, struct hooks **ret_hooks)
+/* Waits for one; NULL when all ends. */
+static struct hook *take(struct hooks *hooks)
+{
+    struct hook *hook = NULL;
+
+    mutex_lock(&hooks->lock);
+    while (!hooks->is_closing && (hook = find_free(hooks)) == NULL) {
+        (void)pthread_cond_wait(&hooks->changed, &hooks->lock.raw); /* cannot fail */
+    }
+    if (hook != NULL) {
+        hook->is_taken = true;
+    }
+    mutex_unlock(&hooks->lock);
+    return hook;
+}
+
+static void drop(struct hooks *hooks, struct hook *hook)
+{
+    struct hook **at;
+
+    mutex_lock(&hooks->lock);
+    for (at = &hooks->first; *at != hook; at = &(*at)->next) {
+    }
+    *at = hook->next;
+    hooks->count--;
+    (void)pthread_cond_broadcast(&hooks->changed); /* its project's next one is free */
+    mutex_unlock(&hooks->lock);
+    hook_free(hook);
+}
+
+static void *hooks_main(void *opaque)
+{
+    struct hooks *hooks = opaque;
+
+    for (struct hook *hook; (hook = take(hooks)) != NULL && deliver(hooks, hook);) {
+        drop(hooks, hook);
+    }
+    return NULL;
+}
+
+int hooks_create(struct compute *compute, enum metrics_reach reach, struct hooks **ret_hooks)
 {
     struct hooks *hooks = calloc(1, sizeof(*hooks));
     int rc;
@@ -308,11 +253,13 @@ int hooks_create(struct compute *compute, bool allows_local, struct hooks **ret_
         return -ENOMEM;
     }
     hooks->compute = compute;
-    hooks->allows_local = allows_local;
+    hooks->reach = reach;
     mutex_init(&hooks->lock, LOCK_RANK_LEAF);
     (void)pthread_cond_init(&hooks->changed, NULL); /* cannot fail on Linux */
-    rc = thread_start(&hooks->thread, "metrics/hooks", hooks_main, hooks);
-    hooks->has_thread = rc == 0;
+    for (rc = 0; rc == 0 && hooks->thread_count < THREADS;) {
+        rc = thread_start(&hooks->threads[hooks->thread_count], "metrics/hooks", hooks_main, hooks);
+        hooks->thread_count += rc == 0;
+    }
     if (rc < 0) {
         hooks_destroy(hooks);
         return rc;
@@ -330,8 +277,8 @@ void hooks_destroy(struct hooks *hooks)
     hooks->is_closing = true;
     (void)pthread_cond_broadcast(&hooks->changed); /* cannot fail */
     mutex_unlock(&hooks->lock);
-    if (hooks->has_thread) {
-        (void)pthread_join(hooks->thread, NULL);
+    for (unsigned i = 0; i < hooks->thread_count; i++) {
+        (void)pthread_join(hooks->threads[i], NULL);
     }
     while (hooks->first != NULL) {
         struct hook *hook = hooks->first;

@@ -78,6 +78,73 @@ static void forget_absent(struct metrics *metrics)
     }
 }
 
+/* The name of this start of the host; "" where the kernel does not tell. */
+static void read_boot(char out[64])
+{
+    size_t len = 0;
+    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
+
+    if (file != NULL) {
+        len = fread(out, 1, 63, file);
+        (void)fclose(file);
+    }
+    while (len > 0 && out[len - 1] == '\n') {
+        len--;
+    }
+    out[len] = '\0';
+}
+
+static void count_usage(struct metrics *metrics, const struct machine_samples *samples)
+{
+    json_t *answers = json_object();
+    struct compute_usage_clock clock = {.now_s = (uint64_t)time(NULL)};
+    struct timespec up;
+    char boot[64];
+    struct fault fault;
+
+    read_boot(boot);
+    clock.boot = boot;
+    (void)clock_gettime(CLOCK_BOOTTIME, &up); /* cannot fail */
+    clock.up_s = (uint64_t)up.tv_sec;
+
+    for (unsigned i = 0; i < samples->count; i++) {
+        const struct machine_sample *one = &samples->items[i];
+        const char *id = json_string_value(json_object_get(one->instance, "id"));
+
+        if (id != NULL && one->answer != NULL) {
+            (void)json_object_set_new(
+                answers, id,
+                json_integer((json_int_t)(machine_counter(one, "net.rx_bytes") +
+                                          machine_counter(one, "net.tx_bytes"))));
+        }
+    }
+    if (compute_usage_count(metrics->usage, answers, &clock, &fault) < 0) {
+        log_warn("what projects use cannot be counted: %s, ignoring", fault.text);
+    }
+    json_decref(answers);
+}
+
+static void settle_credits(struct metrics *metrics, const struct machine_samples *samples)
+{
+    struct fault fault;
+
+    for (unsigned i = 0; i < samples->count; i++) {
+        const struct machine_sample *sample = &samples->items[i];
+        bool has_credits = json_object_get(sample->instance, "cpu_baseline_percent") != NULL ||
+                           json_object_get(sample->instance, "cpu_credits") != NULL;
+
+        if (!has_credits || sample->answer == NULL) {
+            continue;
+        }
+        int rc = compute_settle_credits(metrics->config.compute, sample->instance,
+                                        machine_counter(sample, "vcpu.run_ns"),
+                                        metrics->config.period_s, &fault);
+        if (rc < 0 && rc != -ESTALE && rc != -ENOENT && rc != -EBUSY) {
+            log_warn("CPU credits are not counted: %s, ignoring", fault.text);
+        }
+    }
+}
+
 static void sample(struct metrics *metrics, uint32_t period)
 {
     struct machine_samples samples = {.items = NULL};
@@ -99,6 +166,9 @@ static void sample(struct metrics *metrics, uint32_t period)
     write_line(metrics, NULL, &line);
     metrics->host = host;
     alarms_evaluate(metrics, &samples, period);
+    settle_credits(metrics, &samples);
+    count_usage(metrics, &samples);
+    event_hooks_look(metrics->event_hooks);
     machines_done(&samples);
 }
 
@@ -150,8 +220,16 @@ int metrics_open(const struct metrics_config *config, struct err *err, struct me
              ? err_set(err, -EINVAL, "a period of history has at most %u seconds", MAX_PERIOD_S)
              : path_format(metrics->state_dir, err, "%s", config->state_dir);
     if (rc == 0) {
-        rc = hooks_create(config->compute, config->has_local_hooks, &metrics->hooks);
+        rc = hooks_create(config->compute, config->reach, &metrics->hooks);
         rc = rc < 0 ? err_set_errno(err, rc, "webhooks cannot be set up") : 0;
+    }
+    if (rc == 0) {
+        rc = event_hooks_create(config->compute, config->reach, &metrics->event_hooks);
+        rc = rc < 0 ? err_set_errno(err, rc, "webhooks cannot be set up") : 0;
+    }
+    if (rc == 0) {
+        rc = compute_usage_open(config->compute, &metrics->usage);
+        rc = rc < 0 ? err_set_errno(err, rc, "usage cannot be counted") : 0;
     }
     if (rc == 0) {
         rc = thread_start(&metrics->thread, "metrics", sampler_main, metrics);
@@ -164,6 +242,11 @@ int metrics_open(const struct metrics_config *config, struct err *err, struct me
     }
     *ret_metrics = metrics;
     return 0;
+}
+
+struct compute_usage *metrics_usage(struct metrics *metrics)
+{
+    return metrics->usage;
 }
 
 void metrics_close(struct metrics *metrics)
@@ -179,6 +262,8 @@ void metrics_close(struct metrics *metrics)
         (void)pthread_join(metrics->thread, NULL);
     }
     hooks_destroy(metrics->hooks);
+    event_hooks_destroy(metrics->event_hooks);
+    compute_usage_close(metrics->usage);
     forget_absent(metrics);
     forget_absent(metrics); /* what the first time spared */
     (void)pthread_cond_destroy(&metrics->changed);

@@ -20,11 +20,18 @@
 
 struct metrics;
 
+/* What webhooks may lead to; each holds those before. */
+enum metrics_reach {
+    REACH_PUBLIC,
+    REACH_PRIVATE, /* networks that are nobody else's */
+    REACH_LOCAL    /* this host and its link */
+};
+
 struct metrics_config {
     struct compute *compute; /* outlives it */
     const char *state_dir;   /* the host's history stands here */
     unsigned period_s;       /* 0: METRICS_PERIOD_S; at most 60 */
-    bool has_local_hooks;    /* webhooks may lead to this host and its link */
+    enum metrics_reach reach;
 };
 
 int metrics_open(const struct metrics_config *config, struct err *err, struct metrics **ret_metrics)
@@ -38,6 +45,9 @@ void metrics_close(struct metrics *metrics); /* accepts NULL */
  */
 int metrics_expose(struct metrics *metrics, const char *project, char **ret_text,
                    struct fault *fault) MUST_CHECK;
+
+/* What projects use is counted once per period, too: to be read by compute_usage_read(). */
+struct compute_usage *metrics_usage(struct metrics *metrics);
 
 struct metrics_query {
     const char *metrics;       /* names with commas between them; NULL: all */

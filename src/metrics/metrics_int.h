@@ -87,12 +87,22 @@ void alarms_evaluate(struct metrics *metrics, const struct machine_samples *samp
 
 /* ---- hooks.c ---- */
 
-/* allows_local: also to addresses of this host and of its link. */
-int hooks_create(struct compute *compute, bool allows_local, struct hooks **ret_hooks) MUST_CHECK;
+int hooks_create(struct compute *compute, enum metrics_reach reach, struct hooks **ret_hooks)
+    MUST_CHECK;
 void hooks_destroy(struct hooks *hooks); /* accepts NULL */
 /* Sends it, unless it is under way. Any thread; waits for nothing. */
 void hooks_add(struct hooks *hooks, const json_t *alarm, const char *owed,
                const struct compute_debt *debt);
+
+/* ---- event_hooks.c ---- */
+
+struct event_hooks;
+
+int event_hooks_create(struct compute *compute, enum metrics_reach reach,
+                       struct event_hooks **ret_hooks) MUST_CHECK;
+void event_hooks_destroy(struct event_hooks *hooks); /* accepts NULL */
+/* There may be hooks, and events, that are new. Any thread; waits for nothing. */
+void event_hooks_look(struct event_hooks *hooks);
 
 /* ---- metrics.c ---- */
 
@@ -107,7 +117,9 @@ struct track {
 struct metrics {
     struct metrics_config config;
     char state_dir[PATH_MAX];
-    struct hooks *hooks;
+    struct hooks *hooks; /* of alarms */
+    struct event_hooks *event_hooks;
+    struct compute_usage *usage;
     struct mutex scrapes; /* one at a time: a monitor has few places for clients */
 
     struct mutex lock; /* the next line */

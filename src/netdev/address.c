@@ -1,4 +1,5 @@
 /* Which IPv4 address the guest has, from what it says and hears by ARP (RFC 826) and DHCP (RFC 2131). */
+#include "base/clock.h"
 #include "base/wire.h"
 #include "netdev/netdev_int.h"
 
@@ -33,6 +34,9 @@
 #define DHCP_REQUEST 3u
 #define DHCP_ACK 5u
 
+/* The address is another when it was not said for so long while others were. */
+#define ADDRESS_ALIVE_NS (5 * 60 * NS_PER_S)
+
 /* An address of a host: not this network (a probe's 0.0.0.0), loopback, multicast or broadcast. */
 static bool is_unicast(uint32_t address)
 {
@@ -41,13 +45,33 @@ static bool is_unicast(uint32_t address)
     return first != 0 && first != 127 && first < 224;
 }
 
-static void note(struct netdev *netdev, uint32_t address)
+static void set_address(struct netdev *netdev, uint32_t address)
 {
+    netdev->others_since_ns = 0;
     if (is_unicast(address) && address != netdev_guest_address(netdev)) {
         atomic_store_explicit(&netdev->guest_address, address, memory_order_relaxed);
         if (netdev->address_fn != NULL) {
             netdev->address_fn(netdev->address_opaque);
         }
+    }
+}
+
+/*
+ * A card may have several addresses and says each of them now and then. One that is talked with is
+ * said about once a minute: neighbours are asked for anew.
+ */
+void netdev_note_address(struct netdev *netdev, uint32_t address, uint64_t now_ns)
+{
+    uint32_t current = netdev_guest_address(netdev);
+
+    if (!is_unicast(address)) {
+        return;
+    }
+    if (current == 0 || current == address ||
+        (netdev->others_since_ns != 0 && now_ns - netdev->others_since_ns > ADDRESS_ALIVE_NS)) {
+        set_address(netdev, address);
+    } else if (netdev->others_since_ns == 0) {
+        netdev->others_since_ns = now_ns;
     }
 }
 
@@ -75,7 +99,7 @@ void netdev_note_sent(struct netdev *netdev, const uint8_t *frame, size_t len)
     if (len >= ARP_END && load_be16(frame + ETHERTYPE) == ETHERTYPE_ARP) {
         if (load_be16(frame + ARP_PROTOCOL) == ETHERTYPE_IPV4 &&
             memcmp(frame + 6, frame + ARP_SENDER_MAC, 6) == 0) {
-            note(netdev, load_be32(frame + ARP_SENDER_IP));
+            netdev_note_address(netdev, load_be32(frame + ARP_SENDER_IP), clock_monotonic_ns());
         }
     } else if (dhcp_type(frame, len, DHCP_CLIENT_PORT, DHCP_SERVER_PORT) == DHCP_REQUEST) {
         netdev->dhcp_xid = load_be32(frame + DHCP_XID);
@@ -89,7 +113,7 @@ void netdev_note_delivered(struct netdev *netdev, const uint8_t *frame, size_t l
         dhcp_type(frame, len, DHCP_SERVER_PORT, DHCP_CLIENT_PORT) == DHCP_ACK &&
         load_be32(frame + DHCP_XID) == netdev->dhcp_xid) {
         netdev->dhcp_xid = 0;
-        note(netdev, load_be32(frame + DHCP_YOUR_IP));
+        set_address(netdev, load_be32(frame + DHCP_YOUR_IP));
     }
 }
 

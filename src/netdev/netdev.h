@@ -116,8 +116,9 @@ int netdev_set_forwards(struct netdev *netdev, const struct netdev_forward *forw
                         unsigned count, struct err *err) MUST_CHECK;
 
 /*
- * The card's IPv4 address, host byte order, as its ARP packets and the answers to its DHCP
- * requests said last; 0 until they have. The guest can say anything. Any thread.
+ * The card's IPv4 address, host byte order: what the last answer to its DHCP requests gave, else the
+ * first that its ARP packets said, until they have said only others for minutes; 0 until there is
+ * one. The guest can say anything. Any thread.
  */
 uint32_t netdev_guest_address(const struct netdev *netdev);
 /* Calls fn on the netdev's thread when that has changed. Before netdev_start(). */

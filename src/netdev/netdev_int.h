@@ -41,7 +41,8 @@ struct netdev {
     struct limit tx_limit, rx_limit;
     struct loop_timer *tx_timer, *rx_timer; /* when frames may go on; NULL without limits so far */
     /* Written by the netdev's thread, read by any. */
-    uint32_t dhcp_xid; /* of the guest's request that was not answered yet; 0: none */
+    uint32_t dhcp_xid;        /* of the guest's request that was not answered yet; 0: none */
+    uint64_t others_since_ns; /* other addresses than the last were said from then on; 0: none */
     _Atomic uint32_t guest_address;
     _Atomic uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, tx_dropped, rx_dropped, tx_throttled,
         rx_throttled;
@@ -54,6 +55,8 @@ void netdev_done(struct netdev *netdev);
 /* address.c: frames that the guest sent and is to get, to learn its address from. */
 void netdev_note_sent(struct netdev *netdev, const uint8_t *frame, size_t len);
 void netdev_note_delivered(struct netdev *netdev, const uint8_t *frame, size_t len);
+/* The guest said by ARP that it has the address. */
+void netdev_note_address(struct netdev *netdev, uint32_t address, uint64_t now_ns);
 
 /* Gives a frame to the card; it is copied where it has to wait, dropped where too much waits. */
 void netdev_deliver(struct netdev *netdev, const void *frame, size_t len);

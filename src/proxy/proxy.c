@@ -434,6 +434,11 @@ static int proxy_send_msi(struct accel_vm *accel_vm, uint64_t address, uint32_t 
     return 0;
 }
 
+static void proxy_spare_cpu(struct accel_vm *accel_vm, bool spares)
+{
+    atomic_store(&vm_of(accel_vm)->shared->spares_cpu, spares ? 1 : 0);
+}
+
 static int proxy_irqchip_reset(struct accel_vm *accel_vm)
 {
     struct proxy_vm *vm = vm_of(accel_vm);
@@ -541,6 +546,7 @@ const struct accel_ops proxy_accel_ops = {
     .set_debug = proxy_set_debug,
     .send_msi = proxy_send_msi,
     .irqchip_reset = proxy_irqchip_reset,
+    .spare_cpu = proxy_spare_cpu,
     .get_apic = proxy_get_apic,
     .set_apic = proxy_set_apic,
     .vcpu_thread = proxy_vcpu_thread,

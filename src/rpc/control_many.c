@@ -14,7 +14,6 @@
 #define BATCH 64u /* connections at a time */
 #define ANSWER_MAX_BYTES (256u << 10)
 #define FIRST_BYTES 16384u
-#define NS_PER_MS 1000000ull
 
 struct talk {
     struct control_question *question;

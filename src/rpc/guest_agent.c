@@ -13,7 +13,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define NS_PER_MS 1000000ull
 #define FIRST_BYTES 4096u
 #define MAX_DEPTH 24u
 #define MAX_VALUES 20000u

@@ -18,6 +18,7 @@
 
 /* What the child needs; all descriptors are at FIRST_FREE_FD or above. */
 struct child {
+    const char *program;
     const char *const *argv;
     int null_fd, log_fd, ready_fd, go_fd, lock_fd, tap_fd;
 };
@@ -52,7 +53,7 @@ NORETURN static void become_monitor(const struct child *child)
     }
     (void)close(GO_FD);
     (void)sigprocmask(SIG_SETMASK, &none, NULL);
-    execv(child->argv[0], (char *const *)(uintptr_t)child->argv);
+    execv(child->program, (char *const *)(uintptr_t)child->argv);
     _exit(127);
 }
 
@@ -104,6 +105,7 @@ static int open_child(const struct monitor_start *start, struct child *child, in
 {
     int rc;
 
+    child->program = start->program;
     child->argv = start->argv;
     child->null_fd = open_null();
     child->log_fd = child->null_fd < 0 ? -1 : open_log(start->log);
@@ -138,7 +140,7 @@ static void close_child(const struct child *child)
 
 int monitor_start(const struct monitor_start *start, struct monitor *ret_monitor, struct err *err)
 {
-    struct child child = {NULL, -1, -1, -1, -1, -1, -1};
+    struct child child = {NULL, NULL, -1, -1, -1, -1, -1, -1};
     CLEANUP_CLOSE int ready = -1;
     CLEANUP_CLOSE int go = -1;
     uint64_t start_ticks = 0;

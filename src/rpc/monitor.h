@@ -23,7 +23,8 @@
 
 struct monitor_start {
     const char *name;        /* of the machine, for sentences */
-    const char *const *argv; /* the program first; NULL last; with "--ready-fd", "3" */
+    const char *program;     /* its path */
+    const char *const *argv; /* its name first; NULL last; with "--ready-fd", "3" */
     const char *log;         /* standard output and error go to this file, made anew */
     int lock_fd;             /* a descriptor for the monitor to keep; -1: none */
     int tap_fd;              /* ... and one that its flags name; -1: none */

@@ -49,31 +49,18 @@ static int take_entry(const json_t *object, struct catalogue_entry *entry)
     return rc < 0 ? rc : check_entry(entry);
 }
 
-int catalogue_load(const char *path, struct catalogue_entry **ret_entries, unsigned *ret_count,
-                   struct err *err)
+int catalogue_parse(const char *data, size_t len, const char *from,
+                    struct catalogue_entry **ret_entries, unsigned *ret_count, struct err *err)
 {
-    CLEANUP_FREE void *data = NULL;
+    json_t *root = json_loadb(data, len, JSON_REJECT_DUPLICATES, NULL);
+    const json_t *list = json_object_get(root, "images");
+    size_t count = json_array_size(list);
     struct catalogue_entry *entries;
-    const json_t *list;
-    json_t *root;
-    size_t len;
-    size_t count;
-    int rc = io_read_file(path, MAX_FILE_BYTES, &data, &len);
+    int rc = 0;
 
-    if (rc == -ENOENT || rc == -ENOTDIR) {
-        *ret_entries = NULL;
-        *ret_count = 0;
-        return 0;
-    }
-    if (rc < 0) {
-        return err_set_errno(err, rc, "%s cannot be read", path);
-    }
-    root = json_loadb(data, len, JSON_REJECT_DUPLICATES, NULL);
-    list = json_object_get(root, "images");
-    count = json_array_size(list);
     if (!json_is_array(list) || count > MAX_ENTRIES) {
         json_decref(root);
-        return err_set(err, -EINVAL, "%s is no catalogue: no list \"images\" in it", path);
+        return err_set(err, -EINVAL, "%s is no catalogue: no list \"images\" in it", from);
     }
     entries = calloc(count + 1, sizeof(*entries));
     for (size_t i = 0; entries != NULL && rc == 0 && i < count; i++) {
@@ -82,7 +69,7 @@ int catalogue_load(const char *path, struct catalogue_entry **ret_entries, unsig
             rc = err_set(err, -EINVAL,
                          "%s: entry %zu is damaged; it needs name, url, format and checksum (or an "
                          "https:// checksums_url)",
-                         path, i + 1);
+                         from, i + 1);
         }
     }
     json_decref(root);
@@ -96,6 +83,24 @@ int catalogue_load(const char *path, struct catalogue_entry **ret_entries, unsig
     *ret_entries = entries;
     *ret_count = (unsigned)count;
     return 0;
+}
+
+int catalogue_load(const char *path, struct catalogue_entry **ret_entries, unsigned *ret_count,
+                   struct err *err)
+{
+    CLEANUP_FREE void *data = NULL;
+    size_t len;
+    int rc = io_read_file(path, MAX_FILE_BYTES, &data, &len);
+
+    if (rc == -ENOENT || rc == -ENOTDIR) {
+        *ret_entries = NULL;
+        *ret_count = 0;
+        return 0;
+    }
+    if (rc < 0) {
+        return err_set_errno(err, rc, "%s cannot be read", path);
+    }
+    return catalogue_parse(data, len, path, ret_entries, ret_count, err);
 }
 
 /* Finds "HEX  NAME" (or "HEX *NAME", "HEX  ./NAME") in a list of checksums. */
@@ -130,7 +135,7 @@ int catalogue_find_digest(const struct catalogue_entry *entry, struct digest *re
     if (entry->checksum[0] != '\0') {
         return digest_parse(entry->checksum, ret_digest);
     }
-    rc = fetch_text(entry->checksums_url, MAX_FILE_BYTES, &text, err);
+    rc = fetch_to_text(entry->checksums_url, MAX_FILE_BYTES, &text, err);
     if (rc < 0) {
         return rc;
     }

@@ -23,6 +23,11 @@ struct catalogue_entry {
 int catalogue_load(const char *path, struct catalogue_entry **ret_entries, unsigned *ret_count,
                    struct err *err) MUST_CHECK;
 
+/* The same of what is in memory; from names it in errors. */
+int catalogue_parse(const char *data, size_t len, const char *from,
+                    struct catalogue_entry **ret_entries, unsigned *ret_count, struct err *err)
+    MUST_CHECK;
+
 /* The entry's checksum, fetched when it stands in a list on its server. */
 int catalogue_find_digest(const struct catalogue_entry *entry, struct digest *ret_digest,
                           struct err *err) MUST_CHECK;

@@ -108,6 +108,19 @@ static int prepare_handle(CURL *curl, const char *url)
     return code == CURLE_OK ? 0 : -ENOMEM;
 }
 
+/* What the library says, or what it means by it. */
+static int tell_failure(const char *url, CURLcode code, const char *why, struct err *err)
+{
+    if (code == CURLE_SSL_CACERT_BADFILE) {
+        return err_set(err, -ENXIO,
+                       "%s cannot be fetched: this host has no list of certificate authorities; "
+                       "install ca-certificates, or name a file of them by SSL_CERT_FILE",
+                       url);
+    }
+    return err_set(err, -EIO, "%s cannot be fetched: %s", url,
+                   why[0] != '\0' ? why : curl_easy_strerror(code));
+}
+
 /* One attempt, from where the partial file ends. */
 static CURLcode attempt(struct transfer *t, char *why)
 {
@@ -177,8 +190,7 @@ static int explain(const struct transfer *t, CURLcode code, long status, const c
         return err_set(err, status == 404 || status == 410 ? -ENOENT : -EIO,
                        "%s: the server answers with status %ld", url, status);
     }
-    return err_set(err, -EIO, "%s cannot be fetched: %s", url,
-                   why[0] != '\0' ? why : curl_easy_strerror(code));
+    return tell_failure(url, code, why, err);
 }
 
 static void pause_before(unsigned failures)
@@ -372,7 +384,7 @@ static size_t on_text(char *data, size_t size, size_t count, void *opaque)
     return len;
 }
 
-int fetch_text(const char *url, size_t max_bytes, char **ret_text, struct err *err)
+int fetch_to_text(const char *url, size_t max_bytes, char **ret_text, struct err *err)
 {
     struct text_sink sink = {.text = calloc(1, max_bytes + 1), .max = max_bytes};
     char why[CURL_ERROR_SIZE] = "";
@@ -387,9 +399,7 @@ int fetch_text(const char *url, size_t max_bytes, char **ret_text, struct err *e
         code = curl_easy_perform(curl);
     }
     curl_easy_cleanup(curl);
-    rc = code == CURLE_OK ? 0
-                          : err_set(err, -EIO, "%s cannot be fetched: %s", url,
-                                    why[0] != '\0' ? why : curl_easy_strerror(code));
+    rc = code == CURLE_OK ? 0 : tell_failure(url, code, why, err);
     if (rc < 0) {
         free(sink.text);
         return rc;

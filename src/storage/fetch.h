@@ -38,6 +38,6 @@ struct fetch_request {
 int fetch_file(const struct fetch_request *request, char *ret_path, struct err *err) MUST_CHECK;
 
 /* A small file (at most max_bytes) into malloc'd *ret_text, NUL-terminated. */
-int fetch_text(const char *url, size_t max_bytes, char **ret_text, struct err *err) MUST_CHECK;
+int fetch_to_text(const char *url, size_t max_bytes, char **ret_text, struct err *err) MUST_CHECK;
 
 #endif

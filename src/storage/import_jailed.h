@@ -64,6 +64,21 @@ struct import_choice {
 
 int import_read_grub(void *opaque, struct err *err) MUST_CHECK;
 
+/* ---- import_ext.c ---- */
+
+/* A file on an ext2, ext3 or ext4 file system that begins at an offset of the disk. */
+struct import_ext_file {
+    int disk;
+    uint64_t offset;
+    const char *path; /* from its root, without symbolic links in it */
+    int out;          /* an empty file that it is copied to; -1: into text */
+    char *text;       /* ended by NUL */
+    size_t text_bytes;
+};
+
+/* -ENOENT when there is no such file, -EFBIG when it is longer than 1 GiB or the text. */
+int import_read_ext_file(void *opaque, struct err *err) MUST_CHECK;
+
 /* ---- import_ova.c ---- */
 
 #define IMPORT_OVA_MAX_ENTRIES 64u

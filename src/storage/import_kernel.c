@@ -1,7 +1,7 @@
 /*
  * The kernel of a whole disk, for machines that have no firmware to find it:
  * what the disk's GRUB would start first. UEFI 2.10 §5.3 and the MBR for
- * partitions; ext2 to ext4 by debugfs of e2fsprogs. All of it in jails.
+ * partitions; ext2 to ext4 by import_ext.c. All of it in jails.
  */
 #include "base/io.h"
 #include "base/wire.h"
@@ -17,7 +17,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define DEBUGFS "/usr/sbin/debugfs"
 #define SECTOR_BYTES 512u
 #define GPT_ENTRY_BYTES 128u
 #define GPT_MAX_ENTRIES 128u
@@ -100,7 +99,7 @@ int import_look_for_places(void *opaque, struct err *err)
 
 /* ---- GRUB's configuration; in the jail ---- */
 
-/* What a debugfs request can hold, and a file may be called. */
+/* What a file may be called. */
 static bool is_plain_path(const char *path)
 {
     static const char plain[] =
@@ -178,39 +177,23 @@ int import_read_grub(void *opaque, struct err *err)
     return err_set(err, -ENOENT, "its GRUB names no Linux with an initrd");
 }
 
-/* ---- debugfs ---- */
+/* ---- files of the disk ---- */
 
-/* Runs one request on the file system at an offset of the disk. */
-static int ask_debugfs(int disk, uint64_t offset, const char *request, int out, char *answer,
-                       size_t size, struct err *err)
-{
-    const struct jail_limits limits = {
-        .file_bytes = MAX_FILE_BYTES, .cpu_seconds = 60, .wall_seconds = 300};
-    const struct jail_path paths[] = {{.fd = disk, .may_write = false},
-                                      {.fd = out, .may_write = true}};
-    char device[96];
-    const char *const argv[] = {DEBUGFS, "-R", request, device, NULL};
+static const struct jail_limits limits_of_files = {
+    .file_bytes = MAX_FILE_BYTES, .cpu_seconds = 60, .wall_seconds = 300};
 
-    (void)snprintf(device, sizeof(device), "/proc/self/fd/%d?offset=%llu", disk,
-                   (unsigned long long)offset);
-    return jail_exec(&limits, paths, out >= 0 ? 2 : 1, argv, answer, size, err);
-}
-
-/* debugfs tells its caller nothing but by what it writes. */
 static int extract(int disk, uint64_t offset, const char *from, const char *to, struct err *err)
 {
     CLEANUP_CLOSE int out = open(to, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    char request[IMPORT_KERNEL_PATH_BYTES + 64];
-    char ignored[256];
+    struct import_ext_file file = {.disk = disk, .offset = offset, .path = from, .out = out};
     struct stat st;
     int rc;
 
     if (out < 0) {
         return err_set_errno(err, -errno, "%s cannot be made", to);
     }
-    (void)snprintf(request, sizeof(request), "dump %s /proc/self/fd/%d", from, out);
-    rc = ask_debugfs(disk, offset, request, out, ignored, sizeof(ignored), err);
-    if (rc == 0 && (fstat(out, &st) != 0 || st.st_size == 0)) {
+    rc = jail_run(&limits_of_files, import_read_ext_file, &file, err);
+    if (rc == -ENOENT || (rc == 0 && (fstat(out, &st) != 0 || st.st_size == 0))) {
         rc = err_set(err, -ENOENT, "it has no file %.100s, which its GRUB names", from);
     }
     if (rc == 0 && fsync(out) != 0) {
@@ -222,6 +205,7 @@ static int extract(int disk, uint64_t offset, const char *from, const char *to, 
     return rc;
 }
 
+/* text has MAX_CONFIG_BYTES, which the jail's child writes too. */
 static int choose(int disk, uint64_t offset, char *text, struct import_choice *choice,
                   struct err *err)
 {
@@ -229,15 +213,21 @@ static int choose(int disk, uint64_t offset, char *text, struct import_choice *c
     int rc = err_set(err, -ENOENT, "no GRUB is on it");
 
     for (size_t i = 0; rc == -ENOENT && i < ARRAY_LEN(configs); i++) {
-        char request[64];
-        int asked;
+        struct import_ext_file file = {.disk = disk,
+                                       .offset = offset,
+                                       .path = configs[i],
+                                       .out = -1,
+                                       .text = text,
+                                       .text_bytes = MAX_CONFIG_BYTES};
+        struct err why;
+        int read = jail_run(&limits_of_files, import_read_ext_file, &file, &why);
 
-        (void)snprintf(request, sizeof(request), "cat %s", configs[i]);
-        asked = ask_debugfs(disk, offset, request, -1, text, MAX_CONFIG_BYTES, err);
-        if (asked < 0) {
-            return asked;
+        if (read < 0 && read != -ENOENT) {
+            *err = why;
+            return read;
         }
-        if (text[0] != '\0') {
+        if (read == 0 && text[0] != '\0') {
+            text[MAX_CONFIG_BYTES - 1] = '\0'; /* the child could have been taken over */
             memset(choice, 0, sizeof(*choice));
             choice->text = text;
             rc = jail_run(&limits, import_read_grub, choice, err);

@@ -449,8 +449,8 @@ static int tell_exit(int status, const char *const *argv, char *complaint,
         return 0;
     }
     if (WIFEXITED(status) && WEXITSTATUS(status) == 127) {
-        return err_set(err, -ENXIO, "%s is missing; install it: sudo apt-get install %s", argv[0],
-                       strstr(argv[0], "debugfs") != NULL ? "e2fsprogs" : "qemu-utils");
+        return err_set(err, -ENXIO, "%s is missing; install it: sudo apt-get install qemu-utils",
+                       argv[0]);
     }
     if (WIFEXITED(status) && complaint[0] != '\0') {
         complaint[strcspn(complaint, "\n")] = '\0';

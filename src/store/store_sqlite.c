@@ -425,6 +425,9 @@ static int read_page(struct sqlite_store *store, unsigned limit, struct store_pa
         rc = sqlite_read_record(list, &record);
         if (rc == 0) {
             rc = sqlite_page_add(page, &room, &record);
+            if (rc < 0) {
+                store_record_done(&record);
+            }
         }
         if (rc < 0) {
             return refuse_row(store, rc, err);

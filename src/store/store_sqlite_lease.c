@@ -1,6 +1,7 @@
 /* Leases: deadlines in memory, who they are in the database. */
 #include "store/store_sqlite_int.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/loop.h"
 
@@ -9,7 +10,6 @@
 #include <string.h>
 #include <time.h>
 
-#define NS_PER_S 1000000000ull
 #define RETRY_NS NS_PER_S /* a lease that cannot be ended now, on a full disk, is tried again */
 
 static struct sqlite_store *to_sqlite(struct store *store)

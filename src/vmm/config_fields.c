@@ -153,6 +153,12 @@ static int set_cpu_cap(const struct vmm_setting *setting)
     return 0;
 }
 
+static int set_cpu_spare(const struct vmm_setting *setting)
+{
+    setting->config->machine.cpu_spare = is_yes(setting);
+    return 0;
+}
+
 static int set_memory(const struct vmm_setting *setting)
 {
     CLEANUP_FREE char *text = strdup(setting->value);
@@ -419,6 +425,10 @@ const struct vmm_field vmm_fields[] = {
      .value = "PERCENT",
      .help = "of its CPUs' time, never more (0: no cap); for hosts without control groups",
      .set = set_cpu_cap},
+    {.name = "cpu-spare",
+     .value = NULL,
+     .help = "CPU time is counted or capped elsewhere: spend none on being quicker",
+     .set = set_cpu_spare},
     {.name = "memory",
      .value = "SIZE[,max=SIZE]",
      .help = "guest memory, such as 512M or 2G (512M), and how much it may be while it runs",

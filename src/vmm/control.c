@@ -261,6 +261,7 @@ static int get_rate(const struct call *call, const char *key, uint64_t *ret_rate
 static int run_limits(struct call *call)
 {
     const json_t *cap = json_object_get(call->request, "cpu-cap");
+    bool spares = json_is_true(json_object_get(call->request, "cpu-spare"));
     struct limit_config net = {0};
     bool has_net = false;
     const struct {
@@ -279,9 +280,10 @@ static int run_limits(struct call *call)
         rc = get_rate(call, rows[i].key, rows[i].rate);
     }
     if (rc == 0 && cap != NULL) {
-        rc = json_is_integer(cap) && json_integer_value(cap) >= 0 && json_integer_value(cap) <= 100
-                 ? machine_set_cpu_cap(call_machine(call), (unsigned)json_integer_value(cap))
-                 : -EINVAL;
+        rc =
+            json_is_integer(cap) && json_integer_value(cap) >= 0 && json_integer_value(cap) <= 100
+                ? machine_set_cpu_cap(call_machine(call), (unsigned)json_integer_value(cap), spares)
+                : -EINVAL;
     }
     if (rc == 0 && has_net) {
         rc = machine_net_limit(call_machine(call), &net);

@@ -1,5 +1,7 @@
 #include "vmm/listen.h"
 
+#include "base/path.h"
+
 #include <errno.h>
 #include <stdbool.h>
 #include <string.h>
@@ -44,18 +46,17 @@ static int remove_stale(const struct sockaddr_un *address, const char *flag, str
 int vmm_listener_open(struct vmm_listener *listener, const char *flag, const char *path,
                       struct err *err)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct sockaddr_un address;
     CLEANUP_CLOSE int fd = -1;
     struct stat st;
     mode_t old_mask;
     int rc;
 
-    if (strlen(path) >= sizeof(address.sun_path)) {
+    if (path_to_unix(path, &address) < 0) {
         return err_set(err, -ENAMETOOLONG,
                        "%s: \"%s\" is longer than the %zu bytes of a socket name", flag, path,
                        sizeof(address.sun_path) - 1);
     }
-    memcpy(address.sun_path, path, strlen(path) + 1);
     rc = remove_stale(&address, flag, err);
     if (rc < 0) {
         return rc;

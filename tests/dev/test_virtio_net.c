@@ -3,6 +3,7 @@
 #include "base/loop.h"
 #include "base/wire.h"
 #include "net_driver.h"
+#include "netdev/netdev_int.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -286,7 +287,30 @@ static void test_address_is_what_the_guest_says_of_itself(void **state)
     assert_int_equal(netdev_guest_address(f->netdev), 0x0a000211);
     net_send_arp(f, 0x0a000211, net_guest_mac);
     assert_int_equal(calls, 1);
-    net_send_arp(f, 0x0a000212, net_guest_mac);
+    net_send_arp(f, 0x0a000212, net_guest_mac); /* it has two */
+    assert_int_equal(netdev_guest_address(f->netdev), 0x0a000211);
+    assert_int_equal(calls, 1);
+}
+
+/* The first stays however often another is said, until it is not said for as long as others are. */
+static void test_address_of_several_is_the_first_that_lives(void **state)
+{
+    const uint64_t minute = 60 * 1000000000ull;
+    struct net_guest *f = *state;
+    unsigned calls = 0;
+
+    netdev_watch_address(f->netdev, count_call, &calls);
+    netdev_note_address(f->netdev, 0x0a000211, minute);
+    for (uint64_t at = 2; at <= 100; at++) {
+        netdev_note_address(f->netdev, at % 4 == 0 ? 0x0a000211 : 0x0a000212, at * minute);
+        assert_int_equal(netdev_guest_address(f->netdev), 0x0a000211);
+    }
+    /* A guest that says nothing for hours says nothing of what it has not. */
+    netdev_note_address(f->netdev, 0x0a000212, 1000 * minute);
+    assert_int_equal(netdev_guest_address(f->netdev), 0x0a000211);
+    netdev_note_address(f->netdev, 0x0a000213, 1003 * minute);
+    assert_int_equal(netdev_guest_address(f->netdev), 0x0a000211);
+    netdev_note_address(f->netdev, 0x0a000212, 1006 * minute);
     assert_int_equal(netdev_guest_address(f->netdev), 0x0a000212);
     assert_int_equal(calls, 2);
 }
@@ -299,6 +323,7 @@ static void test_address_is_what_dhcp_gave(void **state)
     net_start(f, NET_F_MRG, NET_RX_BUFFERS);
     net_assert_dhcp_works(f); /* an offer is no lease */
     assert_int_equal(netdev_guest_address(f->netdev), 0);
+    net_send_arp(f, 0x0a000263, net_guest_mac); /* one that it had: a lease counts at once */
     net_send_dhcp(f, 3);
     do {
         net_receive(f);
@@ -462,6 +487,7 @@ int main(void)
         NET_TEST(test_forward_of_a_used_port_is_refused),
         NET_TEST(test_malformed_frames_are_dropped),
         NET_TEST(test_address_is_what_the_guest_says_of_itself),
+        NET_TEST(test_address_of_several_is_the_first_that_lives),
         NET_TEST(test_address_is_what_dhcp_gave),
         cmocka_unit_test_setup_teardown(test_flood_of_connections_leaves_descriptors,
                                         setup_few_descriptors, teardown_few_descriptors),

@@ -6,6 +6,8 @@ end of a process), and LIMIT_S only keeps a broken build from hanging for ever.
 
 import atexit
 import contextlib
+import fcntl
+import http.server
 import json
 import os
 import pathlib
@@ -122,6 +124,16 @@ def is_stale(kind, image):
     return any(path.stat().st_mtime > image.stat().st_mtime for path in sources)
 
 
+def build_guest(kind, words, data):
+    shutil.rmtree(data / "corbel" / "images" / kind, ignore_errors=True)
+    print(f"# building the {kind} image", flush=True)
+    result = subprocess.run([str(BUILD / "corbel"), "image", "build", *words], check=False,
+                            env={**os.environ, "XDG_DATA_HOME": str(data)},
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
+    expect(result.returncode == 0, f"the {kind} image was not built:\n{result.stdout}")
+
+
 def guest(kind, *words):
     """The image of that kind; builds it in the build directory when it is not there yet, or old, with the
     words for `corbel image build` if it is more than its name says."""
@@ -130,24 +142,41 @@ def guest(kind, *words):
         return Guest(pathlib.Path(given) / kind)
     data = BUILD / "guests"
     place = data / "corbel" / "images" / kind
-    if not (place / "image.json").exists() or is_stale((words or [kind])[0],
-                                                       place / "image.json"):
-        shutil.rmtree(place, ignore_errors=True)
-        print(f"# building the {kind} image", flush=True)
-        result = subprocess.run([str(BUILD / "corbel"), "image", "build", *(words or [kind])],
-                                check=False,
-                                env={**os.environ, "XDG_DATA_HOME": str(data)},
-                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True)
-        expect(result.returncode == 0, f"the {kind} image was not built:\n{result.stdout}")
+    data.mkdir(parents=True, exist_ok=True)
+    with open(data / f"{kind}.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test may want the same one now
+        if not (place / "image.json").exists() or is_stale((words or [kind])[0], place / "image.json"):
+            build_guest(kind, words or [kind], data)
     return Guest(place)
 
 
 def free_port():
-    """For those who cannot take one from the program under test; somebody else may be faster."""
+    """For programs that cannot tell which one they took; somebody else may be faster."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def web_server(body, host="127.0.0.1"):
+    """Answers each GET with the body: its port."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *unused):
+            pass
+
+    server = http.server.ThreadingHTTPServer((host, 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 class Control:
@@ -185,13 +214,6 @@ class Control:
 
     def __exit__(self, *unused):
         self.close()
-
-
-def free_port():
-    """For QEMU, which does not tell which port it took: one that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def end_with(process):

@@ -39,7 +39,7 @@ def find_hierarchies(*controls):
 def delegated_groups(*controls):
     """A control group for each control, which the ordinary user may make others in: its name and
     its directories; "" and none where this host lets us make none."""
-    name = f"corbel-test-{os.getpid()}-{threading.get_native_id()}"
+    name = f"corbel-test-{os.urandom(6).hex()}"  # numbers of processes come back
     hierarchies = find_hierarchies(*controls) if os.geteuid() == 0 else []
     folders = [hierarchy / name for hierarchy in hierarchies]
     try:
@@ -203,6 +203,41 @@ def give_disk(platform):
         file.truncate(16 << 20)
     if os.geteuid() == 0:
         os.chown(path, ORDINARY_UID, ORDINARY_UID)
+
+
+def cookie_of(platform, name, password):
+    """The headers of a browser where the user has signed in."""
+    client = http.client.HTTPConnection("127.0.0.1", platform.port, timeout=LIMIT_S)
+    with contextlib.closing(client):
+        client.request("POST", "/v1/session", json.dumps({"name": name, "password": password}), {"Content-Type": "application/json"})
+        answer = client.getresponse()
+        answer.read()
+        return {"Cookie": answer.getheader("set-cookie").split(";")[0], "X-CSRF-Token": "1",
+                "Origin": f"http://127.0.0.1:{platform.port}"}
+
+
+def watch_changes(platform, token=None, headers=None):
+    """An event stream that has begun."""
+    peer = socket.create_connection(("127.0.0.1", platform.port), timeout=LIMIT_S)
+    headers = {**(headers or {}), **({"Authorization": f"Bearer {token}"} if token else {})}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    peer.sendall(f"GET /v1/watch?since=1 HTTP/1.1\r\nHost: 127.0.0.1:{platform.port}\r\n{lines}\r\n".encode())
+    text = b""
+    while b":\n\n" not in text:
+        piece = peer.recv(65536)
+        text += piece
+        expect(piece and text.startswith(b"HTTP/1.1 200"[:len(text)]), f"{text}")
+    return peer
+
+
+def rest_of(peer):
+    """What still comes until the server closes."""
+    text = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := peer.recv(65536):
+            text += piece
+    peer.close()
+    return text
 
 
 class Socket:

@@ -212,10 +212,28 @@ def survive_killed_monitor(place):
         user.run("stop", "--force", "busybox")
 
 
+def make_run(user, *words):
+    """What `make run` runs, with the programs where the ordinary user has them: its output."""
+    script = user.corbel.parent.parent / "scripts/run"
+    script.parent.mkdir(exist_ok=True)
+    shutil.copy(SOURCE / "scripts/run", script)
+    process = subprocess.run(user.place.wrap([script, *words]), check=False, cwd=user.home, text=True,
+                             env={**user.env, "BUILD": "bin"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, timeout=LIMIT_S)
+    expect(process.returncode == 0 and "corbel ssh debian" in process.stdout,
+           f"scripts/run {words}: status {process.returncode}\n{process.stdout}")
+    return process.stdout
+
+
 def use_debian(place):
     with User(place) as user:
         user.use_image("debian")
-        user.run("run", "debian", "--engine", ENGINE, "--cpus", "2", "--detach")
+        # A forward and a tag, for they stand before the state in what is listed of it.
+        out = make_run(user, "--engine", ENGINE, "--cpus", "2", "--forward", "80", "--tag", "env=test")
+        expect("Linux debian" in out and "already" not in out, out)
+        expect("is running already" in make_run(user), "it is not seen that debian runs")
+        user.run("pause", "debian")
+        expect("Linux debian" in make_run(user), "a paused one does not go on")
         out, _ = user.run("ssh", "--wait", "900", "debian", "--", "uname", "-n")
         expect(out.strip() == "debian", out)
         user.run("ssh", "--wait", "900", "--", "exit 7", status=7)
@@ -305,7 +323,7 @@ TESTS = [
     ("an ephemeral machine leaves nothing", leave_nothing_of_ephemeral),
     ("the monitor's refusal is passed on", report_monitor_failure),
     ("a killed monitor does not block its name", survive_killed_monitor),
-    ("debian answers ssh and keeps its disk", use_debian),
+    ("debian runs by scripts/run, answers ssh and keeps its disk", use_debian),
     ("a failed image build leaves nothing", keep_nothing_of_failed_build),
     ("a full disk leaves nothing half-made", keep_nothing_on_full_disk),
     ("an interrupted image build leaves nothing", keep_nothing_of_interrupted_build),

@@ -262,7 +262,7 @@ def keep_nics(_place):
     user.run("nic", "show", "front", status=3)
 
 
-def keep_accounts(_place):
+def keep_accounts(place):
     """Projects, quotas, users, tokens; what a token may, over TCP, and what not."""
     user = Shared.user
     (url,) = Shared.json("daemon", "status")["urls"]
@@ -304,8 +304,22 @@ def keep_accounts(_place):
     _, err = user.run("--project", "red", "nic", "create", "more", status=4)
     expect("1 network cards" in err, err)
     user.run("--project", "red", "nic", "delete", "only")
+    role = place.home / "role.json"
+    role.write_text('[{"effect": "allow", "actions": ["instance.list"], "resources": ["*"]}]')
+    user.run("role", "create", "lister", role)
+    expect("lister" in user.run("role", "list")[0] and "instance.list" in user.run("role", "show", "lister")[0], "the role")
+    token["lister"] = user.run("token", "create", "l", "--role", "lister", "--project", "red")[0].strip()
+    remote("list", role="lister")
+    remote("volume", "list", role="lister", status=4)
+    role.write_text('{"statements": [{"effect": "deny", "actions": ["*"], "resources": ["*"]}]}')
+    user.run("role", "set", "lister", role)
+    remote("list", role="lister", status=4)
+    role.write_text("[")
+    user.run("role", "set", "lister", role, status=2)
+    user.run("role", "delete", "lister", status=4)
     for row in Shared.json("token", "list"):
         user.run("token", "delete", row["id"])
+    user.run("role", "delete", "lister")
     remote("list", status=4)
     user.run("project", "delete", "red")
     secret = os.path.join(user.home, "password")
@@ -358,6 +372,46 @@ def keep_alarms(_place):
     for name in ("busy", "full"):
         user.run("alarm", "delete", name)
     user.run("alarm", "show", "busy", status=3)
+
+
+def keep_hooks_and_usage(_place):
+    user = Shared.user
+    secret = user.run("hook", "create", "ops", "https://127.0.0.1:1/ops", "--action", "hookless.", "--level", "warning",
+                      "--tag", "k=v")[0].strip()
+    row = Shared.json("hook", "show", "ops")
+    expect((row["webhook"], row["action"], row["level"], row["state"], row["tags"], row["deliveries"]) ==
+           ("https://127.0.0.1:1/ops", "hookless.", "warning", "new", {"k": "v"}, []), row)
+    expect(len(secret) == 64 and secret not in json.dumps(row), "the secret is shown again")
+    user.run("hook", "create", "all", "https://127.0.0.1:1/all", "--action", "volume.")
+    head, *rows = user.run("hook", "list")[0].splitlines()
+    expect(head.split()[:2] == ["NAME", "STATE"] and [row.split()[0] for row in rows] == ["ops", "all"], f"{head}\n{rows}")
+    user.run("volume", "create", "hooked", "1G")
+    while not (last := Shared.json("hook", "show", "all")["deliveries"]):
+        pass  # the next count
+    expect(last[0]["state"] == "lost" and "--local-webhooks" in last[0]["error"], last)
+    shown = user.run("hook", "show", "all")[0]
+    expect("volume.create" in shown and "WHY NOT" in shown and "--local-webhooks" in shown, shown)
+    user.run("volume", "delete", "hooked")
+    for words, names in ((("ftp://example.org",), "webhook"), (("http://x", "--level", "loud"), "level")):
+        expect(names in user.run("hook", "create", "none", *words, status=2)[1], words)
+    expect(user.run("complete", "hook", "show", "o")[0].split() == ["ops"], "a name is completed")
+    for name in ("ops", "all"):
+        user.run("hook", "delete", name)
+    user.run("hook", "show", "ops", status=3)
+
+    def used():
+        return {item["id"]: item["vcpu_hours"] for item in Shared.json("usage", "--by", "instance")["items"]}
+
+    machine = Shared.json("show", "vm")["id"]
+    while not used().get(machine):
+        pass  # the next count
+    head, *rows = user.run("usage")[0].splitlines()
+    expect(head.split()[:3] == ["PROJECT", "VCPU", "HOURS"] and any(row.startswith("default ") for row in rows), f"{head}\n{rows}")
+    head, row = user.run("usage", "--by", "day", "--since", "1h")[0].splitlines()[:2]
+    expect(head.split()[0] == "TIME" and re.match(r"\d{4}-\d\d-\d\dT00:00Z ", row), f"{head}\n{row}")
+    expect(user.run("usage", "--csv")[0].startswith("project,project_name,vcpu_hours,"), "no CSV")
+    expect("by" in user.run("usage", "--by", "moon", status=2)[1], "by the moon")
+    user.run("usage", "--since", "1h", "--until", "2h", status=2)
 
 
 def sign_in_by_link(_place):
@@ -504,6 +558,7 @@ TESTS = [
     ("network cards are kept", keep_nics),
     ("projects, quotas, users and tokens are kept, and hold", keep_accounts),
     ("alarms are kept", keep_alarms),
+    ("hooks tell, and usage is told", keep_hooks_and_usage),
     ("a link signs in once", sign_in_by_link),
     ("what is wrong is refused in one sentence", refuse_what_is_wrong),
     ("machines and consoles outlive the daemon", outlive_the_daemon),

@@ -145,7 +145,7 @@ class Browser:
 PAGES = (("", "Dashboard"), ("instances", "Instances"), ("launch", "Launch instance"), ("images", "Images"),
          ("volumes", "Volumes"), ("snapshots", "Snapshots"), ("nics", "Network cards"), ("keys", "Key pairs"), ("alarms", "Alarms"), ("types", "Instance types"),
          ("projects", "Projects"), ("quotas", "Quotas"), ("events", "Events"), ("operations", "Operations"),
-         ("tokens", "API tokens"), ("users", "Users"))
+         ("tokens", "API tokens"), ("users", "Users"), ("roles", "Roles"))
 
 
 LOOKS = tuple((theme, size) for theme in ("dark", "light") for size in ("wide", "narrow"))
@@ -239,10 +239,11 @@ def work_with_tenants(browser, platform):
     browser.fill("max_cpus", "8")
     browser.fill("max_nics", "1")
     browser.fill("max_keys", "2")
+    browser.fill("max_hooks", "5")
     browser.button("Change", "dialog").click()
     browser.wait(lambda: "0 of 8" in browser.one("section[aria-label='Quotas of blue']").text, "the limit")
     made = platform.ok("GET", "/v1/projects/blue")
-    expect((made["max_snapshots"], made["max_nics"], made["max_alarms"], made["max_keys"]) == (3, 1, 0, 2), f"{made}")
+    expect((made["max_snapshots"], made["max_nics"], made["max_alarms"], made["max_keys"], made["max_hooks"]) == (3, 1, 0, 2, 5), f"{made}")
     platform.ok("POST", "/v1/nics?project=blue", {"name": "only"})
     browser.wait(lambda: "Network cards\n1 of 1" in browser.one("section[aria-label='Quotas of blue']").text, "the used quota")
     expect("Key pairs\n0 of 2" in browser.one("section[aria-label='Quotas of blue']").text, "no quota of key pairs")
@@ -656,7 +657,7 @@ def offer_what_is_allowed(place):
         machine = platform.ok("GET", "/v1/instances/own-vm?project=blue")["id"]
         for role in ("viewer", "admin"):
             platform.ok("POST", "/v1/users", {"name": role, "password": "correct horse", "role": role, "project": "blue"})
-        of_hosts = tuple((route, heading) for route, heading in PAGES if route in ("types", "projects", "quotas", "users"))
+        of_hosts = tuple((route, heading) for route, heading in PAGES if route in ("types", "projects", "quotas", "users", "roles"))
         tours = {"viewer": (*PAGES, *((f"instances/{machine}/{tab}", "own-vm") for tab in TABS), ("alarms/own-alarm", "own-alarm")),
                  "admin": of_hosts}
         with Browser(platform.port) as browser:

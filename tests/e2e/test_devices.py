@@ -5,37 +5,13 @@ usage: test_devices.py [WORD...]     only the tests whose names hold a word
 """
 
 import hashlib
-import http.server
 import os
-import threading
 
-from harness import Control, Machine, expect, guest, run_tests
+from harness import Control, Machine, expect, guest, run_tests, web_server
 
 ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
 DISK_BYTES = 64 << 20
 MIB = 1 << 20
-
-
-class Server:
-    """An HTTP server on the host's loopback with one file and its digest."""
-
-    def __init__(self):
-        self.body = os.urandom(8 * MIB)
-        body = self.body
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *unused):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
 def start(place, cpus, *more):
@@ -56,17 +32,17 @@ def ready(m, after=0):
 
 
 def use_devices(place):
-    server = Server()
     control = place.home / "control"
     m, content = start(place, 1, "--control", control)
-    with m:
+    body = os.urandom(8 * MIB)
+    with m, web_server(body) as port:
         ready(m)
         digest = hashlib.sha256(content).hexdigest()
         expect(digest in m.run("dd if=/dev/vda bs=1M iflag=direct 2>/dev/null | sha256sum"),
                "the guest reads another disk than the host wrote")
         m.network_up()
-        digest = hashlib.sha256(server.body).hexdigest()
-        expect(digest in m.run(f"wget -q -O - http://10.0.2.2:{server.port}/ | sha256sum"),
+        digest = hashlib.sha256(body).hexdigest()
+        expect(digest in m.run(f"wget -q -O - http://10.0.2.2:{port}/ | sha256sum"),
                "a file changed on its way over the network")
         m.run("test $(head -c 1000 /dev/hwrng | wc -c) = 1000")
         use_balloon(m, control)

@@ -118,12 +118,16 @@ def refuse_second_start(place):
     disk.unlink()
 
 
+def empty_disk(place, name, mib):
+    disk = place.home / name
+    with open(disk, "wb") as file:
+        file.truncate(mib << 20)
+    return place.own(disk)
+
+
 def full_host_disk(place):
     """The host has no room for what the guest writes: the guest sees an I/O error and goes on."""
-    disk = place.home / "full.raw"
-    with open(disk, "wb") as file:
-        file.truncate(256 << 20)
-    place.own(disk)
+    disk = empty_disk(place, "full.raw", 256)
 
     def limit():
         # Guest memory is a file too, and must fit.
@@ -142,10 +146,7 @@ def full_host_disk(place):
 
 def failing_sync(place):
     """What the host cannot make durable is an I/O error for whoever asked, and for nobody else."""
-    disk = place.home / "broken.raw"
-    with open(disk, "wb") as file:
-        file.truncate(64 << 20)
-    place.own(disk)
+    disk = empty_disk(place, "broken.raw", 64)
     with Machine(place, command(guest("busybox"), disk=disk), container="failing-sync") as m:
         m.wait_text("/ #")
         m.run("dd if=/dev/zero of=/dev/vda bs=64k count=4 oflag=direct")

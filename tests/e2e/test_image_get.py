@@ -531,14 +531,14 @@ def make_tree(user, grub, top="boot"):
     return tree
 
 
-def make_whole_disk(user, name, *trees):
-    """An MBR with a file system for each tree."""
+def make_whole_disk(user, name, *trees, how=("-t", "ext4")):
+    """An MBR with a file system for each tree, made as how says."""
     disk = bytearray(MIB)
     disk[510:512] = b"\x55\xaa"
     for number, tree in enumerate(trees):
         part = f"{user.home}/part"
         pathlib.Path(part).write_bytes(bytes(8 * MIB))
-        subprocess.run(["/usr/sbin/mke2fs", "-q", "-t", "ext4", "-d", str(tree), part], check=True)
+        subprocess.run(["/usr/sbin/mke2fs", "-q", *how, "-d", str(tree), part], check=True)
         disk[446 + 16 * number:462 + 16 * number] = struct.pack(
             "<IIII", 0, 0x83, len(disk) // 512, 8 * MIB // 512)
         disk += pathlib.Path(part).read_bytes()
@@ -561,6 +561,25 @@ def find_kernels(place):
                    (place_of / "initrd").read_bytes() == b"initrd" * 90000, f"{name}: other files")
             about = json.loads((place_of / "image.json").read_text())
             expect(about["cmdline"] == f"root=LABEL=top ro quiet {more}", about)
+        # Block maps of every depth, and directories with an index.
+        for name, how in (("ext2", ["-t", "ext2", "-b", "1024"]), ("ext3", ["-t", "ext3", "-b", "2048", "-I", "128"]),
+                          ("ext4", ["-t", "ext4", "-b", "4096", "-O", "64bit,metadata_csum"]),
+                          ("tree", ["-t", "ext4", "-b", "1024", "-O", "^64bit,^flex_bg"]), ("rev0", ["-r", "0", "-b", "1024"])):
+            tree = make_tree(user, plain.replace("{more}", ""))
+            for number in range(400):
+                (tree / "boot" / f"a-file-with-a-long-name-{number:060}").write_text("")
+            with open(tree / "boot/vmlinuz-1", "wb") as kernel:  # with holes, so with many extents
+                for number in range(40):
+                    kernel.seek(number * 32768)
+                    kernel.write(b"kernel" * 1000)
+                kernel.seek(3 * MIB)
+                kernel.write(b"end")
+            _, err = user.run("image", "import", make_whole_disk(user, f"{name}.raw", tree, how=how))
+            expect(err == "", f"{name}: {err}")
+            place_of = image_disk(user, name).parent
+            for file in ("vmlinuz", "initrd"):
+                source = next((tree / "boot").glob(f"{file}*-1"))
+                expect((place_of / file).read_bytes() == source.read_bytes(), f"{name}: {file} is another file")
         # What cannot be had is said, and the disk comes in all the same.
         config = plain.replace("{more}", "")
         for number, (grub, text) in enumerate((

@@ -140,6 +140,58 @@ def limit_by_groups(place):
             expect(not left, f"{left}")
 
 
+def spend_credits(place):
+    """A burst takes credits; without any the machine is held at its baseline, by another daemon too, until it has none."""
+    with delegated_groups("cpu", "cpuset") as (group, folders):
+        with Host(place, "--cgroup", group or "none", "--history-step", "1") as host:
+            means = host.ok("GET", "/v1/host")["limits"]
+            expect(means["cpu_baseline_percent"] == means["cpu_cap_percent"], f"{means}")
+            idle = host.tiny("idle", HALT, cpu_baseline_percent=50)
+            busy = host.tiny("busy", SPIN, cpu_baseline_percent=1)
+            expect("cpu_held" not in idle, f"{idle}")
+            while not host.ok("GET", "/v1/instances/busy").get("cpu_held"):
+                pause()
+            shown = host.ok("GET", "/v1/instances/busy")
+            expect(shown["cpu_credits"] == 0, f"held with credits: {shown}")
+            if group:
+                held = members(folders[0], busy["pid"])
+                while read(held, "cpu.cfs_quota_us") != "1000":
+                    pause()
+            shown = host.ok("GET", "/v1/instances/idle")
+            expect(not shown["cpu_held"] and 250 < shown["cpu_credits"] <= 24 * 1800, f"{shown}")
+            shown = host.change("idle", cpus=3)  # which need a restart: what is asked for earns nothing
+            expect(shown.get("restart_needed") and shown["cpus_now"] == 1, f"{shown}")
+            host.change("idle", cpu_baseline_percent=0)
+            while "cpu_credits" in host.ok("GET", "/v1/instances/idle"):
+                pause()
+            host.change("idle", cpu_baseline_percent=50)
+            while "cpu_credits" not in (shown := host.ok("GET", "/v1/instances/idle")):
+                pause()
+            expect(250 < shown["cpu_credits"] < 600, f"{shown}")
+            expect(250 < host.count("idle", "cpu.credits_s") <= 24 * 1800, "not in its statistics")
+            status, text = host.call("GET", "/metrics")
+            text = text.decode() if isinstance(text, bytes) else str(text)
+            expect(status == 200 and "corbel_instance_cpu_credits_seconds{" in text, text[:300])
+            host.stop_daemon(signal.SIGKILL)
+            host.start_daemon()
+            shown = host.ok("GET", "/v1/instances/busy")
+            expect(shown["cpu_held"] and shown["cpu_credits"] == 0, f"another daemon has given credits: {shown}")
+            for action in ("stop", "start"):  # neither gives any
+                host.finish(host.ok("POST", f"/v1/instances/busy/{action}", {"force": True} if action == "stop" else None))
+                shown = host.ok("GET", "/v1/instances/busy")
+                expect(shown["cpu_held"] and shown["cpu_credits"] == 0, f"{action}: {shown}")
+            if group:
+                held = members(folders[0], shown["pid"])
+                expect(read(held, "cpu.cfs_quota_us") == "1000", "it begins without its baseline")
+            host.change("busy", cpu_baseline_percent=0)
+            while "cpu_credits" in host.ok("GET", "/v1/instances/busy"):
+                pause()
+            if group:
+                expect(read(held, "cpu.cfs_quota_us") == "-1", "still held")
+            for name in ("idle", "busy"):
+                host.finish(host.ok("DELETE", f"/v1/instances/{name}"))
+
+
 def limit_without_groups(place):
     with Host(place, "--cgroup", "none") as host:
         means = host.ok("GET", "/v1/host")["limits"]
@@ -391,6 +443,7 @@ TESTS = [
     ("control groups have what the instance says, from its start to its end", limit_by_groups),
     ("without control groups the monitor keeps the cap, and the rest is said", limit_without_groups),
     ("the limit of memory rises and falls with the memory", raise_the_limit_with_the_memory),
+    ("credits are spent, and a machine without any is held at its baseline", spend_credits),
     ("limits that do not fit are refused, reservations too", refuse_what_does_not_fit),
     ("what an instance does not say, its type does", take_limits_from_the_type),
     ("the host admits what it has, and no more", admit_what_the_host_has),

@@ -3,12 +3,14 @@
 charts, alarms."""
 
 import contextlib
+import hmac
 import http.server
 import json
 import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -189,6 +191,48 @@ def keep_history(place):
         platform.refused(404, "GET", path)
 
 
+def count_usage(place):
+    """Hours of what a project has, which stay when the daemon is killed and the instance is gone."""
+    def used(platform, query="", **more):
+        items = platform.ok("GET", "/v1/usage" + query, **more)["items"]
+        return {item.get("id") or item["project_name"]: item for item in items}
+
+    with Platform(place, *STEP) as platform:
+        platform.ok("POST", "/v1/projects", {"name": "red"})
+        red = platform.ok("POST", "/v1/tokens", {"name": "r", "role": "viewer", "project": "red"})["token"]
+        machine = platform.launch("first", cpus=2)
+        platform.finish(platform.ok("POST", "/v1/volumes", {"name": "v", "size_gib": 3}))
+        while not ((one := used(platform, "?by=instance").get(machine)) and one["vcpu_hours"] > 0):
+            pass  # the next count
+        expect(one["name"] == "first", f"{one}")
+        expect(abs(one["vcpu_hours"] / 2 - one["memory_gib_hours"] * 8) < 1e-9, f"2 CPUs, 128 MiB: {one}")
+        while not (all_of := used(platform)["default"])["storage_gib_hours"] > 0:
+            pass
+        expect(used(platform, token=red) == {}, "another project's usage is told")
+        platform.refused(404, "GET", "/v1/usage?project=default", token=red)
+        platform.refused(400, "GET", "/v1/usage?since=2&until=1", field="since")
+        platform.refused(400, "GET", "/v1/usage?format=xml", field="format")
+        platform.stop_daemon(signal.SIGKILL)
+        platform.start_daemon()
+        platform.finish(platform.ok("DELETE", f"/v1/instances/{machine}"))
+        after = used(platform, "?by=instance")[machine]
+        expect(after["vcpu_hours"] >= one["vcpu_hours"], f"{one}, then {after}")
+        table = platform.ok("GET", "/v1/usage?format=csv").decode().split("\r\n")
+        expect(table[0] == "project,project_name,vcpu_hours,memory_gib_hours,storage_gib_hours,network_bytes",
+               f"{table}")
+        project, name, hours = table[1].split(",")[:3]
+        expect((project, name) == (f'"{all_of["project"]}"', '"default"') and
+               float(hours) >= round(all_of["vcpu_hours"], 5) - 1e-5, f"{table} {all_of}")
+        expect(used(platform, "?since=3600&until=7200") == {}, "something was used in 1970")
+        platform.refused(400, "GET", "/v1/usage?since=3600", field="since")  # a century at once
+        hours = platform.ok("GET", "/v1/usage?by=hour")["items"]
+        expect(sum(one["vcpu_hours"] for one in hours) >= after["vcpu_hours"] and
+               all(one["time"] % 3600 == 0 for one in hours), f"{hours}")
+        table = platform.ok("GET", "/v1/usage?by=day&format=csv").decode().split("\r\n")
+        expect(table[0].split(",")[2] == "time" and re.fullmatch(r"\d{4}-\d\d-\d\dT00:00:00Z", table[1].split(",")[2]),
+               f"{table}")
+
+
 def begin_a_damaged_history_anew(place):
     with Platform(place, *STEP) as platform:
         machine = platform.launch("first")
@@ -206,7 +250,7 @@ class Receiver:
     """A server on loopback that answers with the statuses it was given, then 200."""
 
     def __init__(self, *statuses):
-        self.got, self.changed = [], threading.Condition()
+        self.got, self.raw, self.changed = [], [], threading.Condition()
         waiting = list(statuses)
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -217,6 +261,7 @@ class Receiver:
                 handler.send_header("Content-Length", "0")
                 handler.end_headers()
                 with self.changed:
+                    self.raw.append(body)
                     self.got.append((handler.headers, json.loads(body)))
                     self.changed.notify_all()
 
@@ -313,6 +358,106 @@ def tell_a_webhook(place):
         expect(receiver.wait(6)[5][1]["state"] == "ok", f"{receiver.got}")
 
 
+@contextlib.contextmanager
+def silence():
+    """The address of a server that takes connections and never says a word."""
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0), backlog=64)) as silent:
+        yield f"http://127.0.0.1:{silent.getsockname()[1]}/"
+
+
+def raise_alarms_meanwhile(place):
+    """A receiver that never answers keeps another project's alarms from nothing."""
+    receiver = Receiver()
+    with silence() as silent, Platform(place, *STEP, "--local-webhooks") as platform:
+        platform.ok("POST", "/v1/projects", {"name": "red"})
+        for project in ("red", "default"):
+            platform.finish(platform.ok("POST", f"/v1/instances?project={project}", {
+                "name": project, "image": "busybox", "engine": "soft", "memory_mib": 128}))
+        mute = [platform.ok("POST", "/v1/alarms?project=red", {**ALWAYS, "instance": "red", "webhook": silent})["alarm"]["id"]
+                for _ in range(4)]
+        for alarm in mute:
+            in_state(platform, alarm, "alarm")
+        platform.ok("POST", "/v1/alarms", {**ALWAYS, "instance": "default", "webhook": receiver.url})
+        receiver.wait(1)
+        expect(not any(alarm_events(platform, alarm, "alarm.action") for alarm in mute), "those of silence were given up first")
+
+
+def tell_events(place):
+    """A hook hears what it is for, in order and with one key however often it is tried, signed; what happens
+    while the daemon is away, too."""
+    def make(platform, name):
+        platform.ok("POST", "/v1/keys", {"name": name})
+
+    receiver, everything = Receiver(500), Receiver()
+    with Platform(place, *STEP, "--local-webhooks") as platform:
+        make(platform, "before")
+        hook = platform.ok("POST", "/v1/hooks", {"name": "h", "webhook": receiver.url, "action": "key.create"})["hook"]
+        expect((hook["told"], hook["lost"], hook["level"], hook["state"]) == (0, 0, "info", "new") and "after" not in hook, f"{hook}")
+        secret = hook["secret"]
+        platform.ok("POST", "/v1/hooks", {"name": "all", "webhook": everything.url})
+        platform.refused(400, "POST", "/v1/hooks", {"webhook": "file:///etc/passwd"}, field="webhook")
+        platform.refused(400, "POST", "/v1/hooks", {"webhook": everything.url, "level": "loud"}, field="level")
+        platform.refused(400, "POST", "/v1/hooks", {"webhook": everything.url, "secret": "short"}, field="secret")
+        platform.refused(400, "PATCH", "/v1/hooks/h", {"secret": None}, field="secret")
+        viewer = platform.ok("POST", "/v1/tokens", {"name": "r", "role": "viewer"})["token"]
+        expect(platform.ok("GET", "/v1/hooks/h", token=viewer)["webhook"].endswith("/…"), "a viewer sees it")
+        for name in ("one", "two"):
+            make(platform, name)
+        make(platform, "three")
+        got = receiver.wait(4)
+        expect([body["text"].split('"')[1] for _, body in got] == ["one", "one", "two", "three"], f"{got}")
+        expect(len({headers["Idempotency-Key"] for headers, _ in got}) == 3, "a key for each event")
+        for (headers, _), raw in zip(got, receiver.raw):
+            at, signed = (part.split("=")[1] for part in headers["Corbel-Signature"].split(","))
+            expect(abs(int(at) - time.time()) < LIMIT_S and
+                   hmac.new(secret.encode(), f"{at}.".encode() + raw, "sha256").hexdigest() == signed, f"{headers}")
+        while (hook := platform.ok("GET", "/v1/hooks/h"))["told"] < 3:
+            pass
+        expect([(one["state"], one["tries"], one["status"]) for one in hook["deliveries"]] ==
+               [("told", 1, 200), ("told", 1, 200), ("told", 2, 200)] and hook["state"] == "ok", f"{hook}")
+        make(platform, "last")
+        platform.stop_daemon(signal.SIGKILL)
+        platform.start_daemon()
+        while not any('"last"' in body["text"] for _, body in receiver.got):
+            pass
+        actions = [body["action"] for _, body in everything.wait(4)]
+        expect("key.create" in actions and not any(name.startswith("hook") for name in actions), f"{actions}")
+        while (hook := platform.ok("GET", "/v1/hooks/h"))["told"] < 4:
+            pass
+        expect(hook["lost"] == 0 and secret not in json.dumps(hook), f"{hook}")
+        platform.ok("DELETE", "/v1/hooks/h")
+
+
+def tell_others_meanwhile(place):
+    """Receivers that never answer keep only their own project waiting; one that fails is tried again, wherever the hook
+    leads then, and one that says no is not."""
+    good, failing, refusing = Receiver(), Receiver(*[503] * 1000), Receiver(410)
+    with silence() as silent, Platform(place, *STEP, "--local-webhooks") as platform:
+        platform.ok("POST", "/v1/projects", {"name": "red"})
+        for number in range(12):
+            platform.ok("POST", "/v1/hooks?project=red", {
+                "name": f"h{number}", "webhook": silent, "action": "key."})
+        for name, receiver in (("good", good), ("failing", failing), ("refusing", refusing)):
+            platform.ok("POST", "/v1/hooks", {"name": name, "webhook": receiver.url, "action": "key."})
+        platform.ok("POST", "/v1/keys?project=red", {"name": "k"})
+        platform.ok("POST", "/v1/keys", {"name": "k"})
+        good.wait(1)
+        red = platform.ok("GET", "/v1/hooks?project=red")["items"]
+        expect(not any(hook["lost"] for hook in red), "the silent ones were given up first")
+        failing.wait(2)
+        while (hook := platform.ok("GET", "/v1/hooks/failing"))["state"] != "failing":
+            pass
+        expect(hook["deliveries"][0]["status"] == 503 and hook["deliveries"][0]["error"] and hook["lost"] == 0, f"{hook}")
+        platform.ok("PATCH", "/v1/hooks/failing", {"webhook": good.url})
+        keys = [headers["Idempotency-Key"] for headers, _ in good.wait(2)]
+        expect(keys[1] == failing.got[0][0]["Idempotency-Key"] and keys[0] != keys[1], f"{keys}")
+        while (hook := platform.ok("GET", "/v1/hooks/refusing"))["lost"] < 1:
+            pass
+        expect(len(refusing.got) == 1 and hook["deliveries"][0]["status"] == 410, f"{hook}")
+        platform.stop_daemon(signal.SIGTERM)  # ends, with letters under way
+        platform.start_daemon()
+
+
 def keep_webhooks_from_the_host(place):
     receiver = Receiver()
     with Platform(place, *STEP) as platform:
@@ -320,6 +465,11 @@ def keep_webhooks_from_the_host(place):
         alarm = platform.ok("POST", "/v1/alarms", {**ALWAYS, "instance": "m",
                                                    "webhook": receiver.url})["alarm"]["id"]
         while not (events := alarm_events(platform, alarm, "alarm.action")):
+            pass
+        expect("--local-webhooks" in events[0]["text"] and not receiver.got, f"{events} {receiver.got}")
+        platform.ok("POST", "/v1/hooks", {"name": "h", "webhook": receiver.url, "action": "key."})
+        platform.ok("POST", "/v1/keys", {"name": "k"})
+        while not (events := platform.ok("GET", "/v1/events?limit=1000&action=hook.failed")["items"]):
             pass
         expect("--local-webhooks" in events[0]["text"] and not receiver.got, f"{events} {receiver.got}")
 
@@ -357,8 +507,9 @@ def act_once(place):
 if __name__ == "__main__":
     run_tests([
         ("expose counters", expose_counters), ("be scraped by Prometheus", be_scraped_by_prometheus),
-        ("leave guests asleep", leave_guests_asleep), ("keep history", keep_history),
+        ("leave guests asleep", leave_guests_asleep), ("keep history", keep_history), ("count usage", count_usage),
         ("begin a damaged history anew", begin_a_damaged_history_anew),
         ("refuse wrong alarms", refuse_wrong_alarms), ("tell a webhook", tell_a_webhook),
+        ("raise alarms meanwhile", raise_alarms_meanwhile), ("tell events", tell_events), ("tell others meanwhile", tell_others_meanwhile),
         ("keep webhooks from the host", keep_webhooks_from_the_host), ("act once", act_once),
     ])

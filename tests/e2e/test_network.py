@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import hashlib
 import http.client
-import http.server
 import json
 import os
 import pathlib
@@ -20,11 +19,10 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 
-from harness import ORDINARY_UID, Control, Machine, expect, guest, run_tests
+from harness import ORDINARY_UID, Control, Machine, expect, guest, run_tests, web_server
 from platform_rig import Platform
 
 ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
@@ -111,28 +109,6 @@ def dhcp_server(place, leases):
 
 
 @contextlib.contextmanager
-def web_server(body):
-    """On the host's end of the bridge: its port."""
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *unused):
-            pass
-
-    server = http.server.ThreadingHTTPServer((HOST, 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-@contextlib.contextmanager
 def privileged(place):
     """The ordinary user has CAP_NET_ADMIN and nothing else."""
     def wrap(command, container=False):
@@ -200,7 +176,7 @@ def talk(place):
     body = os.urandom(4 * MIB)
     control = place.home / "first.sock"
     with privileged(place), dhcp_server(place, {FIRST: "10.9.0.10", SECOND: "10.9.0.11"}), \
-            web_server(body) as port, \
+            web_server(body, HOST) as port, \
             start(place, f"bridge,bridge={BRIDGE},guard,mac={FIRST}", "--control", control) as first, \
             start(place, f"bridge,bridge={BRIDGE},mac={SECOND}") as second:
         for m, address, mac in ((first, "10.9.0.10", FIRST), (second, "10.9.0.11", SECOND)):
@@ -240,7 +216,7 @@ def keep_limits(place):
     """Frames of a bridged card wait for its limits as those of another; the host takes its tap away."""
     body = os.urandom(MIB)
     control = place.home / "limits.sock"
-    with privileged(place), dhcp_server(place, {FIRST: "10.9.0.10"}), web_server(body) as port, \
+    with privileged(place), dhcp_server(place, {FIRST: "10.9.0.10"}), web_server(body, HOST) as port, \
             start(place, f"bridge,bridge={BRIDGE},mac={FIRST},bps=512K", "--control", control) as m:
         ready(m)
         began = time.monotonic()

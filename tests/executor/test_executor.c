@@ -217,6 +217,7 @@ static bool is_allowed(uint64_t number)
                                        SYS_clock_gettime,
                                        SYS_arch_prctl,
                                        SYS_read,
+                                       SYS_poll,
                                        SYS_exit_group,
                                        SYS_timer_settime,
                                        SYS_pidfd_send_signal,

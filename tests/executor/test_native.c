@@ -6,6 +6,7 @@
 
 #include "cpu/x86.h"
 #include "executor/native.h"
+#include "executor/native_int.h"
 
 #include <fcntl.h>
 #include <linux/futex.h>
@@ -24,6 +25,8 @@
 #define DATA 0x7ffe00000000ull
 #define PAGE 4096u
 
+static unsigned vcpu_count = 2;
+static _Atomic uint32_t spares_cpu;
 static const struct native *native;
 static uint8_t *ram;
 static struct vcpu_state st;
@@ -343,6 +346,9 @@ static void test_thread_at_rest_runs_anywhere(void **state)
     cpu_set_t now;
 
     (void)state;
+    if (vcpu_count < 2) {
+        return; /* the first has had turns */
+    }
     native->ops->rest(native->opaque, 0);
     assert_int_equal(sched_getaffinity(0, sizeof(before), &before), 0);
     put(code, sizeof(code));
@@ -360,6 +366,10 @@ static uint64_t own_block(void)
 {
     return NATIVE_OWN + NATIVE_BLOCK_BYTES;
 }
+
+#define STUB_TALLY 0
+#define STUB_WAKE 1
+#define STUB_CALLS 6 /* with the mapper's */
 
 /* Where the stub's n-th SYSCALL is. */
 static uint64_t stub_call(unsigned n)
@@ -395,7 +405,7 @@ static void test_stub_gives_no_system_call(void **state)
         put(jump_there, sizeof(jump_there));
         *tries = 0;
         st.gpr[X86_RAX] = numbers[i];
-        st.gpr[X86_RBX] = stub_call(0);
+        st.gpr[X86_RBX] = stub_call(STUB_WAKE);
         st.gpr[X86_RDI] = DATA;
         st.gpr[X86_RSI] = DATA;
         atomic_store(&stop, false);
@@ -434,6 +444,60 @@ static void test_mapper_is_out_of_reach(void **state)
     assert_int_equal(run(), NATIVE_FAULT);
     st.gpr[X86_RDI] = (uint64_t)(uintptr_t)&left;
     assert_int_equal(run(), NATIVE_FAULT);
+}
+
+static void *starve(void *opaque)
+{
+    const struct spaces *spaces = opaque;
+    const struct timespec longer = {.tv_sec = 3}; /* than a runner has for its answer */
+    pid_t runner = spaces->space[0].pids[0];
+
+    (void)kill(runner, SIGSTOP);
+    native->ops->kick(native->opaque, 0);
+    (void)nanosleep(&longer, NULL);
+    (void)kill(runner, SIGCONT);
+    return NULL;
+}
+
+/* With its mapper a space ends; with one runner its word says nothing of it. */
+static void test_end_of_a_space_is_seen(void **state)
+{
+    static const uint8_t code[] = {0xeb, 0xfe};
+    const struct native_change change = {.va = CODE, .bytes = PAGE, .prot = PROT_READ | PROT_EXEC};
+    const unsigned last = native->space_count - 1;
+    const struct spaces *spaces = native->opaque;
+    _Atomic bool stop = false;
+    pthread_t kicks;
+
+    (void)state;
+    put(code, sizeof(code));
+    assert_int_equal(native->ops->change(native->opaque, last, &change, 1), 0);
+    assert_int_equal(pthread_create(&kicks, NULL, kick_often, &stop), 0);
+    native->ops->run(native->opaque, last, 0, &st, NULL, 0, &left);
+    assert_int_equal(left.reason, NATIVE_KICK);
+    (void)kill(spaces->space[last].mapper_pid, SIGKILL);
+    do {
+        native->ops->run(native->opaque, last, 0, &st, NULL, 0, &left);
+    } while (left.reason == NATIVE_KICK);
+    assert_int_equal(left.reason, NATIVE_LOST);
+    atomic_store(&stop, true);
+    assert_int_equal(pthread_join(kicks, NULL), 0);
+    assert_true(native->ops->is_lost(native->opaque, last));
+}
+
+/* A host that has no time for him is no fault of his. */
+static void test_starved_one_is_waited_for(void **state)
+{
+    /* 1: jmp 1b */
+    static const uint8_t code[] = {0xeb, 0xfe};
+    pthread_t thread;
+
+    (void)state;
+    put(code, sizeof(code));
+    assert_int_equal(pthread_create(&thread, NULL, starve, native->opaque), 0);
+    assert_int_equal(run(), NATIVE_KICK);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_false(native->ops->is_lost(native->opaque, 0));
 }
 
 /* He says that nobody waits for him, when the other one already sleeps. */
@@ -516,7 +580,7 @@ static void test_stub_wakes_nobody_else(void **state)
         (void)sched_yield();
     }
     st.gpr[X86_RAX] = SYS_futex;
-    st.gpr[X86_RBX] = stub_call(0);
+    st.gpr[X86_RBX] = stub_call(STUB_WAKE);
     st.gpr[X86_RDI] = st.gpr[X86_RSI] = DATA;
     st.gpr[X86_RDX] = 1;
     st.gpr[X86_RCX] = FUTEX_WAKE;
@@ -561,6 +625,9 @@ static void test_stopped_one_stays_stopped(void **state)
     struct vcpu_state second;
 
     (void)state;
+    if (vcpu_count < 2) {
+        return; /* there is no other */
+    }
     for (unsigned i = 0; i < 20; i++) {
         put(code, sizeof(code));
         memcpy(ram + 0x800, other, sizeof(other));
@@ -583,6 +650,226 @@ static void test_stopped_one_stays_stopped(void **state)
     }
 }
 
+/* ---- one vCPU: its runner may spin ---- */
+
+static struct spaces *spin(void)
+{
+    struct spaces *spaces = native->opaque;
+
+    spaces->turns[0].way = TURN_APART;
+    spaces->turns[0].last_tsc = 0;
+    spaces->turns[0].ways[TURN_APART] = (struct turn_cost){.turns = 1};
+    spaces->turns[0].ways[TURN_TOGETHER] = (struct turn_cost){.cost = UINT32_MAX, .turns = 1};
+    return spaces;
+}
+
+static void test_who_spins_is_believed_when_it_counts(void **state)
+{
+    static const uint8_t code[] = {0x0f, 0x05};
+    struct spaces *spaces = native->opaque;
+    uint64_t stops = spaces->space[0].stops;
+
+    (void)state;
+    if (spaces->vcpu_count != 1) {
+        return;
+    }
+    put(code, sizeof(code));
+    for (unsigned i = 0; i < 2000; i++) {
+        (void)spin();
+        st.rip = CODE;
+        run_past_kicks();
+        if (i % 5 == 0) {
+            native->ops->confirm(native->opaque, 0);
+        }
+        assert_false(native->ops->is_lost(native->opaque, 0));
+    }
+    assert_true(spaces->space[0].stops >= stops + 2000);
+    assert_true(spaces->space[0].tallied >= stops + 1900);
+}
+
+/* Where CPU time is counted, none is spent on waiting: the threads keep together. */
+static void test_who_is_to_spare_time_does_not_spin(void **state)
+{
+    static const uint8_t code[] = {0x0f, 0x05};
+    struct spaces *spaces = native->opaque;
+    uint64_t stops;
+
+    (void)state;
+    put(code, sizeof(code));
+    atomic_store(&spares_cpu, 1);
+    stops = spaces->space[0].stops;
+    for (unsigned i = 0; i < 200; i++) {
+        (void)spin();
+        st.rip = CODE;
+        run_past_kicks();
+        assert_int_equal(spaces->turns[0].spin_tsc, 0);
+    }
+    assert_int_equal(spaces->space[0].stops, stops);
+    atomic_store(&spares_cpu, 0);
+}
+
+/* Before the guest's kernel takes pages away, he is asked; then he is no more. */
+static void test_liar_who_spins_is_ended(void **state)
+{
+    /* movl $2,(%rdi); 1: incq (%rsi); jmp 1b */
+    static const uint8_t code[] = {0xc7, 0x07, NATIVE_WORD_STOPPED, 0, 0, 0, 0x48, 0xff, 0x06,
+                                   0xeb, 0xfb};
+    volatile uint64_t *tries = (void *)(ram + PAGE);
+    struct spaces *spaces = native->opaque;
+    const struct native_change changes[] = {
+        {.va = CODE, .bytes = PAGE, .offset = 0, .prot = PROT_READ | PROT_EXEC},
+        {.va = DATA, .bytes = PAGE, .offset = PAGE, .prot = PROT_READ | PROT_WRITE},
+    };
+    uint64_t before;
+
+    (void)state;
+    if (spaces->vcpu_count != 1) {
+        return;
+    }
+    put(code, sizeof(code));
+    st.rip = CODE + PAGE - 1; /* INT3 */
+    native->ops->run(native->opaque, 1, 0, &st, changes, 2, &left);
+    assert_int_equal(left.reason, NATIVE_OTHER);
+    st.rip = CODE;
+    st.gpr[X86_RDI] = own_block() + NATIVE_PAGE_AT + NATIVE_R_WORD;
+    st.gpr[X86_RSI] = DATA;
+    (void)spin();
+    native->ops->run(native->opaque, 1, 0, &st, NULL, 0, &left);
+    assert_false(native->ops->is_lost(native->opaque, 1));
+    for (before = *tries; *tries == before;) {
+        (void)sched_yield(); /* he goes on */
+    }
+    native->ops->confirm(native->opaque, 0);
+    assert_true(native->ops->is_lost(native->opaque, 1));
+    before = *tries;
+    let_others_run();
+    assert_int_equal(*tries, before);
+    native->ops->run(native->opaque, 1, 0, &st, NULL, 0, &left);
+    assert_int_equal(left.reason, NATIVE_LOST);
+}
+
+/* Wherever in the stub he jumps to: nobody's tally is higher than the times he stopped. */
+static void test_tally_is_not_saved_up(void **state)
+{
+    /* movl $2,(%r9), of which there may be some; jmp *%rbx */
+    static const uint8_t code[] = {0x41, 0xc7, 0x01, NATIVE_WORD_STOPPED, 0, 0, 0, 0xff, 0xe3};
+    struct spaces *spaces = native->opaque;
+    struct space *space = &spaces->space[2];
+    const struct native_change change = {
+        .va = CODE, .bytes = PAGE, .offset = 0, .prot = PROT_READ | PROT_EXEC};
+    pthread_t kicks;
+    _Atomic bool stop = false;
+
+    (void)state;
+    if (spaces->vcpu_count != 1) {
+        return;
+    }
+    put(code, sizeof(code));
+    assert_int_equal(native->ops->change(native->opaque, 2, &change, 1), 0);
+    assert_int_equal(pthread_create(&kicks, NULL, kick_often, &stop), 0);
+    for (unsigned i = 0; i < 40 * STUB_CALLS && !native->ops->is_lost(native->opaque, 2); i++) {
+        (void)spin();
+        st.rip = CODE + (i % 2 == 0 ? 7 : 0);
+        st.gpr[X86_RAX] = SYS_write;
+        st.gpr[X86_RBX] = stub_call(i / 2 % STUB_CALLS);
+        st.gpr[X86_RDI] = NATIVE_TALLY_FD;
+        st.gpr[X86_RSI] = own_block() + (uint64_t)(native_stub_one - native_stub_start);
+        st.gpr[X86_RDX] = 8;
+        st.gpr[X86_R9] = own_block() + NATIVE_PAGE_AT + NATIVE_R_WORD;
+        native->ops->run(native->opaque, 2, 0, &st, NULL, 0, &left);
+        spaces->turns[0].unconfirmed = i % 3 == 0 ? 3 : 0;
+        native->ops->confirm(native->opaque, 0);
+        assert_true(space->tallied <= space->stops);
+    }
+    atomic_store(&stop, true);
+    assert_int_equal(pthread_join(kicks, NULL), 0);
+    spaces->turns[0].unconfirmed = 0;
+}
+
+/* New spaces: what one test does to them is not the next one's. */
+static void renew(void)
+{
+    executor_native_create(vcpu_count, &spares_cpu, &native);
+    assert_non_null(native);
+}
+
+static void spin_not(void)
+{
+    struct spaces *spaces = native->opaque;
+
+    spaces->turns[0].way = TURN_APART;
+    spaces->turns[0].last_tsc = 400000; /* longer than anybody spins for */
+}
+
+/* Nor does he add to it when nobody asks, to lie when somebody does. */
+static void test_tally_is_not_added_to_for_later(void **state)
+{
+    static const uint8_t jump[] = {0xff, 0xe3}; /* jmp *%rbx */
+    static const uint8_t lie[] = {0xc7, 0x07, NATIVE_WORD_STOPPED, 0, 0, 0, 0x48, 0xff, 0x06,
+                                  0xeb, 0xfb};
+    volatile uint64_t *tries = (void *)(ram + PAGE);
+    uint64_t before;
+
+    (void)state;
+    if (vcpu_count != 1) {
+        return;
+    }
+    renew();
+    assert_int_equal(run_code((const uint8_t[]){0x0f, 0x05}, 2), NATIVE_SYSCALL);
+    native->ops->confirm(native->opaque, 0);
+    put(jump, sizeof(jump));
+    st.gpr[X86_RAX] = SYS_write;
+    st.gpr[X86_RBX] = stub_call(STUB_TALLY);
+    st.gpr[X86_RDI] = NATIVE_TALLY_FD;
+    st.gpr[X86_RSI] = own_block() + (uint64_t)(native_stub_one - native_stub_start);
+    st.gpr[X86_RDX] = 8;
+    spin_not();
+    (void)run();
+    put(lie, sizeof(lie));
+    st.gpr[X86_RDI] = own_block() + NATIVE_PAGE_AT + NATIVE_R_WORD;
+    st.gpr[X86_RSI] = DATA;
+    (void)spin();
+    (void)run();
+    native->ops->confirm(native->opaque, 0);
+    assert_true(native->ops->is_lost(native->opaque, 0));
+    before = *tries;
+    for (unsigned i = 0; i < 100; i++) {
+        (void)sched_yield();
+    }
+    assert_int_equal(*tries, before);
+    renew();
+}
+
+/* He lies, goes on, and stops when the mapper is at work for him: changes are made in turn. */
+static void test_liar_is_ended_before_the_mapper_works_for_him(void **state)
+{
+    /* movl $2,(%r9); 1: cmpl $2,(%r9); je 1b; jmp *%rbx */
+    static const uint8_t lie[] = {0x41, 0xc7, 0x01, 2,    0,    0,    0,   0x41,
+                                  0x83, 0x39, 0x02, 0x74, 0xfa, 0xff, 0xe3};
+    const struct native_change change = {
+        .va = CODE + PAGE, .bytes = PAGE, .offset = 2ull * PAGE, .prot = PROT_READ};
+
+    (void)state;
+    if (vcpu_count != 1) {
+        return;
+    }
+    renew();
+    assert_int_equal(run_code((const uint8_t[]){0x0f, 0x05}, 2), NATIVE_SYSCALL);
+    put(lie, sizeof(lie));
+    st.gpr[X86_RAX] = SYS_write;
+    st.gpr[X86_RBX] = stub_call(STUB_TALLY);
+    st.gpr[X86_RDI] = NATIVE_TALLY_FD;
+    st.gpr[X86_RSI] = own_block() + (uint64_t)(native_stub_one - native_stub_start);
+    st.gpr[X86_RDX] = 8;
+    st.gpr[X86_R9] = own_block() + NATIVE_PAGE_AT + NATIVE_R_WORD;
+    (void)spin();
+    (void)run();
+    spin_not();
+    native->ops->run(native->opaque, 0, 0, &st, &change, 1, &left);
+    assert_int_equal(left.reason, NATIVE_LOST);
+    renew();
+}
+
 /* He scribbles over his own block and stops for ever: his space may be lost, no other. */
 static void test_scribbler_loses_his_own_space(void **state)
 {
@@ -591,10 +878,10 @@ static void test_scribbler_loses_his_own_space(void **state)
     unsigned lost = 0;
 
     (void)state;
-    for (unsigned value = 0; value < 256 && lost < native->space_count - 1; value++) {
+    for (unsigned value = 0; value < 256 && lost < native->space_count - 2; value++) {
         const struct native_change change = {
             .va = CODE, .bytes = PAGE, .prot = PROT_READ | PROT_EXEC};
-        unsigned space = native->space_count - 1 - lost;
+        unsigned space = native->space_count - 2 - lost;
 
         put(code, sizeof(code));
         if (native->ops->clear(native->opaque, space) != 0) {
@@ -621,12 +908,13 @@ static int set_up(void **state)
     if (fd < 0 || ftruncate(fd, RAM_BYTES) != 0 || dup2(fd, NATIVE_RAM_FD) != NATIVE_RAM_FD) {
         return -1;
     }
-    executor_native_create(2, &native);
+    executor_native_create(vcpu_count, &spares_cpu, &native);
     ram = mmap(NULL, RAM_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, NATIVE_RAM_FD, 0);
     return native == NULL || native->space_count == 0 || ram == MAP_FAILED ? -1 : 0;
 }
 
-int main(void)
+/* argv[1]: for how many vCPUs */
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_system_call),
@@ -643,12 +931,21 @@ int main(void)
         cmocka_unit_test(test_thread_at_rest_runs_anywhere),
         cmocka_unit_test(test_stub_gives_no_system_call),
         cmocka_unit_test(test_mapper_is_out_of_reach),
+        cmocka_unit_test(test_starved_one_is_waited_for),
         cmocka_unit_test(test_silent_one_is_heard),
         cmocka_unit_test(test_who_says_he_stopped_has_stopped),
         cmocka_unit_test(test_stub_wakes_nobody_else),
         cmocka_unit_test(test_stopped_one_stays_stopped),
+        cmocka_unit_test(test_who_spins_is_believed_when_it_counts),
+        cmocka_unit_test(test_who_is_to_spare_time_does_not_spin),
+        cmocka_unit_test(test_liar_who_spins_is_ended),
+        cmocka_unit_test(test_tally_is_not_saved_up),
+        cmocka_unit_test(test_tally_is_not_added_to_for_later),
+        cmocka_unit_test(test_liar_is_ended_before_the_mapper_works_for_him),
+        cmocka_unit_test(test_end_of_a_space_is_seen),
         cmocka_unit_test(test_scribbler_loses_his_own_space),
     };
 
+    vcpu_count = argc > 1 ? (unsigned)atoi(argv[1]) : vcpu_count;
     return cmocka_run_group_tests(tests, set_up, NULL);
 }

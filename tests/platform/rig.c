@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -268,8 +269,14 @@ static unsigned count_entries(const char *dir, const char *sub)
  */
 static void wait_for_entries(const char *dir, const char *sub, unsigned wanted)
 {
+    char path[PATH_MAX + 16], events[4096];
+    CLEANUP_CLOSE int fd = inotify_init1(IN_CLOEXEC);
+
+    (void)snprintf(path, sizeof(path), "%s/%s", dir, sub);
+    CHECK(fd >= 0 && inotify_add_watch(fd, path, IN_CREATE | IN_DELETE | IN_MOVE) >= 0, "%s: %s",
+          path, strerror(errno));
     while (count_entries(dir, sub) != wanted) {
-        (void)usleep(10000);
+        CHECK(read(fd, events, sizeof(events)) > 0 || errno == EINTR, "%s", strerror(errno));
     }
 }
 
@@ -346,6 +353,12 @@ static void check_nics(struct daemon *daemon, size_t instances)
     json_decref(nics);
 }
 
+static void check_state(const json_t *object, bool is_good)
+{
+    CHECK(is_good, "%s is %s: %s", rig_text(object, "name"), rig_text(object, "state"),
+          rig_text(object, "reason"));
+}
+
 /* What the records say, and what the host has: one monitor for each that runs, no more. */
 void rig_check_truth(struct daemon *daemon)
 {
@@ -358,8 +371,7 @@ void rig_check_truth(struct daemon *daemon)
         bool is_on = strcmp(state, "running") == 0 || strcmp(state, "paused") == 0;
         char path[PATH_MAX + 80];
 
-        CHECK(is_on || strcmp(state, "stopped") == 0, "%s is %s: %s", rig_text(instance, "name"),
-              state, rig_text(instance, "reason"));
+        check_state(instance, is_on || strcmp(state, "stopped") == 0);
         running += is_on;
         (void)snprintf(path, sizeof(path), "%s/machines/%s/disk.raw", state_dir,
                        rig_text(instance, "id"));
@@ -391,9 +403,7 @@ void rig_check_snapshots(struct daemon *daemon)
         const json_t *snapshot = json_array_get(snapshots, i);
         const char *parent = rig_text(snapshot, "parent");
 
-        CHECK(strcmp(rig_text(snapshot, "state"), "available") == 0, "%s is %s: %s",
-              rig_text(snapshot, "name"), rig_text(snapshot, "state"),
-              rig_text(snapshot, "reason"));
+        check_state(snapshot, strcmp(rig_text(snapshot, "state"), "available") == 0);
         of_instances += rig_text(snapshot, "instance")[0] != '\0';
         if (parent[0] != '\0') {
             json_t *found = rig_list(daemon, KIND_SNAPSHOT, "id", parent);

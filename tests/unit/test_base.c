@@ -3,6 +3,7 @@
 #include "base/io.h"
 #include "base/latency.h"
 #include "base/log.h"
+#include "base/path.h"
 #include "base/process.h"
 #include "base/thread.h"
 
@@ -14,9 +15,26 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+static void test_path_to_unix_takes_what_fits_with_its_end(void **state)
+{
+    struct sockaddr_un address;
+    char text[sizeof(address.sun_path) + 1];
+
+    (void)state;
+    memset(text, 'x', sizeof(text));
+    text[sizeof(address.sun_path)] = '\0';
+    assert_int_equal(path_to_unix(text, &address), -ENAMETOOLONG);
+    text[sizeof(address.sun_path) - 1] = '\0';
+    assert_int_equal(path_to_unix(text, &address), 0);
+    assert_int_equal(address.sun_family, AF_UNIX);
+    assert_string_equal(address.sun_path, text);
+}
 
 static void test_err_set_returns_code_and_cuts_long_text(void **state)
 {
@@ -257,6 +275,7 @@ static void test_mutexes_in_wrong_order_abort(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_path_to_unix_takes_what_fits_with_its_end),
         cmocka_unit_test(test_err_set_returns_code_and_cuts_long_text),
         cmocka_unit_test(test_log_escape_shows_control_bytes_and_never_overruns),
         cmocka_unit_test(test_log_level_filters_and_long_lines_end_in_newline),

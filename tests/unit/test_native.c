@@ -36,6 +36,7 @@ struct native_rig {
     unsigned clears;
     unsigned changes;
     unsigned rests;
+    unsigned confirms;
     bool fail_change;
     bool lose;
 };
@@ -164,6 +165,14 @@ static void op_rest(void *opaque, unsigned vcpu)
     n->rests++;
 }
 
+static void op_confirm(void *opaque, unsigned vcpu)
+{
+    struct native_rig *n = opaque;
+
+    (void)vcpu;
+    n->confirms++;
+}
+
 static const struct native_ops rig_ops = {
     .run = op_run,
     .kick = op_kick,
@@ -171,6 +180,7 @@ static const struct native_ops rig_ops = {
     .clear = op_clear,
     .is_lost = op_is_lost,
     .rest = op_rest,
+    .confirm = op_confirm,
 };
 
 static void create_tables(struct native_rig *n)
@@ -346,6 +356,26 @@ static void again(struct native_rig *n)
     run(n);
 }
 
+/* Whatever takes away from the guest's user: what runs in a space has stopped before. */
+static void test_flush_has_it_confirmed_that_user_code_stopped(void **state)
+{
+    struct native_rig *n = *state;
+    unsigned before = n->confirms;
+
+    mmu_flush_page(n->v, RIG_DATA);
+    assert_int_equal(n->confirms, before + 1);
+    mmu_flush_non_global(n->v);
+    assert_int_equal(n->confirms, before + 2);
+    mmu_flush_all(n->v);
+    assert_int_equal(n->confirms, before + 3);
+    mmu_context_changed(n->v, false);
+    assert_int_equal(n->confirms, before + 4);
+    mmu_context_changed(n->v, true);
+    assert_int_equal(n->confirms, before + 5);
+    mmu_flush_page(n->v, 0xffff888000000000ull); /* none of his */
+    assert_int_equal(n->confirms, before + 5);
+}
+
 static void test_flush_looks_at_what_is_mapped_again(void **state)
 {
     struct native_rig *n = *state;
@@ -497,17 +527,27 @@ static void map_vdso(struct native_rig *n)
     mmu_flush_page(n->v, 0x31000);
 }
 
-/* A page like Linux's vDSO: the clock natively, the CPU's number from the interpreter. */
+/* A page like Linux's vDSO, which user code jumps to; so many pages are there for copies. */
+static void begin_vdso(struct native_rig *n, unsigned copies, const char *jump)
+{
+    n->native.copies = n->user->ram + COPIES;
+    n->native.copy_count = copies;
+    rig_poke(n->rig, RIG_USER, jump, 5);
+    rig_poke(n->rig, 0x31000, "\x7f\x45\x4c\x46", 4);
+    rig_poke(n->rig, 0x31040, "linux-vdso.so.1", 16);
+    n->rig->st.tsc_aux = 0x1234;
+}
+
+/* rdtscp; mov [0x51000], rcx; syscall: it uses ECX */
+static const char ask_for_cpu[] = "\x0f\x01\xf9\x48\x89\x0c\x25\x00\x10\x05\x00\x0f\x05";
+
+/* The clock natively, the CPU's number from the interpreter. */
 static void test_vdso_runs_from_a_copy(void **state)
 {
     struct native_rig *n = *state;
     uint64_t before;
 
-    n->native.copies = n->user->ram + COPIES;
-    n->native.copy_count = 2;
-    RIG_CODE_AT(n->rig, RIG_USER, "\xe9\xfb\x10\x00\x00"); /* jmp 0x31100 */
-    rig_poke(n->rig, 0x31000, "\x7f\x45\x4c\x46", 4);
-    rig_poke(n->rig, 0x31040, "linux-vdso.so.1", 16);
+    begin_vdso(n, 2, "\xe9\xfb\x10\x00\x00"); /* jmp 0x31100 */
     /* rdtscp, padded; mov edx, selector; lsl ecx, edx; mov [0x51000], rcx; syscall */
     RIG_CODE_AT(n->rig, 0x31100,
                 "\x0f\x01\xf9\x66\x90\xba\x33\x00\x00\x00\x0f\x03\xca"
@@ -542,14 +582,8 @@ static void test_vdso_that_asks_for_the_cpu_gives_the_guests(void **state)
 {
     struct native_rig *n = *state;
 
-    n->native.copies = n->user->ram + COPIES;
-    n->native.copy_count = 1;
-    RIG_CODE_AT(n->rig, RIG_USER, "\xe9\xfb\x10\x00\x00"); /* jmp 0x31100 */
-    rig_poke(n->rig, 0x31000, "\x7f\x45\x4c\x46", 4);
-    rig_poke(n->rig, 0x31040, "linux-vdso.so.1", 16);
-    /* rdtscp; mov [0x51000], rcx; syscall: it uses ECX */
-    RIG_CODE_AT(n->rig, 0x31100, "\x0f\x01\xf9\x48\x89\x0c\x25\x00\x10\x05\x00\x0f\x05");
-    n->rig->st.tsc_aux = 0x1234;
+    begin_vdso(n, 1, "\xe9\xfb\x10\x00\x00"); /* jmp 0x31100 */
+    RIG_CODE_AT(n->rig, 0x31100, ask_for_cpu);
     map_vdso(n);
     run(n);
     assert_int_equal(rig_peek64(n->rig, 0x51000), 0x1234);
@@ -562,15 +596,9 @@ static void test_vdso_that_asks_at_its_end_is_not_run(void **state)
 {
     struct native_rig *n = *state;
 
-    n->native.copies = n->user->ram + COPIES;
-    n->native.copy_count = 1;
-    RIG_CODE_AT(n->rig, RIG_USER, "\xe9\xfa\x1f\x00\x00"); /* jmp 0x31fff */
-    rig_poke(n->rig, 0x31000, "\x7f\x45\x4c\x46", 4);
-    rig_poke(n->rig, 0x31040, "linux-vdso.so.1", 16);
-    /* rdtscp; mov [0x51000], rcx; syscall */
-    RIG_CODE_AT(n->rig, 0x31fff, "\x0f\x01\xf9\x48\x89\x0c\x25\x00\x10\x05\x00\x0f\x05");
+    begin_vdso(n, 1, "\xe9\xfa\x1f\x00\x00"); /* jmp 0x31fff */
+    RIG_CODE_AT(n->rig, 0x31fff, ask_for_cpu);
     rig_map(n->rig, 0x32000, 0x32000, P | US | A);
-    n->rig->st.tsc_aux = 0x1234;
     map_vdso(n);
     run(n);
     assert_int_equal(mapped(n, 0, 0x31000) & (NX | P), NX | P);
@@ -763,6 +791,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_page_is_writable_only_when_it_is_dirty, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(test_neighbours_that_were_used_come_along, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_flush_has_it_confirmed_that_user_code_stopped, setup,
+                                        teardown),
         cmocka_unit_test_setup_teardown(test_flush_looks_at_what_is_mapped_again, setup, teardown),
         cmocka_unit_test_setup_teardown(test_other_address_space_has_its_own_space, setup,
                                         teardown),

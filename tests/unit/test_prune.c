@@ -1,8 +1,4 @@
-#include "base/path.h"
-#include "compute/compute.h"
-#include "store/store_sqlite.h"
-
-#include "test.h"
+#include "compute_rig.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -12,30 +8,14 @@
 #define DAY_S 86400
 
 struct fixture {
-    char dir[64];
-    struct store *store;
-    struct compute *compute;
+    struct compute_rig rig;
 };
 
 static int set_up(void **state)
 {
     struct fixture *f = calloc(1, sizeof(*f));
-    char db[PATH_MAX], runtime[PATH_MAX];
-    struct err err;
-    const struct store_sqlite_config store = {.path = db};
-    struct compute_config config = {.state_dir = f->dir,
-                                    .runtime_dir = runtime,
-                                    .images_dir = f->dir,
-                                    .vmm = "/bin/false",
-                                    .workers = 1};
 
-    (void)snprintf(f->dir, sizeof(f->dir), "/tmp/corbel-prune-XXXXXX");
-    assert_non_null(mkdtemp(f->dir));
-    assert_int_equal(path_format(db, &err, "%s/state.db", f->dir), 0);
-    assert_int_equal(path_format(runtime, &err, "%s/run", f->dir), 0);
-    assert_int_equal(store_sqlite_open(&store, &err, &f->store), 0);
-    config.store = f->store;
-    assert_int_equal(compute_open(&config, &err, &f->compute), 0);
+    compute_rig_init(&f->rig);
     *state = f;
     return 0;
 }
@@ -44,9 +24,7 @@ static int tear_down(void **state)
 {
     struct fixture *f = *state;
 
-    compute_close(f->compute);
-    store_close(f->store);
-    path_discard(f->dir);
+    compute_rig_done(&f->rig);
     free(f);
     return 0;
 }
@@ -59,14 +37,14 @@ static void put(struct fixture *f, const char *key, const char *id, const char *
 
     (void)snprintf(value, sizeof(value), "{\"id\": \"%s\", \"project\": \"p-1\", \"%s\": %ld%s}",
                    id, time_field, (long)time(NULL) - age_s, more);
-    assert_int_equal(store_put(f->store, key, value, NULL, &err), 0);
+    assert_int_equal(store_put(f->rig.store, key, value, NULL, &err), 0);
 }
 
 static bool is_there(struct fixture *f, const char *key)
 {
     struct store_record record = {0};
     struct err err;
-    int rc = store_get(f->store, key, &record, &err);
+    int rc = store_get(f->rig.store, key, &record, &err);
 
     store_record_done(&record);
     assert_true(rc == 0 || rc == -ENOENT);
@@ -87,7 +65,7 @@ static void test_what_is_old_goes_and_what_goes_on_stays(void **state)
     put(f, "/v1/operation/p-1/op-3", "op-3", ", \"state\": \"running\"", 99 * DAY_S, "created");
     put(f, "/v1/token/p-1/old", "x", "", 8 * DAY_S, "created");
     put(f, "/v1/token/p-1/new", "x", "", 6 * DAY_S, "created");
-    assert_int_equal(compute_prune(f->compute, &keep, &count, &fault), 0);
+    assert_int_equal(compute_prune(f->rig.compute, &keep, &count, &fault), 0);
     assert_int_equal(count, 3);
     assert_false(is_there(f, "/v1/event/p-1/ev-1"));
     assert_true(is_there(f, "/v1/event/p-1/ev-2"));
@@ -96,7 +74,7 @@ static void test_what_is_old_goes_and_what_goes_on_stays(void **state)
     assert_true(is_there(f, "/v1/operation/p-1/op-3"));
     assert_false(is_there(f, "/v1/token/p-1/old"));
     assert_true(is_there(f, "/v1/token/p-1/new"));
-    assert_int_equal(compute_prune(f->compute, &keep, &count, &fault), 0);
+    assert_int_equal(compute_prune(f->rig.compute, &keep, &count, &fault), 0);
     assert_int_equal(count, 0);
 }
 

@@ -65,9 +65,9 @@ const HOST_CHARTS = [
     { label: "received", series: "net_received_bytes_per_s", factor: 1e-6 }, { label: "sent", series: "net_sent_bytes_per_s", factor: 1e-6 }] },
 ];
 
-function RangeSwitch({ ranges, range, onChange }) {
+export function RangeSwitch({ ranges, range, label = "Time of the charts", onChange }) {
   return (
-    <div class="ranges" role="group" aria-label="Time of the charts">
+    <div class="ranges" role="group" aria-label={label}>
       {ranges.map(({ name, title }) =>
         <button key={name} type="button" aria-pressed={range === name} onClick={() => onChange(name)}>{title}</button>)}
     </div>
@@ -119,7 +119,7 @@ function History({ path, range, charts }) {
   return <Charts charts={charts} times={times} values={values} />;
 }
 
-function Charts({ charts, times, values }) {
+export function Charts({ charts, times, values }) {
   return (
     <div class="charts">
       {charts.map(({ title, unit, top, lines }) =>

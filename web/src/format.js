@@ -41,3 +41,11 @@ export function span(seconds) {
   const [count, unit] = seconds % 3600 === 0 ? [seconds / 3600, "hour"] : seconds % 60 === 0 ? [seconds / 60, "minute"] : [seconds, "second"];
   return `${count} ${unit}${count === 1 ? "" : "s"}`;
 }
+
+// 5400: "1 h 30 min"; of the biggest two units.
+export function duration(seconds) {
+  const parts = [["h", Math.floor(seconds / 3600)], ["min", Math.floor(seconds / 60) % 60], ["s", Math.floor(seconds) % 60]];
+  const first = parts.findIndex(([, count]) => count > 0);
+  if (first < 0) return "0 s";
+  return parts.slice(first, first + 2).filter(([, count]) => count > 0).map(([unit, count]) => `${count} ${unit}`).join(" ");
+}

@@ -5,7 +5,7 @@ import { AlarmsOf, alarmsIn } from "./alarms.jsx";
 import { ChangeDialog } from "./change.jsx";
 import { useLive } from "./hooks.js";
 import { ACTIONS, actOn, canDo, deleteAll } from "./actions.js";
-import { limitsOf, Resize, RESIZABLE, sizeFact } from "./limits.jsx";
+import { creditsFact, limitsOf, Resize, RESIZABLE, sizeFact } from "./limits.jsx";
 import { address, EventTable, nicsFor, sizes } from "./pages.jsx";
 import { nameOf, size, tags } from "./format.js";
 import { attempt, Badge, Confirm, Empty, Link, Page, Time, title } from "./ui.jsx";
@@ -26,7 +26,7 @@ function Facts({ instance }) {
     ["In alarm", raised.length > 0 && raised.map((alarm, i) => <>{i > 0 && ", "}<Link to={`alarms/${alarm.id}`}>{nameOf(alarm)}</Link></>)],
     ["Reason", instance.reason], ["Type", instance.type], ["vCPUs", sizeFact(instance, sizes(instance).cpus, instance.cpus_now, instance.live_cpus, String)],
     ["Memory", sizeFact(instance, sizes(instance).memory, instance.memory_now_mib, instance.live_memory_mib, size)],
-    ["Limits", limitsOf(instance)],
+    ["Limits", limitsOf(instance)], ["CPU credits", creditsFact(instance)],
     ["Not kept by this host", instance.unenforced && <span class="warn">{instance.unenforced.split(" ").map(title).join(", ")}</span>],
     ["Restart", instance.restart_needed && <span class="warn">needed for all of its new size</span>], ["Image", instance.image],
     ["Snapshot", live.find("snapshot", instance.snapshot)?.name], ["Ports", address(instance)],

@@ -14,7 +14,7 @@ import { useWho } from "./who.js";
 
 // What may be changed of a machine that runs, within these two.
 export const ROOM = ["max_cpus", "max_memory_mib"];
-export const LIMITS = ["cpu_weight", "cpu_cap_percent", "cpu_reserved_percent", "pinned_cpus", "memory_limit_mib", "balloon_mib",
+export const LIMITS = ["cpu_weight", "cpu_cap_percent", "cpu_baseline_percent", "cpu_reserved_percent", "pinned_cpus", "memory_limit_mib", "balloon_mib",
   "disk_bps", "disk_iops", "net_bps", "net_pps"];
 
 // The fields of each part; what the interface has beyond these comes last, under "More".

@@ -4,7 +4,7 @@ import { report } from "./actions.js";
 import { ChangeDialog, isOff } from "./change.jsx";
 import { LIMITS, ROOM } from "./launch.jsx";
 import { sizes } from "./pages.jsx";
-import { nameOf, rate, size } from "./format.js";
+import { duration, nameOf, rate, size } from "./format.js";
 
 const SIZES = ["type", "cpus", "memory_mib"];
 const PARTS = [
@@ -20,12 +20,21 @@ const vcpus = (count) => `${count} vCPU${count === 1 ? "" : "s"}`;
 export function limitsOf(instance) {
   const words = {
     cpu_weight: (n) => n !== 100 && `weight ${n}`, cpu_cap_percent: (n) => `at most ${n} % of its vCPUs`,
+    cpu_baseline_percent: (n) => `${n} % earned as credits`,
     cpu_reserved_percent: (n) => `${n} % of a CPU reserved`, pinned_cpus: (list) => `on CPUs ${list}`,
     memory_limit_mib: (n) => `${size(n)} for its process`, balloon_mib: (n) => `${size(n)} asked back`,
     disk_bps: (n) => `disk ${rate(n)}B/s`, disk_iops: (n) => `disk ${rate(n)}operations/s`,
     net_bps: (n) => `network ${rate(n)}B/s`, net_pps: (n) => `network ${rate(n)}frames/s`,
   };
   return LIMITS.map((name) => instance[name] && words[name](instance[name])).filter(Boolean).join(", ");
+}
+
+// What it may use above its baseline, of what it can keep: a day's.
+export function creditsFact(instance) {
+  const { cpu_credits: credits, cpu_baseline_percent: percent, cpu_held: isHeld } = instance;
+  if (credits === undefined || !percent) return undefined;
+  const most = (instance.cpus_now ?? sizes(instance).cpus ?? 1) * percent * 864;
+  return <>{duration(credits)} of {duration(most)}{isHeld && <span class="warn">, held at {percent} % until it has more</span>}</>;
 }
 
 // "2, up to 4 while it runs"; what the guest has not followed yet, too.

@@ -5,8 +5,8 @@ import { deleteAll } from "./actions.js";
 import { nameOf } from "./format.js";
 import { Confirm, Filter, matching, Page, Table } from "./ui.jsx";
 
-// fixed(row) says why a row cannot be deleted; create(onClose) is the dialog for a new one.
-export function List({ heading, plural, rows, columns, note, create, canDelete, fixed, deleteText = "" }) {
+// fixed(row) says why a row cannot be deleted; create(onClose) is the dialog for a new one, actions what stands in its place.
+export function List({ heading, plural, rows, columns, note, create, actions, canDelete, fixed, deleteText = "", onDeleted }) {
   const [filter, setFilter] = useState("");
   const [selected, setSelected] = useState(new Set());
   const [dialog, setDialog] = useState(null);
@@ -15,6 +15,7 @@ export function List({ heading, plural, rows, columns, note, create, canDelete, 
   return (
     <Page title={heading} actions={<>
       <Filter label={`Filter ${what}`} value={filter} onInput={setFilter} />
+      {actions}
       {create && <button type="button" class="primary" onClick={() => setDialog("create")}>New</button>}</>}>
       {note}
       {chosen.length > 0 && canDelete && (
@@ -26,7 +27,7 @@ export function List({ heading, plural, rows, columns, note, create, canDelete, 
       {dialog === "create" && create(() => setDialog(null))}
       {dialog === "delete" && <Confirm title={`Delete ${what}`} verb="Delete" onClose={() => setDialog(null)}
         text={chosen.map(nameOf).join(", ") + deleteText}
-        onYes={() => { deleteAll(plural, chosen); setSelected(new Set()); }} />}
+        onYes={() => { deleteAll(plural, chosen).then(onDeleted); setSelected(new Set()); }} />}
     </Page>
   );
 }

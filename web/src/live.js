@@ -3,8 +3,14 @@
 import { listAll } from "./api.js";
 
 export const KINDS = {
-  instance: "instances", type: "types", image: "images", volume: "volumes", snapshot: "snapshots", nic: "nics", key: "keys", alarm: "alarms",
+  instance: "instances", type: "types", image: "images", volume: "volumes", snapshot: "snapshots", nic: "nics", key: "keys", alarm: "alarms", hook: "hooks",
   project: "projects", operation: "operations", event: "events",
+};
+
+// Of a kind that the role does not list there is nothing to see.
+const allowNone = (error) => {
+  if (error.status !== 403) throw error;
+  return { items: [], revision: Infinity };
 };
 
 const nothing = () => Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, new Map()]));
@@ -13,9 +19,11 @@ class Live {
   objects = nothing();
   isConnected = false;
   isLoaded = false;
+  isPolled = false; // the role has no right to events: the lists are asked for again and again
   #listeners = new Set();
   #source;
   #isScheduled = false;
+  #refusals = 0; // of streams, one after another
   #turn = 0; // of start() and forget(): what an earlier one still waits for is void
   onReturn = () => {}; // the server was away, or ended the stream: the user may be another to it
 
@@ -46,7 +54,7 @@ class Live {
     this.stop();
     const turn = ++this.#turn;
     const pages = await Promise.all(Object.entries(KINDS).map(async ([kind, plural]) =>
-      [kind, await listAll(plural)]));
+      [kind, await listAll(plural).catch(allowNone)]));
     if (turn !== this.#turn) return;
     this.objects = nothing();
     let since = Infinity;
@@ -55,7 +63,8 @@ class Live {
       since = Math.min(since, page.revision ?? 0);
     }
     this.isLoaded = true;
-    this.#listen(since);
+    if (since === Infinity) this.#poll();
+    else this.#listen(since);
     this.#changed();
   }
 
@@ -70,6 +79,8 @@ class Live {
     this.stop();
     this.objects = nothing();
     this.isLoaded = false;
+    this.isPolled = false;
+    this.#refusals = 0;
     this.#turn++;
   }
 
@@ -78,21 +89,30 @@ class Live {
     setTimeout(() => { if (turn === this.#turn) this.start().catch(() => { if (turn + 1 === this.#turn) this.#again(3000); }); }, after);
   }
 
+  #poll() {
+    this.isPolled = true;
+    this.#again(5000);
+  }
+
   #listen(since) {
     const source = new EventSource(`/v1/watch?since=${since}`);
     this.#source = source;
     let isBack = false;
     source.onopen = () => {
       this.isConnected = true;
+      this.isPolled = false;
       if (isBack) this.onReturn();
       isBack = true;
+      this.#refusals = 0;
       this.#changed();
     };
     source.onerror = () => {
       this.isConnected = false;
       this.#changed();
       // The browser tries again by itself, except after an answer that is no stream.
-      if (source.readyState === EventSource.CLOSED) this.#again(300);
+      if (source.readyState !== EventSource.CLOSED) return;
+      if (isBack || this.#refusals++ === 0) this.#again(300);
+      else this.#poll();
     };
     for (const kind of Object.keys(KINDS)) {
       source.addEventListener(kind, (event) => {

@@ -7,8 +7,12 @@ import { Alarm, Alarms } from "./alarms.jsx";
 import { Nics } from "./nics.jsx";
 import { Dashboard, Events, Instances, Kind, Operations, Tokens } from "./pages.jsx";
 import { Volumes } from "./volumes.jsx";
+import { Factor } from "./factor.jsx";
 import { Launch } from "./launch.jsx";
 import { Snapshots } from "./snapshots.jsx";
+import { Role, Roles } from "./roles.jsx";
+import { Usage } from "./usage.jsx";
+import { Webhook, Webhooks } from "./webhooks.jsx";
 import { Projects, Quotas, Users } from "./tenants.jsx";
 import { Instance } from "./instance.jsx";
 import { attempt, Empty, Form, Link, Page, show, Toasts } from "./ui.jsx";
@@ -19,8 +23,8 @@ const MENU = [
   ["", "Dashboard"], ["instances", "Instances"], ["images", "Images"], ["volumes", "Volumes"],
   ["snapshots", "Snapshots"], ["nics", "Network cards"],
   ["keys", "Key pairs"], ["types", "Instance types"], ["projects", "Projects"],
-  ["quotas", "Quotas"], ["alarms", "Alarms"], ["events", "Events"],
-  ["operations", "Operations"], ["tokens", "API tokens"], ["users", "Users", "admin"],
+  ["quotas", "Quotas"], ["usage", "Usage"], ["alarms", "Alarms"], ["hooks", "Webhooks"], ["events", "Events"],
+  ["operations", "Operations"], ["tokens", "API tokens"], ["users", "Users", "admin"], ["roles", "Roles", "admin"], ["second-factor", "Second factor", "user"],
 ];
 
 // What a role has no use for it is not shown.
@@ -43,12 +47,16 @@ function Body({ route, who }) {
     case "keys": return <Kind key={page} kind="key" heading="Key pairs" path="keys" canChange={canChange}
       secretOf={(answer) => answer.key.private_key} />;
     case "alarms": return id ? <Alarm key={id} id={id} /> : <Alarms />;
+    case "hooks": return id ? <Webhook key={id} id={id} /> : <Webhooks />;
+    case "usage": return <Usage />;
     case "types": return <Kind key={page} kind="type" heading="Instance types" path="types" canChange={isAdmin} />;
     case "projects": return <Projects />;
     case "quotas": return <Quotas />;
     case "events": return <Events />;
     case "operations": return <Operations />;
     case "tokens": return <Tokens />;
+    case "second-factor": return <Factor />;
+    case "roles": return !isAdmin ? <Refused what="Roles" /> : id ? <Role key={id} name={id} /> : <Roles />;
     case "users": return isAdmin ? <Users /> : <Refused what="Users" />;
     default: return <Page title="There is no such page"><Empty><Link to="">To the dashboard</Link></Empty></Page>;
   }
@@ -69,14 +77,25 @@ function ThemeSwitch() {
 }
 
 function SignIn({ onDone }) {
+  const [asksCode, setAsksCode] = useState(false); // the server said that this user has a second factor
   const schema = {
-    required: ["name", "password"],
-    properties: { name: { type: "string" }, password: { type: "string" } },
+    required: ["name", "password", ...(asksCode ? ["code"] : [])],
+    properties: { name: { type: "string" }, password: { type: "string" }, ...(asksCode && { code: { type: "string" } }) },
   };
+  const signIn = async (values) => {
+    try {
+      await post("/v1/session", values);
+    } catch (error) {
+      if (error.field === "code") setAsksCode(true);
+      throw error;
+    }
+    onDone();
+  };
+  useEffect(() => { if (asksCode) document.getElementById("field-code")?.focus(); }, [asksCode]);
   return (
     <main id="main" class="sign-in">
       <h1>Corbel</h1>
-      <Form schema={schema} verb="Sign in" onSubmit={async (values) => { await post("/v1/session", values); onDone(); }} />
+      <Form schema={schema} verb="Sign in" onSubmit={signIn} />
     </main>
   );
 }
@@ -93,13 +112,13 @@ function Shell({ who, onSignOut }) {
         <button type="button" class="menu-button" aria-expanded={isOpen} aria-controls="menu" onClick={() => setOpen(!isOpen)}>Menu</button>
         <a class="brand" href="#/"><img src="/icon.svg" alt="" width="24" height="24" /> Corbel</a>
         <span class="spring" />
-        {state.isLoaded && !state.isConnected && <span class="badge failed" role="status">reconnecting</span>}
+        {state.isLoaded && !state.isConnected && !state.isPolled && <span class="badge failed" role="status">reconnecting</span>}
         <span class="who">{who.actor}</span>
         <ThemeSwitch />
         {who.actor.startsWith("user:") && <button type="button" onClick={onSignOut}>Sign out</button>}
       </header>
       <nav id="menu" class={isOpen ? "menu open" : "menu"} aria-label="Main">
-        {MENU.filter(([, , role]) => !role || who.isAdmin).map(([path, text]) =>
+        {MENU.filter(([, , whose]) => !whose || (whose === "admin" ? who.isAdmin : who.actor.startsWith("user:"))).map(([path, text]) =>
           <a key={path} href={`#/${path}`} aria-current={route[0] === path ? "page" : undefined}>{text}</a>)}
       </nav>
       <Body route={route} who={who} />

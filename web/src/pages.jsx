@@ -9,6 +9,7 @@ import { ACTIONS, actOn, canDo, deleteAll } from "./actions.js";
 import { HostCharts } from "./charts.jsx";
 import { List } from "./list.jsx";
 import { attempt, Badge, Confirm, Dialog, Filter, Form, Link, matching, Page, Table, Time, title } from "./ui.jsx";
+import { useTokenChoices } from "./roles.jsx";
 import { QuotaCard } from "./tenants.jsx";
 import { useWho } from "./who.js";
 
@@ -80,7 +81,7 @@ export function Dashboard() {
   );
 }
 
-const PAGED = new Set(["instance", "alarm"]); // each has a page of its own
+const PAGED = new Set(["instance", "alarm", "hook"]); // each has a page of its own
 
 // The name of the object that an event or operation is about, while it is there.
 function Target({ of }) {
@@ -250,7 +251,7 @@ export function Kind({ kind, heading, path, canChange, note, secretOf }) {
 }
 
 // A secret that nobody can ask for again.
-function Once({ title, secret, onClose }) {
+export function Once({ title, secret, onClose }) {
   return (
     <Dialog title={title} onClose={onClose}>
       <p>It is shown this once. Keep it where nobody else reads it.</p>
@@ -261,7 +262,7 @@ function Once({ title, secret, onClose }) {
 }
 
 // What belongs to a project; the rest is the host's.
-const OWNED = new Set(["volumes", "snapshots", "nics", "keys", "alarms"]);
+const OWNED = new Set(["volumes", "snapshots", "nics", "keys", "alarms", "hooks"]);
 
 // choices(live, project, values) adds to those that follow from the fields; send(values) changes what is sent.
 export function Create({ path, heading, initial, sections, titles, choices, extra, intro, project, send, onClose, onDone }) {
@@ -297,11 +298,9 @@ export function useList(path) {
   return [items, load];
 }
 
-const ROLES = ["viewer", "member", "admin"];
-
 // A token never does more than who makes it.
 export function Tokens() {
-  const who = useWho();
+  const roles = useTokenChoices();
   const [tokens, load] = useList("tokens");
   const [isCreating, setCreating] = useState(false);
   const [made, setMade] = useState(null);
@@ -317,7 +316,7 @@ export function Tokens() {
               attempt(() => remove(`/v1/tokens/${token.id}`), "Token revoked").then(load)}>Revoke</button>) },
         ]} />
       {isCreating && <Create path="tokens" heading="New API token" onClose={() => setCreating(false)}
-        choices={() => ({ role: ROLES.slice(0, ROLES.indexOf(who.role) + 1).map((role) => ({ value: role, text: role })) })}
+        choices={() => ({ role: roles })}
         onDone={(answer) => { setMade(answer.token); load(); }} />}
       {made && <Once title="The new API token" secret={made} onClose={() => setMade(null)} />}
     </Page>

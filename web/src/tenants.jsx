@@ -1,12 +1,13 @@
 // Who uses the host: projects, what they may have, and users.
 
 import { useState } from "preact/hooks";
-import { patch } from "./api.js";
+import { patch, remove } from "./api.js";
 import { useLive } from "./hooks.js";
 import { deleteAll } from "./actions.js";
 import { ChangeDialog } from "./change.jsx";
 import { choicesFor, Create, useList, useSchema } from "./pages.jsx";
 import { nameOf, size, tags, when } from "./format.js";
+import { useRoleChoices } from "./roles.jsx";
 import { attempt, Confirm, Dialog, Empty, Filter, Form, matching, Page, Table, Time } from "./ui.jsx";
 import { useWho } from "./who.js";
 
@@ -26,6 +27,7 @@ export function quotasOf(project, live) {
     { title: "Network cards", used: own("nic").length, limit: project.max_nics ?? 0, show: String },
     { title: "Alarms", used: own("alarm").length, limit: project.max_alarms ?? 0, show: String },
     { title: "Key pairs", used: own("key").length, limit: project.max_keys ?? 0, show: String },
+    { title: "Webhooks", used: own("hook").length, limit: project.max_hooks ?? 0, show: String },
   ];
 }
 
@@ -54,7 +56,7 @@ export function QuotaCard({ project, children }) {
 }
 
 const TITLES = { max_instances: "Instances", max_cpus: "vCPUs", max_memory_mib: "Memory (MiB)", max_volume_gib: "Volumes and snapshots (GiB)",
-  max_snapshots: "Snapshots", max_nics: "Network cards", max_alarms: "Alarms", max_keys: "Key pairs" };
+  max_snapshots: "Snapshots", max_nics: "Network cards", max_alarms: "Alarms", max_keys: "Key pairs", max_hooks: "Webhooks" };
 
 function Limits({ project, onClose }) {
   return <ChangeDialog object={project} plural="projects" heading={`Limits of ${nameOf(project)}`} titles={TITLES} onClose={onClose} />;
@@ -89,7 +91,7 @@ export function Projects() {
   const [selected, setSelected] = useState(new Set());
   const [dialog, setDialog] = useState(null);
   const rows = matching(live.all("project"), filter);
-  const isFull = (project) => ["instance", "volume", "snapshot", "nic", "alarm"].some((kind) => live.all(kind).some((object) => object.project === project.id));
+  const isFull = (project) => ["instance", "volume", "snapshot", "nic", "alarm", "hook"].some((kind) => live.all(kind).some((object) => object.project === project.id));
   const fixed = (project) => (project.name === "default" ? "it stays" : isFull(project) && "it is not empty");
   const chosen = live.all("project").filter((project) => selected.has(project.id) && !fixed(project));
   const count = (kind) => (project) => live.all(kind).filter((object) => object.project === project.id).length;
@@ -122,9 +124,10 @@ export function Projects() {
 function Change({ user, onClose, onDone }) {
   const live = useLive();
   const schema = useSchema("/v1/users/{id}", "patch");
+  const roles = useRoleChoices(user.role);
   return (
     <Dialog title={`Change ${user.name}`} onClose={onClose}>
-      {schema && <Form schema={schema} verb="Change" choices={choicesFor(live, schema)} onCancel={onClose}
+      {schema && <Form schema={schema} verb="Change" choices={{ ...choicesFor(live, schema), role: roles }} onCancel={onClose}
         initial={{ role: user.role, project: user.project || undefined }}
         onSubmit={async (values) => { await patch(`/v1/users/${user.name}`, values); onClose(); onDone(); }} />}
     </Dialog>
@@ -134,6 +137,7 @@ function Change({ user, onClose, onDone }) {
 export function Users() {
   const live = useLive();
   const [users, load] = useList("users");
+  const roles = useRoleChoices(...(users ?? []).map((user) => user.role));
   const [filter, setFilter] = useState("");
   const [selected, setSelected] = useState(new Set());
   const [dialog, setDialog] = useState(null);
@@ -154,17 +158,22 @@ export function Users() {
           { name: "role", title: "Role", sort: (user) => user.role, of: (user) => (
             <select aria-label={`Role of ${user.name}`} value={user.role} onChange={(event) =>
               attempt(() => patch(`/v1/users/${user.name}`, { role: event.target.value }), "Role changed").then(load)}>
-              {["viewer", "member", "admin"].map((role) => <option key={role}>{role}</option>)}
+              {roles.map(({ value }) => <option key={value}>{value}</option>)}
             </select>) },
           { name: "project", title: "Project", of: project, sort: project },
+          { name: "second_factor", title: "Second factor", sort: (user) => (user.second_factor ? 1 : 0), of: (user) => (user.second_factor
+            ? <button type="button" aria-label={`Reset second factor of ${user.name}`} onClick={() => setDialog({ reset: user.name })}>Reset</button> : null) },
           { name: "created", title: "Since", of: (user) => when(user.created), sort: (user) => user.created ?? 0 },
           { name: "change", title: "", of: (user) => (
             <button type="button" aria-label={`Change ${user.name}`} onClick={() => setDialog(user)}>Change</button>) },
         ]} />
-      {dialog === "create" && <Create path="users" heading="New user" onClose={() => setDialog(null)} onDone={load} />}
+      {dialog === "create" && <Create path="users" heading="New user" choices={() => ({ role: roles })} onClose={() => setDialog(null)} onDone={load} />}
       {dialog === "delete" && <Confirm title="Delete users" verb="Delete" onClose={() => setDialog(null)}
         text={`${chosen.map(nameOf).join(", ")}: their sessions and tokens end, too.`}
         onYes={() => { deleteAll("users", chosen).then(load); setSelected(new Set()); }} />}
+      {dialog?.reset && <Confirm title="Reset second factor" verb="Reset" onClose={() => setDialog(null)}
+        text={`${dialog.reset} signs in by name and password alone, until there is another one.`}
+        onYes={() => attempt(() => remove(`/v1/users/${dialog.reset}/totp`), "Second factor reset").then(load)} />}
       {dialog?.name && <Change user={dialog} onClose={() => setDialog(null)} onDone={load} />}
     </Page>
   );

@@ -189,7 +189,7 @@ function Input({ name, text: called, schema, value, required, error, onInput, op
     input = <textarea {...common} rows={4} value={value ?? ""} onInput={text} />;
   } else {
     input = <input {...common} type={name === "password" ? "password" : "text"} value={value ?? ""}
-      autocomplete={name === "password" ? "new-password" : "off"} onInput={text} />;
+      autocomplete={{ password: "new-password", code: "one-time-code" }[name] ?? "off"} onInput={text} />;
   }
   return (
     <div class="field">
@@ -218,7 +218,7 @@ const NONE = { nic: "(one of its own)", network: "(where its card leads, or user
 // Where the interface's word alone would not do.
 const TITLES = {
   max_cpus: "Most vCPUs while it runs", max_memory_mib: "Most memory while it runs (MiB)",
-  cpu_weight: "CPU weight", cpu_cap_percent: "CPU cap (%)", cpu_reserved_percent: "CPU reserved (% of one)", pinned_cpus: "Pinned to CPUs",
+  cpu_weight: "CPU weight", cpu_cap_percent: "CPU cap (%)", cpu_baseline_percent: "CPU baseline (%)", cpu_reserved_percent: "CPU reserved (% of one)", pinned_cpus: "Pinned to CPUs",
   disk_bps: "Disk (bytes/s)", disk_iops: "Disk (operations/s)", net_bps: "Network (bytes/s)", net_pps: "Network (frames/s)",
   bps: "Bytes/s", iops: "Operations/s", for_s: "For (seconds)", mac: "MAC address", nic: "Network card",
 };
@@ -229,11 +229,8 @@ export const title = (name) => {
   return words.startsWith("vCPU") ? words : words[0].toUpperCase() + words.slice(1);
 };
 
-// A form from a schema. choices: field -> [{value, text}] where another object is named, or a function of values that gives them.
-// sections: [{title, names, isDense}] puts fields in that order; what no section names comes last, as "More".
-// titles: field -> its word here, where that is another. barred: field -> why it cannot be changed now. intro(values) stands above it, children(values) beside it.
-export function Form({ schema, verb, initial = {}, choices = {}, barred = {}, titles = {}, sections, intro, children, onSubmit, onCancel }) {
-  const [values, setValues] = useState(initial);
+// What a form does: the handler, the refusal of the last time, and whether it is at work.
+export function useSubmit(doing) {
   const [fault, setFault] = useState(null);
   const [isBusy, setBusy] = useState(false);
   const submit = async (event) => {
@@ -241,7 +238,7 @@ export function Form({ schema, verb, initial = {}, choices = {}, barred = {}, ti
     setBusy(true);
     setFault(null);
     try {
-      await onSubmit(values);
+      await doing();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       setFault(error);
@@ -249,6 +246,15 @@ export function Form({ schema, verb, initial = {}, choices = {}, barred = {}, ti
       setBusy(false);
     }
   };
+  return [submit, fault, isBusy];
+}
+
+// A form from a schema. choices: field -> [{value, text}] where another object is named, or a function of values that gives them.
+// sections: [{title, names, isDense}] puts fields in that order; what no section names comes last, as "More".
+// titles: field -> its word here, where that is another. barred: field -> why it cannot be changed now. intro(values) stands above it, children(values) beside it.
+export function Form({ schema, verb, initial = {}, choices = {}, barred = {}, titles = {}, sections, intro, children, onSubmit, onCancel }) {
+  const [values, setValues] = useState(initial);
+  const [submit, fault, isBusy] = useSubmit(() => onSubmit(values));
   const names = Object.keys(schema.properties);
   const offered = typeof choices === "function" ? choices(values) : choices;
   const set = (name, value) => setValues((before) => ({ ...before, [name]: value }));

@@ -6,11 +6,11 @@ import { useContext } from "preact/hooks";
 const Context = createContext({});
 export const Who = Context.Provider;
 
-// {actor, role, project, canChange, isAdmin}; project: the only one that there is, for those who are bound to it.
+// {actor, role, level, project, canChange, isAdmin}; level: the role that is built in and has all that theirs may; project: the only one that there is, for those who are bound to it.
 export const useWho = () => useContext(Context);
 
 export const whoOf = (session) => ({
   ...session,
-  canChange: ["member", "admin"].includes(session.role),
-  isAdmin: session.role === "admin" && !session.project,
+  canChange: ["member", "admin"].includes(session.level),
+  isAdmin: session.level === "admin" && !session.project,
 });

@@ -8,7 +8,8 @@
  */
 #include "cgroup/cgroup.h"
 
-#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,16 +54,25 @@ static pid_t burn(const char *id, const struct cgroup_limits *limits)
     return pid;
 }
 
-/* The CPU time of a group, in microseconds. */
-static unsigned long long usage(const char *id, const struct cgroup_limits *limits)
+/* A file in the group's directory. */
+static void path_of(const char *id, const struct cgroup_limits *limits, const char *file,
+                    char out[CGROUP_PATHS_BYTES + 16])
 {
-    char paths[CGROUP_PATHS_BYTES], path[CGROUP_PATHS_BYTES + 16], word[64];
-    unsigned long long value = 0;
-    FILE *file;
+    char paths[CGROUP_PATHS_BYTES];
 
     cgroup_paths(group, id, limits, paths);
     paths[strcspn(paths, "\n")] = '\0';
-    (void)snprintf(path, sizeof(path), "%s/cpu.stat", paths);
+    (void)snprintf(out, CGROUP_PATHS_BYTES + 16, "%s/%s", paths, file);
+}
+
+/* The CPU time of a group, in microseconds. */
+static unsigned long long usage(const char *id, const struct cgroup_limits *limits)
+{
+    char path[CGROUP_PATHS_BYTES + 16], word[64];
+    unsigned long long value = 0;
+    FILE *file;
+
+    path_of(id, limits, "cpu.stat", path);
     file = fopen(path, "re");
     while (file != NULL && fscanf(file, "%63s %llu", word, &value) == 2 &&
            strcmp(word, "usage_usec") != 0) {
@@ -81,17 +91,33 @@ static double seconds(void)
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
-static void end(const char *id, pid_t pid)
+/* Until the kernel says that nothing is in the group any more. */
+static void wait_empty(const char *id, const struct cgroup_limits *limits)
+{
+    char path[CGROUP_PATHS_BYTES + 16], text[256];
+    struct pollfd events = {.events = POLLPRI};
+    ssize_t n;
+
+    path_of(id, limits, "cgroup.events", path);
+    events.fd = open(path, O_RDONLY | O_CLOEXEC);
+    while ((n = pread(events.fd, text, sizeof(text) - 1, 0)) > 0) {
+        text[n] = '\0';
+        if (strstr(text, "populated 0") != NULL) {
+            break;
+        }
+        (void)poll(&events, 1, -1);
+    }
+    (void)close(events.fd);
+}
+
+static void end(const char *id, const struct cgroup_limits *limits, pid_t pid)
 {
     struct err err = {.code = 0};
-    int rc;
 
     (void)kill(pid, SIGKILL);
     (void)waitpid(pid, NULL, 0);
-    while ((rc = cgroup_remove(group, id, NULL, &err)) == -EBUSY) {
-        (void)usleep(10000);
-    }
-    must(rc, &err, "remove");
+    wait_empty(id, limits);
+    must(cgroup_remove(group, id, NULL, &err), &err, "remove");
 }
 
 static void weigh(unsigned length)
@@ -110,8 +136,8 @@ static void weigh(unsigned length)
     (void)sleep(length);
     (void)printf("weights %.3f\n", (double)(usage("heavy", &heavy) - was[0]) /
                                        (double)(usage("light", &light) - was[1]));
-    end("heavy", pids[0]);
-    end("light", pids[1]);
+    end("heavy", &heavy, pids[0]);
+    end("light", &light, pids[1]);
 }
 
 static void cap(unsigned length)
@@ -127,7 +153,7 @@ static void cap(unsigned length)
     begin = seconds();
     (void)sleep(length);
     (void)printf("cap %.3f\n", (double)(usage("half", &half) - was) / 1e6 / (seconds() - begin));
-    end("half", pid);
+    end("half", &half, pid);
 }
 
 static void limit_memory(void)

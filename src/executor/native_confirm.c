@@ -1,0 +1,57 @@
+/*
+ * Has a runner really stopped that may spin? It says so where the guest's user can
+ * write, too; what it has added to its tally tells (native_stub.S). A look costs a
+ * system call, and there is time for it until the guest's kernel relies on it: until
+ * a flush, since before that user code might as well have run on with what the TLB has.
+ *
+ * Compiled for general registers only: the guest's vector registers may be live.
+ */
+#include "executor/native_int.h"
+
+#include <poll.h>
+#include <signal.h>
+
+static long system_call(long number, long a, long b, long c, long d)
+{
+    register long fourth __asm__("r10") = d;
+    long rc;
+
+    __asm__ volatile("syscall"
+                     : "=a"(rc)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(fourth)
+                     : "rcx", "r11", "memory");
+    return rc;
+}
+
+/* Ends the space, and waits for that: no code of it runs any more. */
+static void end(struct space *space, unsigned vcpu_count)
+{
+    atomic_store(&space->lost, true);
+    for (unsigned i = 0; i < vcpu_count; i++) {
+        struct pollfd fd = {.fd = space->pidfds[i], .events = POLLIN};
+
+        (void)system_call(SYS_pidfd_send_signal, fd.fd, SIGKILL, 0, 0);
+        while (system_call(SYS_poll, (long)&fd, 1, -1, 0) < 0) {
+        }
+    }
+}
+
+void native_confirm(void *opaque, unsigned vcpu)
+{
+    struct spaces *spaces = opaque;
+    struct turn *turn = &spaces->turns[vcpu];
+    struct space *space;
+    uint64_t more = 0;
+
+    if (turn->unconfirmed == 0) {
+        return;
+    }
+    space = &spaces->space[turn->unconfirmed - 1];
+    turn->unconfirmed = 0;
+    if (system_call(SYS_read, space->tally, (long)&more, sizeof(more), 0) == sizeof(more)) {
+        space->tallied += more;
+    }
+    if (space->tallied != space->stops) {
+        end(space, spaces->vcpu_count);
+    }
+}
