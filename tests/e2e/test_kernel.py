@@ -93,17 +93,20 @@ class Usage(typing.NamedTuple):
     """Of the monitor and the processes it started."""
     kib: int  # beside the guest's memory
     descriptors: int
-    threads: int
+    threads: int  # but for those that work for disks
+    disk_workers: int  # made when there is work, up to a fixed number
     mappings: int  # of anything but the guest's memory
     guest_mappings: int
 
 
 def host_usage(pid):
-    kib = descriptors = threads = 0
+    kib = descriptors = threads = disk_workers = 0
     mappings = [0, 0]
     for one in (pid, *children(pid)):
         descriptors += len(os.listdir(f"/proc/{one}/fd"))
-        threads += len(os.listdir(f"/proc/{one}/task"))
+        names = [path.read_text().strip() for path in pathlib.Path(f"/proc/{one}/task").glob("*/comm")]
+        threads += len(names)
+        disk_workers += names.count("work/disk")
         is_guest = False
         for line in pathlib.Path(f"/proc/{one}/smaps").read_text().splitlines():
             words = line.split()
@@ -112,7 +115,7 @@ def host_usage(pid):
                 mappings[is_guest] += 1
             elif words[0] == "Pss:" and not is_guest:
                 kib += int(words[1])
-    return Usage(kib, descriptors, threads, *mappings)
+    return Usage(kib, descriptors, threads - disk_workers, disk_workers, *mappings)
 
 
 def use_modules(s):
