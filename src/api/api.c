@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WORKERS_DEFAULT = 8, QUEUE_MAX = 512, CALLS_DEFAULT = 100 };
+enum { WORKERS_DEFAULT = 8, QUEUE_MAX = 512, CALLS_DEFAULT = 100, SIGN_IN_CALLS = 10 };
 
 struct job {
     struct job *next;
@@ -21,7 +21,7 @@ static int refuse(struct fault *fault, int status, const char *field, const char
     return status;
 }
 
-/* Sign-in is slow on purpose, so it is counted tenfold against whoever tries. */
+/* Sign-in is slow on purpose, so it is counted tenfold against whoever tries; what is refused is not. */
 static int check_rate(struct api *api, const struct api_call *call, struct fault *fault)
 {
     const struct identity *who = &call->identity;
@@ -32,10 +32,8 @@ static int check_rate(struct api *api, const struct api_call *call, struct fault
     bool is_sign_in =
         call->operation != NULL && (call->operation->handle == accounts_sign_in ||
                                     call->operation->handle == factor_begin); /* a password */
-    for (int i = 0; i < (is_sign_in ? 10 : 1); i++) {
-        if (!limits_take(api->limits, name)) {
-            return refuse(fault, 429, NULL, "too many calls; wait a second");
-        }
+    if (!limits_take(api->limits, name, is_sign_in ? SIGN_IN_CALLS : 1)) {
+        return refuse(fault, 429, NULL, "too many calls; wait a second");
     }
     return 0;
 }

@@ -258,10 +258,11 @@ int metrics_of_host(struct api *, struct api_call *, json_t **, struct fault *);
 /* usage.c: what projects use */
 int usage_report(struct api *, struct api_call *, json_t **, struct fault *);
 
-/* limits.c: whether one more call by this name is within its rate. Any thread. */
+/* limits.c: whether so many more calls by this name are within its rate: all of them, or none is
+ * counted. Any thread. */
 int limits_create(unsigned calls_per_s, struct rate_limits **ret_limits) MUST_CHECK;
 void limits_destroy(struct rate_limits *limits);
-bool limits_take(struct rate_limits *limits, const char *name);
+bool limits_take(struct rate_limits *limits, const char *name, unsigned calls);
 
 /* audit.c: one line a call. Any thread. */
 int audit_open(const char *path, struct audit **ret_audit, struct err *err) MUST_CHECK;

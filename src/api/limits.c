@@ -61,9 +61,10 @@ static struct bucket *find(struct rate_limits *limits, const char *name, uint64_
     return oldest;
 }
 
-bool limits_take(struct rate_limits *limits, const char *name)
+bool limits_take(struct rate_limits *limits, const char *name, unsigned calls)
 {
     uint64_t now_ns = clock_monotonic_ns();
+    double wanted = calls < limits->calls_per_s * 2 ? calls : limits->calls_per_s * 2;
     mutex_lock(&limits->mutex);
     struct bucket *bucket = find(limits, name, now_ns);
     bucket->calls += (double)(now_ns - bucket->filled_ns) / 1e9 * limits->calls_per_s;
@@ -71,9 +72,9 @@ bool limits_take(struct rate_limits *limits, const char *name)
         bucket->calls = limits->calls_per_s * 2;
     }
     bucket->filled_ns = now_ns;
-    bool is_within = bucket->calls >= 1;
+    bool is_within = bucket->calls >= wanted;
     if (is_within) {
-        bucket->calls -= 1;
+        bucket->calls -= wanted;
     }
     mutex_unlock(&limits->mutex);
     return is_within;
