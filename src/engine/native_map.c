@@ -364,10 +364,11 @@ enum native_checked native_map_check(struct engine_vcpu *v, struct native_space 
     }
     native_count(&user->counts.checks, check.checked);
     native_count(&user->counts.drops, check.dropped);
-    if (rc == 0) {
-        (void)!native_batch_flush(user, space, batch); /* it was cleared when that failed */
+    if (rc != 0) {
+        batch->count = 0; /* the space was cleared */
+    } else if (v->vm->vcpu_count > 1) {
+        (void)!native_batch_flush(user, space, batch);
     }
-    batch->count = 0;
     if (!all || check.checked < CHECK_MIN_PAGES || check.dropped < check.checked / 8) {
         return NATIVE_SAME;
     }

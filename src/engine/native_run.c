@@ -338,11 +338,11 @@ int native_user_run(struct engine_vcpu *v)
     bool again = true;
     int r = 0;
 
+    v->native.batch.count = 0;
     if (space == NULL || (has_flushed(space) && !refresh(v, space))) {
         v->native.wanted = false;
         again = false;
     }
-    v->native.batch.count = 0;
     if (again) {
         map_raised(v, space);
     }

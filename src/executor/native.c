@@ -22,18 +22,6 @@ static struct spaces *process_spaces; /* of this process; set once, before its s
 
 /* ---- mappings ---- */
 
-/* next: as in struct native_mapper. */
-static void command_begin(struct space *space, unsigned count, uint64_t next)
-{
-    struct native_mapper *mapper = space->mapper;
-
-    native_turn_place_mapper(space);
-    mapper->count = count;
-    mapper->next = next;
-    atomic_fetch_add(&mapper->go, 1);
-    (void)native_futex(&mapper->go, FUTEX_WAKE, 1, NULL);
-}
-
 static int space_command(struct space *space, unsigned count)
 {
     uint64_t answer = 0;
@@ -41,7 +29,10 @@ static int space_command(struct space *space, unsigned count)
     if (atomic_load(&space->lost)) {
         return -EIO;
     }
-    command_begin(space, count, 0);
+    native_turn_place_mapper(space);
+    space->mapper->count = count;
+    atomic_fetch_add(&space->mapper->go, 1);
+    (void)native_futex(&space->mapper->go, FUTEX_WAKE, 1, NULL);
     while (read(space->bell, &answer, sizeof(answer)) < 0) {
         if (errno != EINTR) {
             atomic_store(&space->lost, true);
@@ -58,15 +49,30 @@ static bool is_ours(const struct native_change *change)
            (change->va < NATIVE_OWN_END && change->va + change->bytes > NATIVE_OWN);
 }
 
-int native_change_prepare(struct space *space, const struct native_change *changes, unsigned count)
+/* All that is not ours goes; how many items that takes. */
+static unsigned put_clear(struct native_item items[NATIVE_CLEAR_ITEMS])
 {
+    items[0] = (struct native_item){.va = NATIVE_LOWEST, .bytes = NATIVE_OWN - NATIVE_LOWEST};
+    items[1] = (struct native_item){.va = NATIVE_OWN_END, .bytes = NATIVE_END - NATIVE_OWN_END};
+    return NATIVE_CLEAR_ITEMS;
+}
+
+int native_change_prepare(struct space *space, const struct native_change *changes, unsigned count,
+                          unsigned *ret_items)
+{
+    unsigned items = space->owes_clear ? put_clear(space->mapper->items) : 0;
+
+    if (count > NATIVE_MAX_CHANGES) {
+        return -EINVAL;
+    }
+    *ret_items = items + count;
     for (unsigned i = 0; i < count; i++) {
         const struct native_change *c = &changes[i];
 
-        if (i >= NATIVE_MAX_CHANGES || is_ours(c)) {
+        if (is_ours(c)) {
             return -EINVAL;
         }
-        space->mapper->items[i] = (struct native_item){
+        space->mapper->items[items + i] = (struct native_item){
             .va = c->va,
             .bytes = c->bytes,
             .prot = c->prot,
@@ -78,20 +84,18 @@ int native_change_prepare(struct space *space, const struct native_change *chang
     return 0;
 }
 
-void native_change_begin(struct space *space, unsigned count, unsigned vcpu)
-{
-    command_begin(space, count,
-                  NATIVE_OWN + (uint64_t)(vcpu + 1) * NATIVE_BLOCK_BYTES + NATIVE_PAGE_AT +
-                      NATIVE_R_WORD);
-}
-
 int native_change(void *opaque, unsigned n, const struct native_change *changes, unsigned count)
 {
     struct spaces *spaces = opaque;
     struct space *space = &spaces->space[n];
-    int r = native_change_prepare(space, changes, count);
+    unsigned items = 0;
+    int r = native_change_prepare(space, changes, count, &items);
 
-    return r != 0 || count == 0 ? r : space_command(space, count);
+    if (r == 0 && items != 0) {
+        r = space_command(space, items);
+        space->owes_clear = space->owes_clear && r != 0;
+    }
+    return r;
 }
 
 static int native_clear(void *opaque, unsigned n)
@@ -99,11 +103,12 @@ static int native_clear(void *opaque, unsigned n)
     struct spaces *spaces = opaque;
     struct space *space = &spaces->space[n];
 
-    space->mapper->items[0] =
-        (struct native_item){.va = NATIVE_LOWEST, .bytes = NATIVE_OWN - NATIVE_LOWEST};
-    space->mapper->items[1] =
-        (struct native_item){.va = NATIVE_OWN_END, .bytes = NATIVE_END - NATIVE_OWN_END};
-    return space_command(space, 2) == 0 ? 0 : -EIO;
+    space->owes_clear = true;
+    if (spaces->vcpu_count == 1) {
+        native_confirm(spaces, 0);
+        return atomic_load(&space->lost) ? -EIO : 0; /* before anything runs there again */
+    }
+    return native_change(spaces, n, NULL, 0) == 0 ? 0 : -EIO;
 }
 
 static bool native_is_lost(void *opaque, unsigned n)
@@ -128,11 +133,7 @@ static const struct native_ops native_ops = {
 /* The mapper has mapped nothing yet: its first command takes away all it has of the executor. */
 static void space_empty(struct native_mapper *mapper)
 {
-    mapper->items[0] =
-        (struct native_item){.va = NATIVE_LOWEST, .bytes = NATIVE_OWN - NATIVE_LOWEST};
-    mapper->items[1] =
-        (struct native_item){.va = NATIVE_OWN_END, .bytes = NATIVE_END - NATIVE_OWN_END};
-    mapper->count = 2;
+    mapper->count = put_clear(mapper->items);
     mapper->done = 1;
     mapper->failed = 1ull << 32;
     atomic_store(&mapper->go, 1);
@@ -213,6 +214,7 @@ static void make_spaces(struct spaces *spaces, unsigned wanted, uint8_t *pages, 
                                    .runners = spaces->vcpu_count,
                                    .parent = getpid()};
 
+        memcpy(plan.key, spaces->key, sizeof(plan.key));
         made[count] = space_begin(spaces, count, &plan);
         ok = made[count] > 0;
     }
@@ -239,6 +241,9 @@ static bool host_is_able(struct spaces *spaces)
 {
     if ((getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE) == 0 ||
         sched_getaffinity(0, sizeof(spaces->allowed), &spaces->allowed) != 0) {
+        return false;
+    }
+    if (syscall(SYS_getrandom, spaces->key, sizeof(spaces->key), 0) != (long)sizeof(spaces->key)) {
         return false;
     }
     spaces->native.cpuid_faults = syscall(SYS_arch_prctl, ARCH_SET_CPUID, 1) == 0;
@@ -282,6 +287,7 @@ void executor_native_create(unsigned vcpu_count, const _Atomic uint32_t *spares_
     spaces->can_part = CPU_COUNT(&spaces->allowed) > 1;
     for (unsigned i = 0; i < vcpu_count; i++) {
         atomic_store(&spaces->turns[i].space, -1);
+        native_turn_init(spaces, &spaces->turns[i]);
     }
     pages = make_shared("corbel-user", bytes, &pages_fd);
     spaces->native.copies = make_shared("corbel-copies", NATIVE_COPIES * COPY_BYTES, &copies_fd);

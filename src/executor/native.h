@@ -2,8 +2,9 @@
  * Spaces (engine/native.h) as the executor has them: processes made at its start,
  * since it can make none later. Of each space one process maps and unmaps (the
  * mapper: it has the descriptor of RAM, and is told by the executor only), and
- * one for each vCPU runs the guest's user code (a runner: no descriptor but its
- * tally's, no system call but waiting and adding to that). They share one address space. See native_page.h.
+ * one for each vCPU runs the guest's user code (a runner: no descriptor, no system call
+ * but waiting; where it is the only one, it also has a tally to add to, and
+ * maps, with a key that no guest sees). They share one address space. See native_page.h.
  */
 #ifndef CORBEL_EXECUTOR_NATIVE_H
 #define CORBEL_EXECUTOR_NATIVE_H
@@ -18,6 +19,7 @@
 #define NATIVE_MAX_THREADS (NATIVE_MAX_RUNNERS + NATIVE_MAX_SPACES) /* ... and their mappers */
 
 #define NATIVE_MAX_EVENTFDS (2u * NATIVE_MAX_SPACES)
+#define NATIVE_KEY_WORDS 3u
 
 /* Each takes the better part of a millisecond to make; few guest processes
  * compute at the same time. */
@@ -34,10 +36,11 @@ static inline unsigned native_spaces_for(unsigned vcpu_count)
 
 /* What a new space is to map: its part of the shared pages. */
 struct native_plan {
-    int pages_fd;     /* of all spaces' blocks */
-    int copies_fd;    /* of pages that stand for some of RAM's */
-    int bell;         /* the mapper's eventfd */
-    int tally;        /* the only runner's; -1: there are more */
+    int pages_fd;  /* of all spaces' blocks */
+    int copies_fd; /* of pages that stand for some of RAM's */
+    int bell;      /* the mapper's eventfd */
+    int tally;     /* the only runner's; -1: there are more */
+    uint32_t key[NATIVE_KEY_WORDS];
     uint64_t offset;  /* of the space's blocks in pages_fd */
     uint8_t *blocks;  /* the same, mapped here */
     unsigned runners; /* a block each, behind the mapper's */
@@ -53,8 +56,9 @@ static inline struct native_runner *native_runner_at(uint8_t *blocks, unsigned v
 /* native_space.c: becomes the space; in a process made for it by fork. */
 void native_space_main(const struct native_plan *plan) NORETURN;
 
-/* native_filter.c: the calling thread's system calls from here on. -errno. */
-int native_filter_runner(uintptr_t block) MUST_CHECK;
+/* native_filter.c: the calling thread's system calls from here on. key: NATIVE_KEY_WORDS, by which
+ * the only runner may map; NULL for one of several. -errno. */
+int native_filter_runner(uintptr_t block, const uint32_t *key) MUST_CHECK;
 int native_filter_mapper(void) MUST_CHECK;
 
 /*

@@ -19,6 +19,7 @@ struct space {
     int *pidfds;
     pid_t *pids;
     _Atomic bool lost;
+    bool owes_clear; /* what is mapped is to go before anything runs there */
     pid_t mapper_pid;
     unsigned mapper_cpu; /* that it is pinned to, and 1; 0: to none */
 };
@@ -35,6 +36,8 @@ struct turn {          /* a vCPU's thread's; see native_turn.c */
     _Atomic bool kicked;
     uint32_t cpu; /* that its threads are pinned to */
     uint64_t since;
+    uint64_t begin;    /* TSC, of the turn that is taken */
+    bool is_plain;     /* it maps nothing */
     uint64_t last_tsc; /* how long the last run took */
     unsigned last_space;
     unsigned unconfirmed; /* space, and 1, in which it said so since; 0: none */
@@ -52,6 +55,7 @@ struct spaces {
     struct native native;
     unsigned vcpu_count;
     uint32_t xmask;
+    uint32_t key[NATIVE_KEY_WORDS]; /* of the runners, where each is its space's only one */
     cpu_set_t allowed;
     bool can_part;                      /* the host has a second CPU for us */
     const _Atomic uint32_t *spares_cpu; /* not 0: time on it is what the guest has little of */
@@ -71,22 +75,21 @@ static inline long native_futex(_Atomic uint32_t *word, int op, uint32_t value,
 int native_change(void *opaque, unsigned n, const struct native_change *changes, unsigned count)
     MUST_CHECK;
 
-/*
- * The same in two steps, of which the second only begins it: the mapper then lets the vCPU's
- * runner go, whose word is NATIVE_WORD_MAPPING until then. -EINVAL.
- */
-int native_change_prepare(struct space *space, const struct native_change *changes, unsigned count)
-    MUST_CHECK;
-void native_change_begin(struct space *space, unsigned count, unsigned vcpu);
+/* Puts them into the mapper's page only, behind a clear that is owed, for whoever is to make
+ * *ret_items of them. -EINVAL. */
+int native_change_prepare(struct space *space, const struct native_change *changes, unsigned count,
+                          unsigned *ret_items) MUST_CHECK;
+
+/* native_turn.c. Before there are turns. */
+void native_turn_init(const struct spaces *spaces, struct turn *turn);
 
 /*
  * native_turn.c, on the vCPU's thread. Before a turn: where both threads run and how long they
- * spin; and behind it, what it took and how much of that inside, in TSC; if nothing
- * was mapped on the way, it says how the next are taken.
+ * spin; and behind it, how much of its time was inside, in TSC. What a plain one took, in
+ * which nothing is mapped, says how the next are taken.
  */
-void native_turn_begin(struct spaces *spaces, unsigned n, unsigned vcpu);
-void native_turn_end(struct spaces *spaces, unsigned vcpu, uint64_t took, uint64_t inside,
-                     bool is_plain);
+void native_turn_begin(struct spaces *spaces, unsigned n, unsigned vcpu, bool is_plain);
+void native_turn_end(struct spaces *spaces, unsigned vcpu, uint64_t inside);
 
 /* As native_ops.rest: the thread may run anywhere again. */
 void native_turn_rest(void *opaque, unsigned vcpu);

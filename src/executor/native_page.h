@@ -22,14 +22,15 @@
 #define NATIVE_WORD_DEAD 0 /* the kernel writes it when the thread ends */
 #define NATIVE_WORD_GO 1
 #define NATIVE_WORD_STOPPED 2
-#define NATIVE_WORD_MAPPING 3 /* it stays stopped: the mapper lets it go, when it is done */
-#define NATIVE_WORD_FAILED 4  /* ... and could not do it: still stopped */
+#define NATIVE_WORD_MAPPING 3 /* it makes the changes in the mapper's page, then goes on */
+#define NATIVE_WORD_FAILED 4  /* ... and could not: still stopped */
+#define NATIVE_WORD_ABORTED 5 /* ... and was kicked, at whichever of them: still stopped */
 
 /* native_mapper.may */
 #define NATIVE_MAY_NOT 0
 #define NATIVE_MAY_RUN 1       /* and sleeps when it has stopped */
 #define NATIVE_MAY_SPIN 2      /* then, too; before, it adds one to its tally */
-#define NATIVE_SPIN_TSC 100000 /* for so long */
+#define NATIVE_SPIN_TSC 300000 /* for so long */
 
 /* Offsets into struct native_runner. */
 #define NATIVE_R_WORD 0
@@ -48,28 +49,29 @@
 #define NATIVE_R_END 232
 #define NATIVE_R_SLEEPS 240
 #define NATIVE_R_XSAVE 256
+#define NATIVE_R_KEY 1088
 
 /* Offsets into struct native_mapper. */
 #define NATIVE_M_GO 0
 #define NATIVE_M_COUNT 4
 #define NATIVE_M_DONE 8
 #define NATIVE_M_FAILED 16
-#define NATIVE_M_NEXT 24
 #define NATIVE_M_ITEMS 64
 #define NATIVE_M_ITEM_BYTES 48
-#define NATIVE_M_MAY 3136
+#define NATIVE_M_MAY 3232
+
+/* struct native_mapper in the space. */
+#define NATIVE_MAPPER_AT 0x700000001000
 
 /* native_mapper.may in the space: words by block, from their addresses. */
-#define NATIVE_MAY_AT 0x700000001c40
+#define NATIVE_MAY_AT 0x700000001ca0
 #define NATIVE_BLOCKS_MASK 0xfff0000
 #define NATIVE_MAY_SHIFT 14
 
-/* A runner's only descriptor, of an eventfd, and only where there is one runner. */
-#define NATIVE_TALLY_FD 0
-
-/* The mapper's descriptors. */
+/* The mapper's descriptors; and the only runner's, which has its tally in place of the bell. */
 #define NATIVE_RAM_FD 0
 #define NATIVE_BELL_FD 1
+#define NATIVE_TALLY_FD 1
 #define NATIVE_COPY_FD 2
 
 #ifndef __ASSEMBLER__
@@ -99,8 +101,12 @@ struct native_runner {
     uint64_t end;
     _Atomic uint32_t sleeps; /* it does not spin, or is about to stop it: wake it */
     uint8_t xsave[NATIVE_XSAVE_BYTES] ALIGNED(64);
-    int32_t pid; /* read before any guest code runs */
+    uint64_t key[3]; /* with an order to map: see native_stub.S */
+    int32_t pid;     /* read before any guest code runs */
 };
+
+/* That take away all that is mapped. */
+#define NATIVE_CLEAR_ITEMS 2u
 
 struct native_item {
     uint64_t va;
@@ -116,9 +122,7 @@ struct native_mapper {
     uint32_t count;
     uint64_t done;   /* what it writes to its eventfd */
     uint64_t failed; /* ... when one was refused; the rest was not tried */
-    uint64_t
-        next; /* address in the space of the word of a runner that goes on then; 0: none, tell */
-    struct native_item items[NATIVE_MAX_CHANGES] ALIGNED(64);
+    struct native_item items[NATIVE_CLEAR_ITEMS + NATIVE_MAX_CHANGES] ALIGNED(64);
     _Atomic uint32_t may[65]; /* by block: NATIVE_MAY_* of its runner */
 };
 
@@ -129,6 +133,7 @@ extern const uint8_t native_stub_kick[];    /* handler of NATIVE_SIGNAL */
 extern const uint8_t native_stub_begin[];   /* a new runner jumps here */
 extern const uint8_t native_stub_one[];     /* what it adds to its tally: 8 bytes */
 extern const uint8_t native_stub_counted[]; /* behind the system call that does */
+extern const uint8_t native_stub_mapped[];  /* behind the one by which it maps */
 extern const uint8_t native_stub_woken[];   /* behind the stub's FUTEX_WAKE */
 extern const uint8_t native_stub_slept[];   /* ... and its FUTEX_WAIT */
 extern const uint8_t native_stub_map[];     /* the mapper jumps here */
@@ -149,17 +154,18 @@ _Static_assert(offsetof(struct native_runner, word) == NATIVE_R_WORD &&
                    offsetof(struct native_runner, begin) == NATIVE_R_BEGIN &&
                    offsetof(struct native_runner, end) == NATIVE_R_END &&
                    offsetof(struct native_runner, sleeps) == NATIVE_R_SLEEPS &&
-                   offsetof(struct native_runner, xsave) == NATIVE_R_XSAVE,
+                   offsetof(struct native_runner, xsave) == NATIVE_R_XSAVE &&
+                   offsetof(struct native_runner, key) == NATIVE_R_KEY,
                "as native_stub.S has it");
 _Static_assert(sizeof(struct native_runner) <= 4096 && sizeof(struct native_mapper) <= 4096 &&
                    offsetof(struct native_mapper, go) == NATIVE_M_GO &&
                    offsetof(struct native_mapper, count) == NATIVE_M_COUNT &&
                    offsetof(struct native_mapper, done) == NATIVE_M_DONE &&
                    offsetof(struct native_mapper, failed) == NATIVE_M_FAILED &&
-                   offsetof(struct native_mapper, next) == NATIVE_M_NEXT &&
                    offsetof(struct native_mapper, items) == NATIVE_M_ITEMS &&
                    sizeof(struct native_item) == NATIVE_M_ITEM_BYTES &&
                    offsetof(struct native_mapper, may) == NATIVE_M_MAY &&
+                   NATIVE_MAPPER_AT == NATIVE_OWN + NATIVE_PAGE_AT &&
                    NATIVE_MAY_AT == NATIVE_OWN + NATIVE_PAGE_AT + NATIVE_M_MAY &&
                    NATIVE_BLOCK_BYTES >> NATIVE_MAY_SHIFT == sizeof(uint32_t),
                "as native_stub.S has it");

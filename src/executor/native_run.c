@@ -261,12 +261,17 @@ void native_kick(void *opaque, unsigned vcpu)
     }
 }
 
+static bool is_under_way(uint32_t word)
+{
+    return word == NATIVE_WORD_GO || word == NATIVE_WORD_MAPPING;
+}
+
 /* It may answer within the time of a wake-up. */
 static void spin_for(const struct native_runner *r, uint32_t spin_tsc)
 {
     uint64_t begin = __builtin_ia32_rdtsc();
 
-    while (atomic_load_explicit(&r->word, memory_order_relaxed) == NATIVE_WORD_GO &&
+    while (is_under_way(atomic_load_explicit(&r->word, memory_order_relaxed)) &&
            __builtin_ia32_rdtsc() - begin < spin_tsc) {
         __builtin_ia32_pause();
     }
@@ -277,10 +282,9 @@ static void spin_for(const struct native_runner *r, uint32_t spin_tsc)
  * flush takes away from now on. The kernel knows: a runner can wait for nothing but its own word,
  * and then only we wake it. Counts who waits, by moving them from the word to the word.
  */
-static bool is_asleep(struct native_runner *r)
+static bool is_asleep(struct native_runner *r, uint32_t word)
 {
-    return syscall(SYS_futex, &r->word, FUTEX_CMP_REQUEUE, 0, 1ul, &r->word, NATIVE_WORD_STOPPED) >
-           0;
+    return syscall(SYS_futex, &r->word, FUTEX_CMP_REQUEUE, 0, 1ul, &r->word, word) > 0;
 }
 
 /* It sleeps at once; where it has the same CPU, it needs that. */
@@ -358,18 +362,19 @@ static void wait_while(struct native_runner *r, uint32_t word, const struct time
 }
 
 /* It said that it has stopped: is that so? When it may spin, it is asked later (native_confirm). */
-static bool has_stopped(struct spaces *spaces, unsigned n, unsigned vcpu, struct native_runner *r)
+static bool has_stopped(struct spaces *spaces, unsigned n, unsigned vcpu, struct native_runner *r,
+                        uint32_t word)
 {
     _Atomic uint32_t *may = &spaces->space[n].mapper->may[vcpu + 1];
 
-    if (atomic_load(may) == NATIVE_MAY_SPIN && atomic_load(&r->word) == NATIVE_WORD_STOPPED) {
+    if (atomic_load(may) == NATIVE_MAY_SPIN && word == NATIVE_WORD_STOPPED) {
         spaces->space[n].stops++;
         spaces->turns[vcpu].unconfirmed = n + 1;
         return true;
     }
     /* Before it is looked at: a late kick wakes it, and others may write to its word. */
     atomic_store(may, NATIVE_MAY_NOT);
-    return is_asleep(r);
+    return is_asleep(r, word);
 }
 
 /* Until the runner has stopped, or is dead: false. */
@@ -386,12 +391,12 @@ static bool wait_for(struct spaces *spaces, unsigned n, unsigned vcpu, struct na
     for (;;) {
         uint32_t word = atomic_load(&r->word);
 
-        if (word == NATIVE_WORD_STOPPED || word == NATIVE_WORD_FAILED) {
-            if (has_stopped(spaces, n, vcpu, r)) {
+        if (word >= NATIVE_WORD_STOPPED && word <= NATIVE_WORD_ABORTED && !is_under_way(word)) {
+            if (has_stopped(spaces, n, vcpu, r, word)) {
                 return true;
             }
             let_sleep(r, word, tries++);
-        } else if (word == NATIVE_WORD_GO || word == NATIVE_WORD_MAPPING) {
+        } else if (is_under_way(word)) {
             wait_while(r, word, atomic_load(kicked) ? &moment : &tick);
         } else {
             return false;
@@ -408,7 +413,7 @@ static bool may_spin(const struct spaces *spaces, unsigned n, unsigned vcpu)
     return spaces->turns[vcpu].spin_tsc != 0 && spaces->space[n].tally >= 0;
 }
 
-/* count: changes that the mapper is to make before, and that are made in any case. */
+/* count: changes, in the mapper's page, that the runner is to make before. It has surely stopped. */
 static void let_go(struct spaces *spaces, unsigned n, unsigned vcpu, struct native_runner *r,
                    unsigned count)
 {
@@ -417,13 +422,15 @@ static void let_go(struct spaces *spaces, unsigned n, unsigned vcpu, struct nati
     atomic_store(&space->mapper->may[vcpu + 1],
                  may_spin(spaces, n, vcpu) ? NATIVE_MAY_SPIN : NATIVE_MAY_RUN);
     if (count != 0) {
-        atomic_store(&r->word, NATIVE_WORD_MAPPING);
-        native_change_begin(space, count, vcpu);
-    } else {
-        atomic_store(&r->word, NATIVE_WORD_GO); /* before it is asked */
-        if (atomic_exchange(&r->sleeps, 0) != 0) {
-            (void)native_futex(&r->word, FUTEX_WAKE, 1, NULL);
+        space->mapper->count = count;
+        for (unsigned i = 0; i < NATIVE_KEY_WORDS; i++) {
+            r->key[i] = (uint64_t)spaces->key[i] << 32;
         }
+    }
+    /* Before it is asked whether it sleeps. */
+    atomic_store(&r->word, count != 0 ? NATIVE_WORD_MAPPING : NATIVE_WORD_GO);
+    if (atomic_exchange(&r->sleeps, 0) != 0) {
+        (void)native_futex(&r->word, FUTEX_WAKE, 1, NULL);
     }
 }
 
@@ -431,7 +438,6 @@ static bool go(struct spaces *spaces, unsigned n, unsigned vcpu, struct native_r
                unsigned count)
 {
     struct turn *turn = &spaces->turns[vcpu];
-    uint64_t begin = __builtin_ia32_rdtsc();
     bool stopped = true;
 
     atomic_store(&r->kicked, 0);
@@ -448,24 +454,23 @@ static bool go(struct spaces *spaces, unsigned n, unsigned vcpu, struct native_r
     }
     atomic_store(&turn->space, -1);
     atomic_store(&turn->kicked, false);
-    native_turn_end(spaces, vcpu, __builtin_ia32_rdtsc() - begin,
-                    *(const volatile uint64_t *)&r->end - *(const volatile uint64_t *)&r->begin,
-                    count == 0);
+    native_turn_end(spaces, vcpu,
+                    *(const volatile uint64_t *)&r->end - *(const volatile uint64_t *)&r->begin);
     return stopped;
 }
 
 /*
  * Before a turn: is nothing owed? Where the runner spins from turn to turn, what it says is asked
- * for later. It is now when it did and will not, so that it is surely stopped before the mapper
- * lets it go; and when it did not and will, since it may have added what it was not asked for.
+ * for later. It is now when it gets the key, which only who has surely stopped may; when it spun and
+ * will not; and when it did not and will, since it may have added what it was not asked for.
  */
-static bool is_settled(struct spaces *spaces, unsigned n, unsigned vcpu)
+static bool is_settled(struct spaces *spaces, unsigned n, unsigned vcpu, unsigned count)
 {
     struct space *space = &spaces->space[n];
     struct turn *turn = &spaces->turns[vcpu];
     bool spins = may_spin(spaces, n, vcpu);
 
-    if (!spins || turn->unconfirmed != n + 1) {
+    if (!spins || turn->unconfirmed != n + 1 || count != 0) {
         native_confirm(spaces, vcpu);
     }
     if (spins && atomic_load(&space->mapper->may[vcpu + 1]) != NATIVE_MAY_SPIN) {
@@ -475,27 +480,36 @@ static bool is_settled(struct spaces *spaces, unsigned n, unsigned vcpu)
     return !atomic_load(&space->lost);
 }
 
-/* Has the mapper let the runner go: no other vCPU's runs there, nor does this one need its CPU. */
-static bool can_chain(const struct spaces *spaces, unsigned vcpu)
+/* The vCPU goes on in another space than n: its runner there need not spin any more. */
+static void leave_space(struct spaces *spaces, unsigned n, unsigned vcpu)
 {
-    return spaces->vcpu_count == 1 && spaces->turns[vcpu].spin_tsc == 0;
+    const unsigned last = spaces->turns[vcpu].last_space;
+
+    if (last != n) {
+        native_confirm(spaces, vcpu);
+        atomic_store(&spaces->space[last].mapper->may[vcpu + 1], NATIVE_MAY_NOT);
+    }
 }
 
-/* Makes the changes, or leaves *count of them to be made on the way. */
-static int change(struct spaces *spaces, unsigned n, unsigned vcpu,
-                  const struct native_change *changes, unsigned *count)
+/* Makes the changes, or leaves *ret_left of them to the runner: to the only one, since others would
+ * see the key. */
+static int change(struct spaces *spaces, unsigned n, const struct native_change *changes,
+                  unsigned count, unsigned *ret_left)
 {
-    int r;
+    *ret_left = 0;
+    return spaces->vcpu_count == 1
+               ? native_change_prepare(&spaces->space[n], changes, count, ret_left)
+               : native_change(spaces, n, changes, count);
+}
 
-    if (*count == 0) {
-        return 0;
+/* It was kicked before it went on, with some changes left to make perhaps; once more does no harm. */
+static enum native_reason make_rest(struct spaces *spaces, unsigned n,
+                                    const struct native_change *changes, unsigned count)
+{
+    if (native_change(spaces, n, changes, count) == 0) {
+        return NATIVE_KICK;
     }
-    if (can_chain(spaces, vcpu)) {
-        return native_change_prepare(&spaces->space[n], changes, *count);
-    }
-    r = native_change(spaces, n, changes, *count);
-    *count = 0;
-    return r;
+    return atomic_load(&spaces->space[n].lost) ? NATIVE_LOST : NATIVE_FULL;
 }
 
 void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
@@ -505,7 +519,9 @@ void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
     struct space *space = &spaces->space[n];
     struct native_runner *r = native_runner_at(space->blocks, vcpu);
     uintptr_t block_va = NATIVE_OWN + (uintptr_t)(vcpu + 1) * NATIVE_BLOCK_BYTES;
+    unsigned left_to_it;
     struct frame frame;
+    uint32_t word;
 
     *ret_left = (struct native_left){.reason = NATIVE_LOST};
     if (atomic_load(&space->lost)) {
@@ -515,22 +531,31 @@ void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
         ret_left->reason = NATIVE_OTHER;
         return;
     }
-    native_turn_begin(spaces, n, vcpu);
-    if (!is_settled(spaces, n, vcpu)) {
-        return;
-    }
-    if (change(spaces, n, vcpu, changes, &count) != 0) {
+    leave_space(spaces, n, vcpu);
+    native_turn_begin(spaces, n, vcpu, count == 0 && !space->owes_clear);
+    if (change(spaces, n, changes, count, &left_to_it) != 0) {
         ret_left->reason = atomic_load(&space->lost) ? NATIVE_LOST : NATIVE_FULL;
         return;
     }
+    if (!is_settled(spaces, n, vcpu, left_to_it)) {
+        return;
+    }
     give(spaces, st, r);
-    if (!go(spaces, n, vcpu, r, count)) {
+    if (!go(spaces, n, vcpu, r, left_to_it)) {
         lose(spaces, n);
         return;
     }
-    if (count != 0 && atomic_load(&r->word) == NATIVE_WORD_FAILED) {
+    word = atomic_load(&r->word);
+    if (word == NATIVE_WORD_FAILED && left_to_it != 0) {
         ret_left->reason = NATIVE_FULL;
         return;
+    }
+    if (word == NATIVE_WORD_ABORTED) {
+        ret_left->reason = make_rest(spaces, n, changes, count);
+        return;
+    }
+    if (left_to_it != 0) {
+        space->owes_clear = false;
     }
     if (atomic_load(&r->aborted) != 0) {
         ret_left->reason = NATIVE_KICK;

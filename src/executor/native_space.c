@@ -90,15 +90,38 @@ static void set_handlers(uintptr_t block)
 
 static NORETURN void jump(uintptr_t to, uintptr_t stack)
 {
-    __asm__ volatile("mov %1, %%rsp\n\tjmp *%0" : : "r"(to), "r"(stack) : "memory");
+    /* Nothing stays in registers, a key least of all. */
+    __asm__ volatile("mov %1, %%rsp\n\t"
+                     "xor %%ebx, %%ebx\n\txor %%ecx, %%ecx\n\txor %%edx, %%edx\n\t"
+                     "xor %%ebp, %%ebp\n\txor %%esi, %%esi\n\txor %%edi, %%edi\n\t"
+                     "xor %%r8d, %%r8d\n\txor %%r9d, %%r9d\n\txor %%r10d, %%r10d\n\t"
+                     "xor %%r11d, %%r11d\n\txor %%r12d, %%r12d\n\txor %%r13d, %%r13d\n\t"
+                     "xor %%r14d, %%r14d\n\txor %%r15d, %%r15d\n\t"
+                     "jmp *%0"
+                     :
+                     : "a"(to), "r"(stack)
+                     : "memory");
     __builtin_unreachable();
 }
 
 struct runner_start {
+    const struct native_plan *plan;
     uintptr_t block;
-    int tally;
     pid_t parent;
 };
+
+/* The only runner has what it counts by and maps; one of several has nothing. */
+static void set_descriptors(const struct native_plan *plan)
+{
+    bool is_only = plan->tally >= 0;
+
+    if (is_only) {
+        must(plan->tally > NATIVE_COPY_FD && plan->copies_fd > NATIVE_COPY_FD);
+        must(dup2(plan->tally, NATIVE_TALLY_FD) == NATIVE_TALLY_FD);
+        must(dup2(plan->copies_fd, NATIVE_COPY_FD) == NATIVE_COPY_FD);
+    }
+    must(syscall(SYS_close_range, is_only ? NATIVE_COPY_FD + 1 : 0, ~0u, 0) == 0);
+}
 
 /* Nothing of the C library's stays in registers that no guest has: XSAVEC would store it. */
 static void empty_vectors(void)
@@ -118,18 +141,17 @@ static int runner_main(void *opaque)
     die_with(start->parent);
     set_handlers(block);
     (void)syscall(SYS_arch_prctl, ARCH_SET_CPUID, 0); /* where the CPU cannot, the engine looks */
-    must(start->tally < 0 || dup2(start->tally, NATIVE_TALLY_FD) == NATIVE_TALLY_FD);
-    must(syscall(SYS_close_range, start->tally < 0 ? 0 : NATIVE_TALLY_FD + 1, ~0u, 0) == 0);
+    set_descriptors(start->plan);
     runner->context = stack;
-    must(native_filter_runner(block) == 0);
+    must(native_filter_runner(block, start->plan->tally >= 0 ? start->plan->key : NULL) == 0);
     empty_vectors();
     jump(block + (uintptr_t)(native_stub_begin - native_stub_start), stack - 4096);
 }
 
 /* Each is ready before the next begins: they share the C library's memory. */
-static void start_runner(unsigned n, int tally)
+static void start_runner(const struct native_plan *plan, unsigned n)
 {
-    struct runner_start start = {.block = block_at(n), .tally = tally, .parent = getpid()};
+    struct runner_start start = {.plan = plan, .block = block_at(n), .parent = getpid()};
     struct native_runner *runner = (struct native_runner *)(start.block + NATIVE_PAGE_AT);
     void *stack = (void *)(start.block + NATIVE_BLOCK_BYTES);
     int pid;
@@ -168,7 +190,7 @@ void native_space_main(const struct native_plan *plan)
     }
     must(setrlimit(RLIMIT_CORE, &none) == 0 && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0);
     for (unsigned n = 1; n <= plan->runners; n++) {
-        start_runner(n, plan->tally);
+        start_runner(plan, n);
     }
     must(plan->bell > NATIVE_COPY_FD && plan->copies_fd > NATIVE_COPY_FD);
     must(dup2(plan->bell, NATIVE_BELL_FD) == NATIVE_BELL_FD);

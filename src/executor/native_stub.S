@@ -35,10 +35,10 @@
     .balign 4096
     .globl native_stub_start, native_stub_fault, native_stub_kick, native_stub_begin
     .globl native_stub_map, native_stub_end, native_stub_one, native_stub_counted
-    .globl native_stub_woken, native_stub_slept
+    .globl native_stub_woken, native_stub_mapped, native_stub_slept
     .hidden native_stub_start, native_stub_fault, native_stub_kick, native_stub_begin
     .hidden native_stub_map, native_stub_end, native_stub_one, native_stub_counted
-    .hidden native_stub_woken, native_stub_slept
+    .hidden native_stub_woken, native_stub_mapped, native_stub_slept
 native_stub_start:
 
 /* rdx: ucontext_t, from here until `.Lanswer`. */
@@ -61,7 +61,9 @@ native_stub_kick:
     jb .Lcounted
     cmp $(.Lrestore - native_stub_start), %rax
     jb .Lwake
-    jmp .Labort
+    cmp $(.Lmap_own - native_stub_start), %rax
+    jb .Labort
+    jmp .Lmap_abort
 
     /* In a handler that had noted nothing yet: look at its frame instead. Only a kick comes there. */
 .Louter:
@@ -128,8 +130,11 @@ native_stub_woken:
     shl $32, %rdx
     lea NATIVE_SPIN_TSC(%rdx,%rax), %r8
 .Lspin:
-    cmpl $NATIVE_WORD_GO, PAGE(NATIVE_R_WORD)
+    mov PAGE(NATIVE_R_WORD), %eax
+    cmp $NATIVE_WORD_GO, %eax
     je .Lrestore
+    cmp $NATIVE_WORD_MAPPING, %eax
+    je .Lmap_own
     cmpl $NATIVE_MAY_SPIN, (%r9)
     jne .Lsleep
     pause
@@ -143,7 +148,9 @@ native_stub_woken:
     xchg %eax, PAGE(NATIVE_R_SLEEPS) /* before the word is read */
     mov PAGE(NATIVE_R_WORD), %eax
     cmp $NATIVE_WORD_GO, %eax
-    je .Lrestore
+    je .Lawake
+    cmp $NATIVE_WORD_MAPPING, %eax
+    je .Lmap_own
     lea PAGE(NATIVE_R_WORD), %rdi
     mov $FUTEX_WAIT, %esi
     mov %eax, %edx
@@ -152,6 +159,8 @@ native_stub_woken:
     syscall
 native_stub_slept:
     jmp .Lsleep
+.Lawake:
+    movl $0, PAGE(NATIVE_R_SLEEPS)
 
     /* A kick from here on ends in .Lanswer with `aborted`; one before is seen here. */
 .Lrestore:
@@ -201,6 +210,79 @@ native_stub_slept:
     movl $1, PAGE(NATIVE_R_ABORTED)
     jmp .Lanswer
 
+/*
+ * The only runner makes the changes itself that the executor has for it (native_confirm.c saw that
+ * it is here). The kernel lets it by the key only, which the guest's user must never see:
+ * it is in the page from the executor's order until here, then in r12 to r14 and the
+ * arguments of the system calls. A kick puts all of them into a frame; so they
+ * are wiped, and so is the stack, before anything else happens, and the order is not carried out.
+ */
+.Lmap_own:
+    movl $0, PAGE(NATIVE_R_SLEEPS)
+    xor %eax, %eax
+    mov PAGE(NATIVE_R_KEY + 0), %r12
+    mov PAGE(NATIVE_R_KEY + 8), %r13
+    mov PAGE(NATIVE_R_KEY + 16), %r14
+    mov %rax, PAGE(NATIVE_R_KEY + 0)
+    mov %rax, PAGE(NATIVE_R_KEY + 8)
+    mov %rax, PAGE(NATIVE_R_KEY + 16)
+    movabs $NATIVE_MAPPER_AT, %r15
+    mov NATIVE_M_COUNT(%r15), %ebx
+    add $NATIVE_M_ITEMS, %r15
+.Lown_next:
+    test %ebx, %ebx
+    jz .Lown_done
+    mov 0(%r15), %rdi
+    mov 8(%r15), %rsi
+    mov 16(%r15), %rdx
+    mov 24(%r15), %r10
+    mov 32(%r15), %r9
+    mov 40(%r15), %r8
+    mov $SYS_MMAP, %eax
+    mov $SYS_MUNMAP, %ecx
+    test %rdx, %rdx
+    cmovz %ecx, %eax
+    or %r12, %rdx
+    or %r13, %r10
+    or %r14, %r8
+    syscall
+native_stub_mapped:
+    cmp $-4096, %rax
+    ja .Lown_failed
+    add $NATIVE_M_ITEM_BYTES, %r15
+    dec %ebx
+    jmp .Lown_next
+.macro forget_key
+    xor %edx, %edx
+    xor %r8d, %r8d
+    xor %r10d, %r10d
+    xor %r12d, %r12d
+    xor %r13d, %r13d
+    xor %r14d, %r14d
+.endm
+.Lown_done:
+    forget_key
+    movl $NATIVE_WORD_GO, PAGE(NATIVE_R_WORD)
+    jmp .Lrestore
+.Lown_failed:
+    forget_key
+    mov $NATIVE_WORD_FAILED, %eax
+    xchg %eax, PAGE(NATIVE_R_WORD)
+    jmp .Lwake
+.Lmap_abort:
+    forget_key
+    xor %eax, %eax
+    mov %rax, PAGE(NATIVE_R_KEY + 0)
+    mov %rax, PAGE(NATIVE_R_KEY + 8)
+    mov %rax, PAGE(NATIVE_R_KEY + 16)
+    lea native_stub_start + NATIVE_STACK_AT(%rip), %rdi
+    mov $((NATIVE_BLOCK_BYTES - NATIVE_STACK_AT) / 8), %ecx
+    cld
+    rep stosq
+    mov $NATIVE_WORD_ABORTED, %eax
+    xchg %eax, PAGE(NATIVE_R_WORD)
+    jmp .Lwake
+
 native_stub_one:
     .quad 1
 
@@ -245,24 +327,11 @@ native_stub_map:
     dec %r12d
     jmp .Lmap_next
 .Lmap_done:
-    mov $NATIVE_WORD_GO, %eax
-    mov $1, %edx /* the runner has waited for longer than the executor's thread */
     lea PAGE(NATIVE_M_DONE), %rsi
     jmp .Lmap_tell
 .Lmap_failed:
-    mov $NATIVE_WORD_FAILED, %eax
-    mov $2, %edx
     lea PAGE(NATIVE_M_FAILED), %rsi
 .Lmap_tell:
-    mov PAGE(NATIVE_M_NEXT), %rdi
-    test %rdi, %rdi
-    jz .Lmap_bell
-    mov %eax, (%rdi)
-    mov $FUTEX_WAKE, %esi
-    mov $SYS_FUTEX, %eax
-    syscall
-    jmp .Lmap_wait
-.Lmap_bell:
     mov $NATIVE_BELL_FD, %edi
     mov $8, %edx
     mov $SYS_WRITE, %eax

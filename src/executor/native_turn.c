@@ -18,8 +18,10 @@
 #define JUDGE_TURNS 48u
 #define RETRY_TSC 100000000ull
 #define RETRY_DOUBLINGS 6u
+/* What one costs together, while that was not tried. */
+#define TOGETHER_GUESS_TSC 50000u
 /* A turn that was longer had to wait for somebody else: how long says nothing more. */
-#define COST_MAX_TSC 2000000u
+#define COST_MAX_TSC 400000u
 
 static uint32_t current_cpu(void)
 {
@@ -75,7 +77,7 @@ static void judge(struct turn *turn, uint64_t now)
             turn->way = TURN_APART;
             turn->is_trial = true;
         }
-    } else if (mean_cost(turn, TURN_APART) >= mean_cost(turn, TURN_TOGETHER)) {
+    } else if (mean_cost(turn, TURN_APART) >= mean_cost(turn, TURN_TOGETHER) * 5 / 4) {
         turn->way = TURN_TOGETHER;
         turn->failures = turn->is_trial ? turn->failures + (turn->failures < RETRY_DOUBLINGS) : 0;
         turn->retry_at = now + (RETRY_TSC << turn->failures);
@@ -87,18 +89,29 @@ static void judge(struct turn *turn, uint64_t now)
     turn->ways[turn->way].turns /= 2;
 }
 
+void native_turn_init(const struct spaces *spaces, struct turn *turn)
+{
+    /* Where runners spin, a turn apart wakes nobody: it is the cheaper one until that is seen
+     * to be otherwise. */
+    turn->way = spaces->vcpu_count == 1 && spaces->can_part ? TURN_APART : TURN_TOGETHER;
+    turn->ways[TURN_TOGETHER] = (struct turn_cost){
+        .cost = (uint64_t)JUDGE_TURNS * TOGETHER_GUESS_TSC, .turns = JUDGE_TURNS};
+}
+
 static bool may_part(const struct spaces *spaces)
 {
     return spaces->can_part && atomic_load_explicit(spaces->spares_cpu, memory_order_relaxed) == 0;
 }
 
-void native_turn_begin(struct spaces *spaces, unsigned n, unsigned vcpu)
+void native_turn_begin(struct spaces *spaces, unsigned n, unsigned vcpu, bool is_plain)
 {
     struct turn *turn = &spaces->turns[vcpu];
     uint64_t now = __builtin_ia32_rdtsc();
     bool is_short = turn->last_tsc < SHORT_TURN_TSC;
     bool is_together;
 
+    turn->begin = now;
+    turn->is_plain = is_plain;
     if (!may_part(spaces)) {
         turn->way = TURN_TOGETHER;
     }
@@ -115,20 +128,21 @@ void native_turn_begin(struct spaces *spaces, unsigned n, unsigned vcpu)
     turn->spin_tsc = turn->way == TURN_APART && turn->last_tsc < SPIN_TSC ? SPIN_TSC : 0;
 }
 
-void native_turn_end(struct spaces *spaces, unsigned vcpu, uint64_t took, uint64_t inside,
-                     bool is_plain)
+void native_turn_end(struct spaces *spaces, unsigned vcpu, uint64_t inside)
 {
     struct turn *turn = &spaces->turns[vcpu];
     struct turn_cost *cost = &turn->ways[turn->way];
+    uint64_t now = __builtin_ia32_rdtsc();
+    uint64_t took = now - turn->begin;
     uint64_t lost = took - (inside < took ? inside : took);
 
     turn->last_tsc = took;
-    if (!is_plain) {
+    if (!turn->is_plain) {
         return;
     }
     cost->cost += lost < COST_MAX_TSC ? lost : COST_MAX_TSC;
     if (++cost->turns >= JUDGE_TURNS && may_part(spaces)) {
-        judge(turn, __builtin_ia32_rdtsc());
+        judge(turn, now);
     }
 }
 
