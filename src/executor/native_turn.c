@@ -3,9 +3,10 @@
  * while the other runs; a switch there costs a few microseconds, a wake-up of
  * another CPU many times that. Apart: on two CPUs, the vCPU's thread spinning for a
  * moment while the runner runs, which saves a switch where a CPU is idle and costs
- * whole time slices where none is. The runner never spins: only what the kernel has
- * put to sleep has surely stopped. What a turn costs is measured for both, and the cheaper
- * one is kept; the other is tried again now and then.
+ * whole time slices where none is. The runner spins, too, where it is the only one in its
+ * space (native_confirm.c); else only what the kernel has put to sleep has surely stopped. What a
+ * turn costs is measured for both, and the cheaper one is kept; the other is tried again now
+ * and then.
  */
 #include "executor/native_int.h"
 

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 
-from harness import BUILD, LIMIT_S, ORDINARY_UID, SOURCE, expect, guest, run_tests
+from harness import BUILD, LIMIT_S, ORDINARY_UID, SOURCE, Failure, expect, guest, run_tests
 
 ENGINE = os.environ.get("CORBEL_ENGINE", "soft")
 
@@ -220,8 +220,10 @@ def make_run(user, *words):
     process = subprocess.run(user.place.wrap([script, *words]), check=False, cwd=user.home, text=True,
                              env={**user.env, "BUILD": "bin"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT, timeout=LIMIT_S)
-    expect(process.returncode == 0 and "corbel ssh debian" in process.stdout,
-           f"scripts/run {words}: status {process.returncode}\n{process.stdout}")
+    if process.returncode != 0:
+        told = "\n".join(user.run(*what, "debian")[0][-700:] for what in (["stats"], ["logs"]))
+        raise Failure(f"scripts/run {words}: status {process.returncode}\n{process.stdout}\n{told}")
+    expect("corbel ssh debian" in process.stdout, process.stdout)
     return process.stdout
 
 
