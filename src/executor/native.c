@@ -180,6 +180,13 @@ static bool space_is_empty(const struct space *space, pid_t pid)
     return ok;
 }
 
+/* What C has left on the signal stack of a runner that is in the stub by now, the key among it. */
+static bool wipe_stack(struct native_runner *r)
+{
+    return madvise((uint8_t *)r - NATIVE_PAGE_AT + NATIVE_STACK_AT,
+                   NATIVE_BLOCK_BYTES - NATIVE_STACK_AT, MADV_REMOVE) == 0;
+}
+
 static bool space_finish(struct spaces *spaces, unsigned n, pid_t pid)
 {
     struct space *space = &spaces->space[n];
@@ -190,7 +197,7 @@ static bool space_finish(struct spaces *spaces, unsigned n, pid_t pid)
     for (unsigned i = 0; i < spaces->vcpu_count; i++) {
         space->pids[i] = native_runner_at(space->blocks, i)->pid;
         space->pidfds[i] = (int)syscall(SYS_pidfd_open, space->pids[i], 0);
-        if (space->pidfds[i] < 0) {
+        if (space->pidfds[i] < 0 || !wipe_stack(native_runner_at(space->blocks, i))) {
             return false;
         }
     }

@@ -506,12 +506,19 @@ static void test_nobody_maps_without_the_key(void **state)
     }
 }
 
-static void expect_no_key(const struct spaces *spaces)
+static void expect_no_key_in(const struct spaces *spaces, unsigned n)
 {
-    const uint8_t *block = spaces->space[0].blocks + NATIVE_BLOCK_BYTES;
+    const uint8_t *block = spaces->space[n].blocks + NATIVE_BLOCK_BYTES;
 
     for (unsigned i = 0; i < NATIVE_KEY_WORDS; i++) {
         assert_null(memmem(block, NATIVE_BLOCK_BYTES, &spaces->key[i], sizeof(spaces->key[i])));
+    }
+}
+
+static void expect_no_key(const struct spaces *spaces)
+{
+    expect_no_key_in(spaces, 0);
+    for (unsigned i = 0; i < NATIVE_KEY_WORDS; i++) {
         for (unsigned reg = 0; reg < X86_GPR_COUNT; reg++) {
             assert_int_not_equal(st.gpr[reg] >> 32, spaces->key[i]);
         }
@@ -567,6 +574,16 @@ static void test_key_is_left_nowhere(void **state)
     }
     atomic_store(&stop, true);
     assert_int_equal(pthread_join(kicks, NULL), 0);
+}
+
+/* Nor is it anywhere in a space in which nobody has run yet. */
+static void test_key_is_nowhere_from_the_start(void **state)
+{
+    (void)state;
+    renew();
+    for (unsigned n = 0; n < native->space_count; n++) {
+        expect_no_key_in(native->opaque, n);
+    }
 }
 
 /* What is cleared is gone before anything runs there, and what is mapped then is there. */
@@ -639,6 +656,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_liar_is_ended_before_the_mapper_works_for_him),
         cmocka_unit_test(test_nobody_maps_without_the_key),
         cmocka_unit_test(test_key_is_left_nowhere),
+        cmocka_unit_test(test_key_is_nowhere_from_the_start),
         cmocka_unit_test(test_clear_comes_before_what_runs_next),
         cmocka_unit_test(test_scribbler_loses_his_own_space),
     };
