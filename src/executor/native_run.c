@@ -512,6 +512,22 @@ static enum native_reason make_rest(struct spaces *spaces, unsigned n,
     return atomic_load(&spaces->space[n].lost) ? NATIVE_LOST : NATIVE_FULL;
 }
 
+/*
+ * Did it stop without the order? Who said so between adding to his tally and the stub's word
+ * is believed then, and the stub's word takes the order's place. The key is still in its page.
+ */
+static bool has_order(const struct spaces *spaces, const struct native_runner *r)
+{
+    bool has = true;
+
+    for (unsigned i = 0; i < NATIVE_KEY_WORDS; i++) {
+        uint64_t key = *(const volatile uint64_t *)&r->key[i];
+
+        has = has && key == (uint64_t)spaces->key[i] << 32;
+    }
+    return has;
+}
+
 void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
                 const struct native_change *changes, unsigned count, struct native_left *ret_left)
 {
@@ -541,8 +557,9 @@ void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
         return;
     }
     give(spaces, st, r);
-    if (!go(spaces, n, vcpu, r, left_to_it)) {
+    if (!go(spaces, n, vcpu, r, left_to_it) || (left_to_it != 0 && has_order(spaces, r))) {
         lose(spaces, n);
+        memset(r->key, 0, sizeof(r->key));
         return;
     }
     word = atomic_load(&r->word);

@@ -586,6 +586,40 @@ static void test_key_is_nowhere_from_the_start(void **state)
     }
 }
 
+/*
+ * He says that he has stopped when he has just added to his tally: what his stub writes behind that
+ * takes the place of the order, and the key stays. Here the tally is added to for him, and
+ * he waits for the order.
+ */
+static void test_who_overwrites_the_order_is_ended(void **state)
+{
+    /* movl $2,(%r9); 1: cmpl $3,(%r9); jne 1b; jmp *%rbx */
+    static const uint8_t lie[] = {0x41, 0xc7, 0x01, NATIVE_WORD_STOPPED, 0,    0,    0,
+                                  0x41, 0x83, 0x39, NATIVE_WORD_MAPPING, 0x75, 0xfa, 0xff,
+                                  0xe3};
+    const struct native_change change = {.va = DATA, .bytes = PAGE};
+    const struct spaces *spaces;
+
+    (void)state;
+    if (vcpu_count != 1) {
+        return;
+    }
+    renew();
+    spaces = native->opaque;
+    assert_int_equal(run_code((const uint8_t[]){0x0f, 0x05}, 2), NATIVE_SYSCALL);
+    put(lie, sizeof(lie));
+    st.gpr[X86_RBX] = own_block() + (uint64_t)(native_stub_counted - native_stub_start);
+    st.gpr[X86_R9] = own_block() + NATIVE_PAGE_AT + NATIVE_R_WORD;
+    (void)spin();
+    (void)run();
+    assert_int_equal(write(spaces->space[0].tally, native_stub_one, 8), 8);
+    (void)spin();
+    native->ops->run(native->opaque, 0, 0, &st, &change, 1, &left);
+    expect_no_key_in(spaces, 0);
+    assert_int_equal(left.reason, NATIVE_LOST);
+    renew();
+}
+
 /* What is cleared is gone before anything runs there, and what is mapped then is there. */
 static void test_clear_comes_before_what_runs_next(void **state)
 {
@@ -657,6 +691,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_nobody_maps_without_the_key),
         cmocka_unit_test(test_key_is_left_nowhere),
         cmocka_unit_test(test_key_is_nowhere_from_the_start),
+        cmocka_unit_test(test_who_overwrites_the_order_is_ended),
         cmocka_unit_test(test_clear_comes_before_what_runs_next),
         cmocka_unit_test(test_scribbler_loses_his_own_space),
     };
