@@ -502,12 +502,14 @@ static int change(struct spaces *spaces, unsigned n, const struct native_change 
                : native_change(spaces, n, changes, count);
 }
 
-/* It was kicked before it went on, with some changes left to make perhaps; once more does no harm. */
+/* It did not go on, with some changes left to make perhaps; once more does no harm. why: when all
+ * are made. */
 static enum native_reason make_rest(struct spaces *spaces, unsigned n,
-                                    const struct native_change *changes, unsigned count)
+                                    const struct native_change *changes, unsigned count,
+                                    enum native_reason why)
 {
     if (native_change(spaces, n, changes, count) == 0) {
-        return NATIVE_KICK;
+        return why;
     }
     return atomic_load(&spaces->space[n].lost) ? NATIVE_LOST : NATIVE_FULL;
 }
@@ -544,7 +546,7 @@ void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
         return;
     }
     if (!can_give(st)) {
-        ret_left->reason = NATIVE_OTHER;
+        ret_left->reason = make_rest(spaces, n, changes, count, NATIVE_OTHER);
         return;
     }
     leave_space(spaces, n, vcpu);
@@ -568,7 +570,7 @@ void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
         return;
     }
     if (word == NATIVE_WORD_ABORTED) {
-        ret_left->reason = make_rest(spaces, n, changes, count);
+        ret_left->reason = make_rest(spaces, n, changes, count, NATIVE_KICK);
         return;
     }
     if (left_to_it != 0) {

@@ -642,6 +642,21 @@ static void test_clear_comes_before_what_runs_next(void **state)
     assert_int_equal(left.address, DATA);
 }
 
+/* At an address where nothing can run, he does not keep what is taken away before. */
+static void test_changes_are_made_wherever_he_is(void **state)
+{
+    const struct native_change change = {.va = DATA, .bytes = PAGE};
+
+    (void)state;
+    put((const uint8_t[]){0x8a, 0x07, 0x0f, 0x05}, 4);
+    assert_true(is_mapped(DATA));
+    st.rip = NATIVE_END;
+    native->ops->run(native->opaque, 0, 0, &st, &change, 1, &left);
+    assert_int_equal(left.reason, NATIVE_OTHER);
+    assert_int_equal(st.rip, NATIVE_END);
+    assert_false(is_mapped(DATA));
+}
+
 /* He scribbles over his own block and stops for ever: his space may be lost, no other. */
 static void test_scribbler_loses_his_own_space(void **state)
 {
@@ -693,6 +708,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_key_is_nowhere_from_the_start),
         cmocka_unit_test(test_who_overwrites_the_order_is_ended),
         cmocka_unit_test(test_clear_comes_before_what_runs_next),
+        cmocka_unit_test(test_changes_are_made_wherever_he_is),
         cmocka_unit_test(test_scribbler_loses_his_own_space),
     };
 
