@@ -103,12 +103,13 @@ static int native_clear(void *opaque, unsigned n)
     struct spaces *spaces = opaque;
     struct space *space = &spaces->space[n];
 
-    space->owes_clear = true;
     if (spaces->vcpu_count == 1) {
+        space->owes_clear = true;
         native_confirm(spaces, 0);
         return atomic_load(&space->lost) ? -EIO : 0; /* before anything runs there again */
     }
-    return native_change(spaces, n, NULL, 0) == 0 ? 0 : -EIO;
+    /* Others run there meanwhile, who owe nothing. */
+    return space_command(space, put_clear(space->mapper->items)) == 0 ? 0 : -EIO;
 }
 
 static bool native_is_lost(void *opaque, unsigned n)

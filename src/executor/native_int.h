@@ -19,7 +19,7 @@ struct space {
     int *pidfds;
     pid_t *pids;
     _Atomic bool lost;
-    bool owes_clear; /* what is mapped is to go before anything runs there */
+    bool owes_clear; /* one runner: what is mapped is to go before anything runs there */
     pid_t mapper_pid;
     unsigned mapper_cpu; /* that it is pinned to, and 1; 0: to none */
 };

@@ -292,6 +292,44 @@ static void test_thread_at_rest_runs_anywhere(void **state)
     assert_true(CPU_EQUAL(&before, &now));
 }
 
+static void *run_second(void *opaque)
+{
+    _Atomic bool *stop = opaque;
+    struct vcpu_state second = st;
+
+    while (!atomic_load(stop)) {
+        struct native_left why;
+
+        native->ops->run(native->opaque, 0, 1, &second, NULL, 0, &why);
+        if (why.reason != NATIVE_FAULT && why.reason != NATIVE_KICK) {
+            return opaque;
+        }
+    }
+    return NULL;
+}
+
+/* Another vCPU goes in and out meanwhile: the space's mapper is only for who clears. */
+static void test_clear_beside_another_that_runs(void **state)
+{
+    _Atomic bool stop = false;
+    pthread_t other;
+    void *wrong;
+
+    (void)state;
+    if (vcpu_count < 2) {
+        return;
+    }
+    put((const uint8_t[]){0x0f, 0x05}, 2);
+    st.rip = CODE + PAGE; /* where nothing is */
+    assert_int_equal(pthread_create(&other, NULL, run_second, &stop), 0);
+    for (unsigned i = 0; i < 5000; i++) {
+        assert_int_equal(native->ops->clear(native->opaque, 0), 0);
+    }
+    atomic_store(&stop, true);
+    assert_int_equal(pthread_join(other, &wrong), 0);
+    assert_null(wrong);
+}
+
 /* ---- processes that wait, or end ---- */
 
 static void *starve(void *opaque)
@@ -364,6 +402,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_kicks_everywhere),
         cmocka_unit_test(test_turns_of_any_length),
         cmocka_unit_test(test_thread_at_rest_runs_anywhere),
+        cmocka_unit_test(test_clear_beside_another_that_runs),
         cmocka_unit_test(test_starved_one_is_waited_for),
         cmocka_unit_test(test_end_of_a_space_is_seen),
     };
