@@ -227,10 +227,13 @@ int native_batch_add(struct native_user *user, struct native_space *space,
     if (batch->count == NATIVE_MAX_CHANGES) {
         r = native_batch_flush(user, space, batch);
     }
+    if (r != 0) {
+        return r;
+    }
     native_count(&user->counts.changes, 1);
     batch->changes[batch->count++] = (struct native_change){
         .va = va, .bytes = PAGE_BYTES, .offset = offset, .prot = prot_of(page), .is_copy = is_copy};
-    return r;
+    return 0;
 }
 
 /* ---- whose ---- */

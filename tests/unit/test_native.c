@@ -626,6 +626,26 @@ static void test_space_without_room_begins_anew(void **state)
     assert_int_equal(rig_peek64(n->rig, 0x51000), 51);
 }
 
+/* What is refused clears the space: nothing of that batch is mapped behind it. */
+static void test_refused_batch_leaves_nothing_behind(void **state)
+{
+    struct native_rig *n = *state;
+    struct native_space *space = prepare(n);
+    struct native_batch batch = {.count = 0};
+
+    mutex_lock(&space->lock);
+    for (unsigned i = 0; i < NATIVE_MAX_CHANGES; i++) {
+        assert_int_equal(
+            native_batch_add(n->user, space, &batch, 0x20000 + i * 0x2000ull, MAPPED_NONE), 0);
+    }
+    n->fail_change = true;
+    assert_int_equal(
+        native_batch_add(n->user, space, &batch, RIG_DATA, RIG_DATA >> 12 << MAPPED_SHIFT),
+        -ENOMEM);
+    assert_int_equal(batch.count, 0);
+    mutex_unlock(&space->lock);
+}
+
 static void test_lost_space_is_a_fault_of_the_guests_program(void **state)
 {
     struct native_rig *n = *state;
@@ -814,6 +834,7 @@ int main(void)
                                         teardown),
         cmocka_unit_test_setup_teardown(test_vdso_that_asks_at_its_end_is_not_run, setup, teardown),
         cmocka_unit_test_setup_teardown(test_space_without_room_begins_anew, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_refused_batch_leaves_nothing_behind, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lost_space_is_a_fault_of_the_guests_program, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(test_page_the_kernel_was_asked_for_is_there_at_once, setup,
