@@ -92,11 +92,14 @@ static void judge(struct turn *turn, uint64_t now)
 
 void native_turn_init(const struct spaces *spaces, struct turn *turn)
 {
-    /* Where runners spin, a turn apart wakes nobody: it is the cheaper one until that is seen
-     * to be otherwise. */
-    turn->way = spaces->vcpu_count == 1 && spaces->can_part ? TURN_APART : TURN_TOGETHER;
-    turn->ways[TURN_TOGETHER] = (struct turn_cost){
-        .cost = (uint64_t)JUDGE_TURNS * TOGETHER_GUESS_TSC, .turns = JUDGE_TURNS};
+    turn->way = TURN_TOGETHER;
+    if (spaces->vcpu_count == 1 && spaces->can_part) {
+        /* Where runners spin, a turn apart wakes nobody: it is the cheaper one until that is seen
+         * to be otherwise. */
+        turn->way = TURN_APART;
+        turn->ways[TURN_TOGETHER] = (struct turn_cost){
+            .cost = (uint64_t)JUDGE_TURNS * TOGETHER_GUESS_TSC, .turns = JUDGE_TURNS};
+    }
 }
 
 static bool may_part(const struct spaces *spaces)
