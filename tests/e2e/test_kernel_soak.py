@@ -167,7 +167,7 @@ def stress(s, name, seconds, seen):
     problems = []
     for one in chosen:
         script = (f"cd /var/tmp; stress-ng --verify --{one} {s.cpus} --timeout {each}s --oomable "
-                  "--vm-bytes 64M 2>&1; echo status=$?; dmesg")
+                  "--vm-bytes 64M --stream-l3-size 4M 2>&1; echo status=$?; dmesg")
         output, _, log = s.ssh.run(script).partition("status=")
         if not log.startswith("0\n") or re.search("fail:|unexpected signal", output):
             problems.append(f"{script}: status {log.splitlines()[:1]}\n{output[-3000:]}")
