@@ -222,7 +222,7 @@ static void make_spaces(struct spaces *spaces, unsigned wanted, uint8_t *pages, 
                                    .runners = spaces->vcpu_count,
                                    .parent = getpid()};
 
-        memcpy(plan.key, spaces->key, sizeof(plan.key));
+        memcpy(plan.key, spaces->space[count].key, sizeof(plan.key));
         made[count] = space_begin(spaces, count, &plan);
         ok = made[count] > 0;
     }
@@ -251,9 +251,6 @@ static bool host_is_able(struct spaces *spaces)
         sched_getaffinity(0, sizeof(spaces->allowed), &spaces->allowed) != 0) {
         return false;
     }
-    if (syscall(SYS_getrandom, spaces->key, sizeof(spaces->key), 0) != (long)sizeof(spaces->key)) {
-        return false;
-    }
     spaces->native.cpuid_faults = syscall(SYS_arch_prctl, ARCH_SET_CPUID, 1) == 0;
     spaces->xmask = host_xcr0() & 7u;
     return true;
@@ -273,6 +270,27 @@ static uint8_t *make_shared(const char *name, size_t bytes, int *ret_fd)
     }
     *ret_fd = memory == MAP_FAILED ? -1 : fd;
     return memory == MAP_FAILED ? NULL : memory;
+}
+
+static bool make_keys(struct spaces *spaces, unsigned wanted)
+{
+    const long bytes = sizeof(spaces->space[0].key);
+    bool ok = true;
+
+    for (unsigned n = 0; n < wanted; n++) {
+        ok = ok && syscall(SYS_getrandom, spaces->space[n].key, bytes, 0) == bytes;
+    }
+    return ok;
+}
+
+/* A key is where mmap() takes an int for the C library: does the kernel look no further? */
+static bool is_lower_half_enough(int fd)
+{
+    const unsigned long upper = 0xa5a5a5a5ul << 32;
+    long at = syscall(SYS_mmap, 0, GMEM_PAGE_BYTES, PROT_READ | upper, MAP_SHARED | upper,
+                      (unsigned long)fd | upper, 0);
+
+    return at != -1 && munmap((void *)at, GMEM_PAGE_BYTES) == 0;
 }
 
 void executor_native_create(unsigned vcpu_count, const _Atomic uint32_t *spares_cpu,
@@ -299,7 +317,8 @@ void executor_native_create(unsigned vcpu_count, const _Atomic uint32_t *spares_
     }
     pages = make_shared("corbel-user", bytes, &pages_fd);
     spaces->native.copies = make_shared("corbel-copies", NATIVE_COPIES * COPY_BYTES, &copies_fd);
-    if (pages != NULL && spaces->native.copies != NULL) {
+    if (pages != NULL && spaces->native.copies != NULL && make_keys(spaces, wanted) &&
+        (vcpu_count > 1 || is_lower_half_enough(pages_fd))) {
         spaces->native.copy_count = NATIVE_COPIES;
         make_spaces(spaces, wanted, pages, pages_fd, copies_fd);
     }

@@ -13,7 +13,8 @@ struct space {
     uint8_t *blocks;
     struct native_mapper *mapper;
     int bell;
-    int tally; /* -1: there is none, since it has several runners */
+    int tally;                      /* -1: there is none, since it has several runners */
+    uint32_t key[NATIVE_KEY_WORDS]; /* of its only runner */
     uint64_t tallied;
     uint64_t stops; /* that the runner said it made, when it might spin */
     int *pidfds;
@@ -55,7 +56,6 @@ struct spaces {
     struct native native;
     unsigned vcpu_count;
     uint32_t xmask;
-    uint32_t key[NATIVE_KEY_WORDS]; /* of the runners, where each is its space's only one */
     cpu_set_t allowed;
     bool can_part;                      /* the host has a second CPU for us */
     const _Atomic uint32_t *spares_cpu; /* not 0: time on it is what the guest has little of */

@@ -424,7 +424,7 @@ static void let_go(struct spaces *spaces, unsigned n, unsigned vcpu, struct nati
     if (count != 0) {
         space->mapper->count = count;
         for (unsigned i = 0; i < NATIVE_KEY_WORDS; i++) {
-            r->key[i] = (uint64_t)spaces->key[i] << 32;
+            r->key[i] = (uint64_t)space->key[i] << 32;
         }
     }
     /* Before it is asked whether it sleeps. */
@@ -518,14 +518,14 @@ static enum native_reason make_rest(struct spaces *spaces, unsigned n,
  * Did it stop without the order? Who said so between adding to his tally and the stub's word
  * is believed then, and the stub's word takes the order's place. The key is still in its page.
  */
-static bool has_order(const struct spaces *spaces, const struct native_runner *r)
+static bool has_order(const struct space *space, const struct native_runner *r)
 {
     bool has = true;
 
     for (unsigned i = 0; i < NATIVE_KEY_WORDS; i++) {
         uint64_t key = *(const volatile uint64_t *)&r->key[i];
 
-        has = has && key == (uint64_t)spaces->key[i] << 32;
+        has = has && key == (uint64_t)space->key[i] << 32;
     }
     return has;
 }
@@ -559,7 +559,7 @@ void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
         return;
     }
     give(spaces, st, r);
-    if (!go(spaces, n, vcpu, r, left_to_it) || (left_to_it != 0 && has_order(spaces, r))) {
+    if (!go(spaces, n, vcpu, r, left_to_it) || (left_to_it != 0 && has_order(space, r))) {
         lose(spaces, n);
         memset(r->key, 0, sizeof(r->key));
         return;

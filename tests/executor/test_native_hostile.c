@@ -511,7 +511,7 @@ static void expect_no_key_in(const struct spaces *spaces, unsigned n)
     const uint8_t *block = spaces->space[n].blocks + NATIVE_BLOCK_BYTES;
 
     for (unsigned i = 0; i < NATIVE_KEY_WORDS; i++) {
-        assert_null(memmem(block, NATIVE_BLOCK_BYTES, &spaces->key[i], sizeof(spaces->key[i])));
+        assert_null(memmem(block, NATIVE_BLOCK_BYTES, &spaces->space[n].key[i], sizeof(uint32_t)));
     }
 }
 
@@ -520,7 +520,7 @@ static void expect_no_key(const struct spaces *spaces)
     expect_no_key_in(spaces, 0);
     for (unsigned i = 0; i < NATIVE_KEY_WORDS; i++) {
         for (unsigned reg = 0; reg < X86_GPR_COUNT; reg++) {
-            assert_int_not_equal(st.gpr[reg] >> 32, spaces->key[i]);
+            assert_int_not_equal(st.gpr[reg] >> 32, spaces->space[0].key[i]);
         }
     }
 }
