@@ -60,20 +60,20 @@ static int map_code(struct translator *t, struct err *err)
 
 static int map_tables(struct translator *t, struct err *err)
 {
+    bool has_all = true;
+
     t->arena_bytes = ARENA_SHARE(t->size_bytes);
     t->arena = map_private(t->arena_bytes);
     t->units = map_private(CODE_CACHE_BUCKETS * sizeof(*t->units));
     t->pages = map_private(PAGE_BUCKETS * sizeof(struct code_page *));
     t->by_code = map_private(t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
     t->exits = map_private(t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
-    t->heads = map_private(CODE_CACHE_FILTER_BITS / 8);
-    t->checked = map_private(CODE_CACHE_FILTER_BITS / 8);
-    t->roaming = map_private(CODE_CACHE_FILTER_BITS / 8);
-    t->hot = map_private(CODE_CACHE_FILTER_BITS / 8);
-    t->narrow = map_private(CODE_CACHE_FILTER_BITS / 8);
     t->accesses = map_private(t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
-    if (t->heads == NULL || t->checked == NULL || t->roaming == NULL || t->hot == NULL ||
-        t->narrow == NULL || t->accesses == NULL || t->arena == NULL || t->units == NULL ||
+    for (unsigned i = 0; i < FILTER_COUNT; i++) {
+        t->filters[i] = map_private(CODE_CACHE_FILTER_BYTES);
+        has_all = has_all && t->filters[i] != NULL;
+    }
+    if (!has_all || t->accesses == NULL || t->arena == NULL || t->units == NULL ||
         t->pages == NULL || t->by_code == NULL || t->exits == NULL) {
         return err_set(err, -ENOMEM, "no memory for the tables of the translation cache");
     }
@@ -99,11 +99,9 @@ void code_cache_destroy(struct translator *t)
     unmap(t->pages, PAGE_BUCKETS * sizeof(struct code_page *));
     unmap(t->by_code, t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
     unmap(t->exits, t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
-    unmap(t->heads, CODE_CACHE_FILTER_BITS / 8);
-    unmap(t->checked, CODE_CACHE_FILTER_BITS / 8);
-    unmap(t->roaming, CODE_CACHE_FILTER_BITS / 8);
-    unmap(t->hot, CODE_CACHE_FILTER_BITS / 8);
-    unmap(t->narrow, CODE_CACHE_FILTER_BITS / 8);
+    for (unsigned i = 0; i < FILTER_COUNT; i++) {
+        unmap(t->filters[i], CODE_CACHE_FILTER_BYTES);
+    }
     unmap(t->accesses, t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
     free(t);
 }
@@ -180,6 +178,13 @@ static struct code_page *page_find(const struct translator *t, uintptr_t host)
     return page;
 }
 
+uint64_t code_cache_lines(const struct translator *t, uintptr_t page)
+{
+    const struct code_page *known = page_find(t, page);
+
+    return known == NULL ? 0 : known->lines;
+}
+
 static struct code_page *page_get(struct translator *t, uintptr_t host, gpa_t gpa_)
 {
     struct code_page *page = page_find(t, host);
@@ -209,38 +214,38 @@ void code_cache_unmark(struct translator *t, const uint8_t *host, gpa_t gpa_)
     }
 }
 
-static void filter_add(uint64_t *filter, uintptr_t guest)
+static void filter_add(struct translator *t, enum code_cache_filter filter, uintptr_t guest)
 {
     unsigned bit = code_cache_filter_bit(guest);
 
-    (void)__atomic_fetch_or(&filter[bit / 64], 1ull << (bit % 64), __ATOMIC_RELAXED);
+    (void)__atomic_fetch_or(&t->filters[filter][bit / 64], 1ull << (bit % 64), __ATOMIC_RELAXED);
 }
 
 void code_cache_add_checked(struct translator *t, uintptr_t guest)
 {
-    filter_add(t->checked, guest);
+    filter_add(t, FILTER_CHECKED, guest);
     t->stat_checked++;
 }
 
 void code_cache_add_roaming(struct translator *t, uintptr_t guest)
 {
-    filter_add(t->roaming, guest);
+    filter_add(t, FILTER_ROAMING, guest);
     t->stat_roaming++;
 }
 
 static void add_hot(struct translator *t, uintptr_t guest)
 {
     if (++t->hot_count > HOT_MAX) {
-        memset(t->hot, 0, CODE_CACHE_FILTER_BITS / 8);
+        memset(t->filters[FILTER_HOT], 0, CODE_CACHE_FILTER_BYTES);
         t->hot_count = 1;
     }
-    filter_add(t->hot, guest);
+    filter_add(t, FILTER_HOT, guest);
     t->stat_hot++;
 }
 
 void code_cache_add_narrow(struct translator *t, uintptr_t guest)
 {
-    filter_add(t->narrow, guest);
+    filter_add(t, FILTER_NARROW, guest);
     t->stat_narrow++;
 }
 
@@ -280,7 +285,7 @@ void code_cache_publish(struct translator *t, struct unit *unit, gpa_t gpa_, gpa
 
     release_written(t);
     if ((unit->mode & UNIT_MODE_SINGLE) == 0) {
-        filter_add(t->heads, unit->guest);
+        filter_add(t, FILTER_HEADS, unit->guest);
     }
     unit->page_next = page->units;
     page->units = unit_ref_of(t, unit);
@@ -462,10 +467,18 @@ void code_cache_heat_unit(struct translator *t, struct unit *unit)
     code_cache_drop_unit(t, unit);
 }
 
+void code_cache_add_inside(struct translator *t, uintptr_t guest)
+{
+    uint64_t *word = &t->filters[FILTER_INSIDE][code_cache_filter_bit(guest) / 64];
+
+    *word |= 1ull << (code_cache_filter_bit(guest) % 64);
+}
+
 struct unit *code_cache_find_inside(const struct translator *t, uintptr_t guest, unsigned mode,
                                     struct unit_insn *ret_mark, unsigned *ret_index)
 {
-    const struct code_page *page = page_find(t, guest & ~PAGE_MASK);
+    const struct code_page *page =
+        code_cache_in_filter(t, FILTER_INSIDE, guest) ? page_find(t, guest & ~PAGE_MASK) : NULL;
     unsigned line = (unsigned)(guest & PAGE_MASK) >> LINE_SHIFT;
     struct unit *unit = page == NULL ? NULL : unit_get(t, page->units);
 
@@ -474,8 +487,7 @@ struct unit *code_cache_find_inside(const struct translator *t, uintptr_t guest,
             line <= (unit->last_line & UNIT_LINE) && !unit_is_alias(unit) && !unit_crosses(unit) &&
             !atomic_load(&unit->dead) &&
             unit_find_insn(unit, (unsigned)(guest & PAGE_MASK), ret_mark, ret_index) &&
-            ret_mark->is_clean && ret_mark->spilled == unit->body_spilled &&
-            ret_mark->flags != FLAGS_SLOT) {
+            unit_mark_is_entry(unit, ret_mark)) {
             return unit;
         }
     }
@@ -554,10 +566,11 @@ void code_cache_reset(struct translator *t)
         atomic_store(&t->units[i], 0);
     }
     t->arena_used = ARENA_START;
-    memset(t->heads, 0, CODE_CACHE_FILTER_BITS / 8);
-    memset(t->checked, 0, CODE_CACHE_FILTER_BITS / 8);
-    memset(t->roaming, 0, CODE_CACHE_FILTER_BITS / 8);
-    memset(t->narrow, 0, CODE_CACHE_FILTER_BITS / 8);
+    for (unsigned i = 0; i < FILTER_COUNT; i++) {
+        if (i != FILTER_HOT) {
+            memset(t->filters[i], 0, CODE_CACHE_FILTER_BYTES);
+        }
+    }
     t->unit_count = 0;
     t->exit_count = 1;
     t->access_count = 0;
@@ -577,10 +590,11 @@ void code_cache_trim(struct translator *t)
     give_back(t->pages, PAGE_BUCKETS * sizeof(struct code_page *));
     give_back(t->by_code, t->size_bytes / UNIT_BYTES_MIN * sizeof(*t->by_code));
     give_back(t->exits, t->size_bytes / EXIT_BYTES_MIN * sizeof(*t->exits));
-    give_back(t->heads, CODE_CACHE_FILTER_BITS / 8);
-    give_back(t->checked, CODE_CACHE_FILTER_BITS / 8);
-    give_back(t->roaming, CODE_CACHE_FILTER_BITS / 8);
-    give_back(t->narrow, CODE_CACHE_FILTER_BITS / 8);
+    for (unsigned i = 0; i < FILTER_COUNT; i++) {
+        if (i != FILTER_HOT) {
+            give_back(t->filters[i], CODE_CACHE_FILTER_BYTES);
+        }
+    }
     give_back(t->accesses, t->size_bytes / ACCESS_BYTES_MIN * sizeof(*t->accesses));
     /* Of the memfd, and so of both mappings. */
     (void)madvise(t->rw + kept, t->size_bytes - kept, MADV_REMOVE);

@@ -223,6 +223,17 @@ struct thunk_range {
 /* Registers, in the order in which units borrow them, that have lookups of their own. */
 #define THUNK_LOOKUP_REGS 8u
 
+/* What is known of addresses of guest code: a bit for each in each of these. */
+enum code_cache_filter {
+    FILTER_HEADS,   /* units begin there */
+    FILTER_INSIDE,  /* units can be entered there that begin elsewhere */
+    FILTER_CHECKED, /* instructions that use the software TLB nevertheless */
+    FILTER_ROAMING, /* instructions that go from page to page */
+    FILTER_NARROW,  /* instructions whose windows a page end cuts in two */
+    FILTER_HOT,     /* units begin there that run often; outlives the units */
+    FILTER_COUNT
+};
+
 struct translator {
     struct engine_vm *vm;
     struct emit_vcpu vcpu_at; /* how units reach the vCPU that runs them */
@@ -243,12 +254,8 @@ struct translator {
     unsigned exit_count;
     struct unit_access *accesses;
     unsigned access_count;
-    uint64_t *heads;   /* filter of addresses where units begin */
-    bool is_mirrored;  /* kernel code reaches memory by the mirror (mirror.h) */
-    uint64_t *checked; /* filter of instructions that use the software TLB nevertheless */
-    uint64_t *roaming; /* filter of instructions that go from page to page */
-    uint64_t *narrow;  /* filter of instructions whose windows a page end cuts in two */
-    uint64_t *hot;     /* filter of addresses where units begin that run often */
+    bool is_mirrored; /* kernel code reaches memory by the mirror (mirror.h) */
+    uint64_t *filters[FILTER_COUNT];
     unsigned hot_count;
     struct trace *trace; /* work space of translate.c */
     struct xlate *xlate;
@@ -388,6 +395,7 @@ struct unit *code_cache_find(const struct translator *translator, uintptr_t gues
 
 /* Filters with a bit for each address of guest code, hashed: those of a page lie together. */
 #define CODE_CACHE_FILTER_BITS (1u << 21)
+#define CODE_CACHE_FILTER_BYTES (CODE_CACHE_FILTER_BITS / 8)
 
 static inline unsigned code_cache_filter_bit(uintptr_t guest)
 {
@@ -397,18 +405,20 @@ static inline unsigned code_cache_filter_bit(uintptr_t guest)
            (CODE_CACHE_FILTER_BITS - 1);
 }
 
-static inline bool code_cache_in_filter(const uint64_t *filter, uintptr_t guest)
+static inline bool code_cache_in_filter(const struct translator *t, enum code_cache_filter filter,
+                                        uintptr_t guest)
 {
     unsigned bit = code_cache_filter_bit(guest);
 
-    return (__atomic_load_n(&filter[bit / 64], __ATOMIC_RELAXED) >> (bit % 64) & 1) != 0;
+    return (__atomic_load_n(&t->filters[filter][bit / 64], __ATOMIC_RELAXED) >> (bit % 64) & 1) !=
+           0;
 }
 
 /* May a unit that is found by others begin at this host address? Never false when one does, for
  * who holds the engine lock. */
 static inline bool code_cache_is_head(const struct translator *t, uintptr_t guest)
 {
-    return code_cache_in_filter(t->heads, guest);
+    return code_cache_in_filter(t, FILTER_HEADS, guest);
 }
 
 /*
@@ -418,24 +428,34 @@ static inline bool code_cache_is_head(const struct translator *t, uintptr_t gues
  */
 static inline bool code_cache_is_checked(const struct translator *t, uintptr_t guest)
 {
-    return code_cache_in_filter(t->checked, guest);
+    return code_cache_in_filter(t, FILTER_CHECKED, guest);
 }
 void code_cache_add_checked(struct translator *translator, uintptr_t guest);
 
 /* The same for instructions whose hint is wrong too often: they compute where to look. */
 static inline bool code_cache_is_roaming(const struct translator *t, uintptr_t guest)
 {
-    return code_cache_in_filter(t->roaming, guest);
+    return code_cache_in_filter(t, FILTER_ROAMING, guest);
 }
 void code_cache_add_roaming(struct translator *translator, uintptr_t guest);
 
 /* Units that run often, by the host address of their guest code: they are worth more room. */
 static inline bool code_cache_is_hot(const struct translator *t, uintptr_t guest)
 {
-    return code_cache_in_filter(t->hot, guest);
+    return code_cache_in_filter(t, FILTER_HOT, guest);
 }
 /* The unit and its aliases run often: they are dropped, to be translated so. Engine lock held. */
 void code_cache_heat_unit(struct translator *translator, struct unit *unit);
+
+/* Can a unit be entered at the mark as from a branch of its own? */
+static inline bool unit_mark_is_entry(const struct unit *unit, const struct unit_insn *mark)
+{
+    return mark->is_boundary && mark->is_clean && mark->spilled == unit->body_spilled &&
+           mark->flags != FLAGS_SLOT;
+}
+
+/* Tells code_cache_find_inside() of such a mark, by its host address. Engine lock held. */
+void code_cache_add_inside(struct translator *translator, uintptr_t guest);
 
 /*
  * A unit that begins elsewhere and can be entered at that guest code as from a
@@ -448,9 +468,12 @@ struct unit *code_cache_find_inside(const struct translator *translator, uintptr
 /* The same for instructions whose windows keep failing though their own access would not. */
 static inline bool code_cache_is_narrow(const struct translator *t, uintptr_t guest)
 {
-    return code_cache_in_filter(t->narrow, guest);
+    return code_cache_in_filter(t, FILTER_NARROW, guest);
 }
 void code_cache_add_narrow(struct translator *translator, uintptr_t guest);
+
+/* Lines of the page with that host address in which there are living units. Engine lock held. */
+uint64_t code_cache_lines(const struct translator *translator, uintptr_t page);
 
 /* A page that was marked for a unit which came to nothing. Engine lock held. */
 void code_cache_unmark(struct translator *translator, const uint8_t *host, gpa_t gpa);

@@ -27,13 +27,28 @@ static int too_short(const struct decoder *d)
     return d->avail >= INSN_MAX_BYTES ? -E2BIG : -ENODATA;
 }
 
+/* Eight bytes of the guest's, which may change them meanwhile: read once. */
+static uint64_t fetch64(const uint8_t *bytes)
+{
+    typedef uint64_t __attribute__((aligned(1), may_alias)) unaligned;
+
+    return *(const volatile unaligned *)(const void *)bytes;
+}
+
 static void load_bytes(struct decoder *d, const uint8_t *bytes, unsigned avail, struct insn *insn)
 {
     d->avail = avail;
     d->limit = avail < INSN_MAX_BYTES ? avail : INSN_MAX_BYTES;
     if (likely(avail >= INSN_MAX_BYTES)) {
-        memcpy(d->bytes, bytes, INSN_MAX_BYTES);
-        memcpy(insn->bytes, bytes, INSN_MAX_BYTES);
+        const uint64_t first = fetch64(bytes);
+        const uint64_t last = fetch64(bytes + INSN_MAX_BYTES - sizeof(last));
+
+        for (unsigned i = 0; i < 2; i++) {
+            uint8_t *to = i == 0 ? d->bytes : insn->bytes;
+
+            memcpy(to, &first, sizeof(first));
+            memcpy(to + INSN_MAX_BYTES - sizeof(last), &last, sizeof(last));
+        }
     } else {
         memcpy(d->bytes, bytes, avail);
         memcpy(insn->bytes, d->bytes, INSN_MAX_BYTES);

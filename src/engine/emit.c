@@ -4,20 +4,44 @@
 #define INT3 0xccu
 #define PATCHED_AT_ONCE 8u
 
-static void emit_rex(struct emit *e, bool wide, unsigned reg, unsigned index, unsigned base)
+/*
+ * An instruction as it grows, up to eight bytes: it is written at once, for what is appended byte by
+ * byte at a pointer in memory waits for that pointer each time. What is behind it is written as well.
+ */
+struct word {
+    uint64_t bytes;
+    unsigned bits;
+};
+
+static inline void append(struct word *w, unsigned byte)
+{
+    w->bytes |= (uint64_t)(uint8_t)byte << w->bits;
+    w->bits += 8;
+}
+
+static inline void append_rex(struct word *w, bool wide, unsigned reg, unsigned index,
+                              unsigned base)
 {
     unsigned rex = 0x40u | (wide ? 8u : 0u) | (reg >> 3) << 2 | (index >> 3) << 1 | base >> 3;
 
-    if (rex != 0x40u) {
-        emit_u8(e, rex);
-    }
+    w->bytes |= (uint64_t)(rex != 0x40u ? rex : 0) << w->bits;
+    w->bits += rex != 0x40u ? 8 : 0;
+}
+
+static inline void emit_word(struct emit *e, const struct word *w)
+{
+    memcpy(e->p, &w->bytes, sizeof(w->bytes));
+    e->p += w->bits / 8;
 }
 
 void emit_rr(struct emit *e, bool wide, unsigned opcode, unsigned reg, unsigned rm)
 {
-    emit_rex(e, wide, reg, 0, rm);
-    emit_u8(e, opcode);
-    emit_u8(e, 0xc0u | (reg & 7u) << 3 | (rm & 7u));
+    struct word w = {0};
+
+    append_rex(&w, wide, reg, 0, rm);
+    append(&w, opcode);
+    append(&w, 0xc0u | (reg & 7u) << 3 | (rm & 7u));
+    emit_word(e, &w);
 }
 
 static unsigned scale_bits(unsigned scale)
@@ -30,53 +54,29 @@ void emit_mem(struct emit *e, bool wide, unsigned opcode, unsigned reg, unsigned
 {
     bool no_base = base == EMIT_NO_REG;
     bool no_index = index == EMIT_NO_REG;
+    struct word w = {0};
     bool sib = no_base || !no_index || (base & 7u) == 4;
     unsigned mod = no_base                         ? 0u
                    : disp == 0 && (base & 7u) != 5 ? 0u
                    : disp == (int8_t)disp          ? 1u
                                                    : 2u;
 
-    emit_rex(e, wide, reg, no_index ? 0 : index, no_base ? 0 : base);
-    emit_u8(e, opcode);
-    emit_u8(e, mod << 6 | (reg & 7u) << 3 | (sib ? 4u : base & 7u));
+    append_rex(&w, wide, reg, no_index ? 0 : index, no_base ? 0 : base);
+    append(&w, opcode);
+    append(&w, mod << 6 | (reg & 7u) << 3 | (sib ? 4u : base & 7u));
     if (sib) {
-        emit_u8(e, scale_bits(scale) << 6 | (no_index ? 4u : index & 7u) << 3 |
+        append(&w, scale_bits(scale) << 6 | (no_index ? 4u : index & 7u) << 3 |
                        (no_base ? 5u : base & 7u));
     }
-    if (mod == 1) {
-        emit_u8(e, (uint8_t)disp);
-    } else if (mod == 2 || no_base) {
-        emit_u32(e, (uint32_t)disp);
-    }
-}
-
-/* The most frequent of all: prefix, REX, opcode, modrm and SIB at once. */
-void emit_gs(struct emit *e, unsigned opcode, unsigned reg, uint32_t offset)
-{
-    uint64_t head = e->vcpu.seg | (uint64_t)(0x48u | (reg >> 3) << 2) << 8 |
-                    (uint64_t)opcode << 16 | (uint64_t)(4u | (reg & 7u) << 3) << 24 |
-                    (uint64_t)0x25 << 32;
-    int32_t disp = emit_gs_disp(e, offset);
-
-    memcpy(e->p, &head, sizeof(head));
-    memcpy(e->p + 5, &disp, sizeof(disp));
-    e->p += EMIT_GS_BYTES;
+    w.bytes |= (uint64_t)(uint32_t)disp << w.bits;
+    w.bits += mod == 1 ? 8 : mod == 2 || no_base ? 32 : 0;
+    emit_word(e, &w);
 }
 
 void emit_gs_indexed(struct emit *e, unsigned opcode, unsigned reg, unsigned index, uint32_t offset)
 {
     emit_gs_prefix(e);
     emit_mem(e, true, opcode, reg, index, EMIT_NO_REG, 1, emit_gs_disp(e, offset));
-}
-
-void emit_gs_load(struct emit *e, unsigned reg, uint32_t offset)
-{
-    emit_gs(e, EMIT_MOV_LOAD, reg, offset);
-}
-
-void emit_gs_store(struct emit *e, unsigned reg, uint32_t offset)
-{
-    emit_gs(e, EMIT_MOV_STORE, reg, offset);
 }
 
 void emit_gs32(struct emit *e, unsigned opcode, unsigned reg, uint32_t offset)
@@ -94,8 +94,11 @@ void emit_gs_store_imm32(struct emit *e, uint32_t offset, uint32_t value)
 
 void emit_mov_imm32(struct emit *e, unsigned reg, uint32_t value)
 {
-    emit_rex(e, false, 0, 0, reg);
-    emit_u8(e, 0xb8u | (reg & 7u));
+    struct word w = {0};
+
+    append_rex(&w, false, 0, 0, reg);
+    append(&w, 0xb8u | (reg & 7u));
+    emit_word(e, &w);
     emit_u32(e, value);
 }
 
@@ -128,9 +131,12 @@ void emit_lea(struct emit *e, unsigned dst, unsigned base, int32_t disp)
 
 void emit_lea_rip(struct emit *e, unsigned reg)
 {
-    emit_rex(e, true, reg, 0, 0);
-    emit_u8(e, EMIT_LEA);
-    emit_u8(e, (reg & 7u) << 3 | 5u);
+    struct word w = {0};
+
+    append_rex(&w, true, reg, 0, 0);
+    append(&w, EMIT_LEA);
+    append(&w, (reg & 7u) << 3 | 5u);
+    emit_word(e, &w);
     emit_u32(e, 0);
 }
 
@@ -147,10 +153,10 @@ static unsigned pad_bytes(const struct emit *e, unsigned before)
 
 static void pad_for_patch(struct emit *e, unsigned before)
 {
-    static const char *const nops[] = {"", "\x90", "\x66\x90", "\x0f\x1f\x00"};
+    static const uint8_t nops[4][4] = {{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}};
     unsigned bytes = pad_bytes(e, before);
 
-    emit_bytes(e, nops[bytes], bytes);
+    emit_some(e, nops[bytes], sizeof(uint32_t), bytes);
 }
 
 uint8_t *emit_jmp_site(const struct emit *e)

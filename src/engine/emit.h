@@ -85,14 +85,33 @@ static inline int32_t emit_gs_disp(const struct emit *e, uint32_t offset)
     return (int32_t)offset + e->vcpu.delta;
 }
 
-/* op reg, gs:[offset] (64-bit). */
+/* op reg, gs:[offset] (64-bit). The most frequent of all: prefix, REX, opcode, modrm and SIB at once. */
 #define EMIT_GS_BYTES 9u
-void emit_gs(struct emit *e, unsigned opcode, unsigned reg, uint32_t offset);
+static inline void emit_gs(struct emit *e, unsigned opcode, unsigned reg, uint32_t offset)
+{
+    uint64_t head = e->vcpu.seg | (uint64_t)(0x48u | (reg >> 3) << 2) << 8 |
+                    (uint64_t)opcode << 16 | (uint64_t)(4u | (reg & 7u) << 3) << 24 |
+                    (uint64_t)0x25 << 32;
+    int32_t disp = emit_gs_disp(e, offset);
+
+    memcpy(e->p, &head, sizeof(head));
+    memcpy(e->p + 5, &disp, sizeof(disp));
+    e->p += EMIT_GS_BYTES;
+}
+
+static inline void emit_gs_load(struct emit *e, unsigned reg, uint32_t offset)
+{
+    emit_gs(e, EMIT_MOV_LOAD, reg, offset);
+}
+
+static inline void emit_gs_store(struct emit *e, unsigned reg, uint32_t offset)
+{
+    emit_gs(e, EMIT_MOV_STORE, reg, offset);
+}
+
 /* op reg, gs:[index + offset] (64-bit). */
 void emit_gs_indexed(struct emit *e, unsigned opcode, unsigned reg, unsigned index,
                      uint32_t offset);
-void emit_gs_load(struct emit *e, unsigned reg, uint32_t offset);
-void emit_gs_store(struct emit *e, unsigned reg, uint32_t offset);
 /* The same with 32 bits. */
 void emit_gs32(struct emit *e, unsigned opcode, unsigned reg, uint32_t offset);
 void emit_gs_store_imm32(struct emit *e, uint32_t offset, uint32_t value); /* 4 bytes */

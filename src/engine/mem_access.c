@@ -29,41 +29,44 @@ struct ea ea_reg(unsigned base, int32_t disp)
         .kind = EA_REG, .base = (uint8_t)base, .index = EMIT_NO_REG, .scale = 1, .disp = disp};
 }
 
-struct ea ea_of(const struct trace_insn *ti)
+void ea_of(const struct trace_insn *ti, struct ea *ret_ea)
 {
     const struct insn *insn = &ti->insn;
-    struct ea ea = {.kind = EA_COMPLEX,
-                    .base = insn->base == INSN_REG_NONE ? EMIT_NO_REG : insn->base,
-                    .index = insn->index == INSN_REG_NONE ? EMIT_NO_REG : insn->index,
-                    .scale = insn->scale == 0 ? 1 : insn->scale,
-                    .is_32bit = insn->addrsize_bytes == 4,
-                    .disp = (int32_t)insn->disp,
-                    .slot = seg_slot(insn->seg)};
+    struct ea *ea = ret_ea;
 
+    ea->kind = EA_COMPLEX;
+    ea->base = insn->base; /* INSN_REG_NONE is EMIT_NO_REG */
+    ea->index = insn->index;
+    ea->scale = insn->scale == 0 ? 1 : insn->scale;
+    ea->is_32bit = insn->addrsize_bytes == 4;
+    ea->disp = (int32_t)insn->disp;
+    ea->slot = seg_slot(insn->seg);
+    ea->slot2 = 0;
     if (insn->base == INSN_REG_RIP) {
-        ea.kind = EA_SLOT;
-        ea.base = EMIT_NO_REG;
-        ea.slot2 = ea.slot;
-        ea.slot = GS_HOT(page);
-        ea.disp += (int32_t)ti->offset + insn->len;
-    } else if (!ea.is_32bit && ea.base == EMIT_NO_REG && ea.index == EMIT_NO_REG && ea.slot != 0) {
-        ea.kind = EA_SLOT;
-    } else if (!ea.is_32bit && ea.base != EMIT_NO_REG && ea.index == EMIT_NO_REG && ea.slot == 0) {
-        ea.kind = EA_REG;
+        ea->kind = EA_SLOT;
+        ea->base = EMIT_NO_REG;
+        ea->slot2 = ea->slot;
+        ea->slot = GS_HOT(page);
+        ea->disp += (int32_t)ti->offset + insn->len;
+    } else if (insn->addrsize_bytes == 4 || insn->index != INSN_REG_NONE) {
+        return;
+    } else if (insn->base == INSN_REG_NONE) {
+        ea->kind = ea->slot != 0 ? EA_SLOT : EA_COMPLEX;
+    } else if (ea->slot == 0) {
+        ea->kind = EA_REG;
     }
-    return ea;
 }
 
-void ea_emit(struct xlate *x, const struct ea *ea, unsigned dst)
+void ea_emit(struct xlate *x, const struct ea *ea, int32_t disp, unsigned dst)
 {
     struct emit *e = &x->e;
 
     switch (ea->kind) {
     case EA_REG:
-        if (ea->disp == 0) {
+        if (disp == 0) {
             emit_mov(e, true, dst, ea->base);
         } else {
-            emit_lea(e, dst, ea->base, ea->disp);
+            emit_lea(e, dst, ea->base, disp);
         }
         break;
     case EA_SLOT:
@@ -71,12 +74,12 @@ void ea_emit(struct xlate *x, const struct ea *ea, unsigned dst)
         if (ea->slot2 != 0) {
             emit_gs(e, EMIT_ADD_LOAD, dst, ea->slot2);
         }
-        if (ea->disp != 0) {
-            emit_lea(e, dst, dst, ea->disp);
+        if (disp != 0) {
+            emit_lea(e, dst, dst, disp);
         }
         break;
     default:
-        emit_mem(e, !ea->is_32bit, EMIT_LEA, dst, ea->base, ea->index, ea->scale, ea->disp);
+        emit_mem(e, !ea->is_32bit, EMIT_LEA, dst, ea->base, ea->index, ea->scale, disp);
         if (ea->slot != 0) {
             emit_gs(e, EMIT_ADD_LOAD, dst, ea->slot);
         }
@@ -96,6 +99,9 @@ unsigned mem_window_regs(const struct xlate *x)
 {
     unsigned regs = 0;
 
+    if (!x->is_holding) {
+        return 0;
+    }
     for (unsigned i = 0; i < WINDOW_COUNT; i++) {
         if (x->windows[i].is_valid) {
             regs |= REG_BIT(x->windows[i].reg);
@@ -113,23 +119,31 @@ void mem_forget(struct xlate *x)
         x->windows[i].is_valid = false;
     }
     memset(x->held, 0, sizeof(x->held));
+    x->is_holding = false;
 }
 
 void mem_insn_begin(struct xlate *x)
 {
     unsigned used = x->ti->insn.gpr_read | x->ti->insn.gpr_written;
+    bool is_holding = false;
 
+    if (!x->is_holding) {
+        return;
+    }
     for (unsigned i = 0; i < WINDOW_COUNT; i++) {
         struct window *w = &x->windows[i];
 
         w->is_valid = w->is_valid && x->ti <= w->last && (used & REG_BIT(w->reg)) == 0 &&
                       w->mode == x->ti->mode;
+        is_holding = is_holding || w->is_valid;
     }
     for (unsigned i = 0; i < HELD_SLOTS; i++) {
         if ((used & REG_BIT(x->held[i].reg)) != 0) {
             x->held[i].slot = 0;
         }
+        is_holding = is_holding || x->held[i].slot != 0;
     }
+    x->is_holding = is_holding;
 }
 
 static bool changes_segment_base(const struct insn *insn)
@@ -149,29 +163,32 @@ static bool same_origin(const struct ea *a, const struct ea *b)
            (a->kind == EA_REG ? a->base == b->base : a->slot == b->slot && a->slot2 == b->slot2);
 }
 
-/* What an instruction does to memory, as far as windows care. */
-static bool access_of(const struct trace_insn *ti, struct ea *ret_ea, unsigned *ret_size,
-                      bool *ret_write)
+/* What an instruction does to memory relative to the same origin; false: nothing. */
+static bool access_from(const struct trace_insn *ti, const struct ea *origin, int64_t *ret_disp,
+                        unsigned *ret_size, bool *ret_write)
 {
     const struct insn *insn = &ti->insn;
+    bool is_stack = origin->kind == EA_REG && origin->base == X86_RSP;
+    struct ea ea;
 
     *ret_size = 8;
     *ret_write = insn->op == INSN_OP_PUSH || insn->op == INSN_OP_CALL;
-    if (insn->op == INSN_OP_COPY && insn->mem_bytes != 0) {
-        *ret_ea = ea_of(ti);
+    if (insn->op == INSN_OP_COPY) {
+        if (insn->mem_bytes == 0 || (origin->kind == EA_REG && insn->base != origin->base)) {
+            return false;
+        }
+        ea_of(ti, &ea);
+        *ret_disp = ea.disp;
         *ret_size = insn->mem_bytes;
         *ret_write = (insn->mem_flags & INSN_MEM_WRITE) != 0;
-        return true;
+        return same_origin(&ea, origin);
     }
     if ((insn->op == INSN_OP_PUSH && insn->mem_bytes == 0) || insn->op == INSN_OP_CALL) {
-        *ret_ea = ea_reg(X86_RSP, -8);
-        return true;
+        *ret_disp = -8;
+        return is_stack;
     }
-    if (insn->op == INSN_OP_POP || insn->op == INSN_OP_RET) {
-        *ret_ea = ea_reg(X86_RSP, 0);
-        return true;
-    }
-    return false;
+    *ret_disp = 0;
+    return is_stack && (insn->op == INSN_OP_POP || insn->op == INSN_OP_RET);
 }
 
 /* ADD, SUB, INC or DEC of a 64-bit register by a constant. */
@@ -222,6 +239,9 @@ void mem_insn_end(struct xlate *x)
 {
     int64_t delta;
 
+    if (!x->is_holding) {
+        return;
+    }
     if (changes_segment_base(&x->ti->insn)) {
         memset(x->held, 0, sizeof(x->held));
     }
@@ -256,15 +276,15 @@ static const struct trace_insn *look_ahead(const struct xlate *x, const struct a
     *ret_low = a->ea.disp;
     *ret_high = (int64_t)a->ea.disp + a->size;
     for (const struct trace_insn *ti = x->ti; ti < end && ti->mode == x->ti->mode; ti++) {
-        struct ea ea;
+        int64_t disp;
         unsigned size;
         bool is_write;
         int64_t delta;
 
-        if (ti != x->ti && access_of(ti, &ea, &size, &is_write) && same_origin(&ea, &a->ea) &&
+        if (ti != x->ti && access_from(ti, &a->ea, &disp, &size, &is_write) &&
             (a->is_write || !is_write)) {
-            int64_t low = ea.disp + moved < *ret_low ? ea.disp + moved : *ret_low;
-            int64_t high = ea.disp + moved + size > *ret_high ? ea.disp + moved + size : *ret_high;
+            int64_t low = disp + moved < *ret_low ? disp + moved : *ret_low;
+            int64_t high = disp + moved + size > *ret_high ? disp + moved + size : *ret_high;
 
             if (high - low <= WINDOW_BYTES_MAX) {
                 *ret_low = low;
@@ -315,6 +335,7 @@ static void remember_window(struct xlate *x, const struct access *a, unsigned re
 {
     struct window *w = &x->windows[0];
 
+    x->is_holding = true;
     /* In place of one that is empty, or relative to the same. */
     for (unsigned i = 0; i < WINDOW_COUNT; i++) {
         if (!x->windows[i].is_valid) {
@@ -390,6 +411,7 @@ static unsigned slot_reg(struct xlate *x, const struct access *a, uint32_t slot,
     emit_gs_load(&x->e, reg, slot);
     if (!a->alone) {
         *held = (struct held_slot){slot, (uint8_t)reg};
+        x->is_holding = true;
     }
     return reg;
 }
@@ -425,8 +447,8 @@ static unsigned access_flags(const struct xlate *x, const struct access *a, unsi
 }
 
 /* A third of the room of emit_check(), and several times as long; false: it cannot be. */
-static bool emit_check_compact(struct xlate *x, const struct ea *ea, const struct access *a,
-                               unsigned size, unsigned s0, unsigned s1)
+static bool emit_check_compact(struct xlate *x, const struct access *a, int32_t disp, unsigned size,
+                               unsigned s0, unsigned s1)
 {
     struct emit *e = &x->e;
     const uint8_t *thunk;
@@ -439,7 +461,7 @@ static bool emit_check_compact(struct xlate *x, const struct ea *ea, const struc
     if (thunk == NULL) {
         return false;
     }
-    ea_emit(x, ea, s0);
+    ea_emit(x, &a->ea, disp, s0);
     if (thunk_has_low_code(x->t)) {
         emit_mov_imm32(e, s1, 0);
     } else {
@@ -459,8 +481,8 @@ static bool emit_check_compact(struct xlate *x, const struct ea *ea, const struc
     return true;
 }
 
-/* Emits the check of size bytes at ea; the addend is in s1 afterwards. */
-static void emit_check(struct xlate *x, const struct ea *ea, const struct access *a, unsigned size,
+/* Emits the check of size bytes from disp on; the addend is in s1 afterwards. */
+static void emit_check(struct xlate *x, const struct access *a, int32_t disp, unsigned size,
                        unsigned s0, unsigned s1)
 {
     struct emit *e = &x->e;
@@ -468,11 +490,12 @@ static void emit_check(struct xlate *x, const struct ea *ea, const struct access
     struct cold_access *cold;
     struct unit_access *site;
 
-    if (emit_check_compact(x, ea, a, size, s0, s1)) {
+    if (emit_check_compact(x, a, disp, size, s0, s1)) {
         return;
     }
     cold = &x->cold_access[x->cold_access_count++];
-    cold->ea = *ea;
+    cold->ea = a->ea;
+    cold->ea.disp = disp;
     cold->scratch = (uint8_t)s0;
     cold->scratch2 = (uint8_t)s1;
     cold->site = x->t->access_count++;
@@ -482,7 +505,7 @@ static void emit_check(struct xlate *x, const struct ea *ea, const struct access
     site->mode = x->ti->mode & UNIT_MODE_MMU;
     site->flags = (uint8_t)access_flags(x, a, size);
 
-    ea_emit(x, ea, s0);
+    ea_emit(x, &a->ea, disp, s0);
     if (code_cache_is_roaming(x->t, insn_guest(x))) {
         thunk_emit_tlb_index(e, s1, s0);
     } else {
@@ -514,8 +537,7 @@ static bool is_narrow(struct xlate *x, const struct ea *ea)
 struct host_operand mem_access(struct xlate *x, const struct access *a)
 {
     struct host_operand op;
-    struct ea ea = a->ea;
-    int64_t low = ea.disp;
+    int64_t low = a->ea.disp;
     int64_t high = low + a->size;
     const struct trace_insn *last = NULL;
     bool shared;
@@ -528,15 +550,13 @@ struct host_operand mem_access(struct xlate *x, const struct access *a)
     if (!a->is_locked && from_window(x, a, &op)) {
         return op;
     }
-    if (is_simple(&ea) && !a->alone && !a->is_locked && !a->low_only &&
-        (x->ti->mode & UNIT_MODE_SINGLE) == 0 && !is_narrow(x, &ea)) {
+    if (is_simple(&a->ea) && !a->alone && !a->is_locked && !a->low_only &&
+        (x->ti->mode & UNIT_MODE_SINGLE) == 0 && !is_narrow(x, &a->ea)) {
         last = look_ahead(x, a, &low, &high);
     }
     shared = last != NULL && low == (int32_t)low;
-    if (shared) {
-        ea.disp = (int32_t)low;
-    } else {
-        low = ea.disp;
+    if (!shared) {
+        low = a->ea.disp;
         high = low + a->size;
     }
     s0 = xlate_scratch(x, a->forbidden, a->low_only, a->allow_written);
@@ -544,7 +564,7 @@ struct host_operand mem_access(struct xlate *x, const struct access *a)
                        a->low_only, a->allow_written && !shared);
     xlate_flags_release(x, x->ti->live);
     xlate_mark(x);
-    emit_check(x, &ea, a, (unsigned)(high - low), s0, s1);
+    emit_check(x, a, (int32_t)low, (unsigned)(high - low), s0, s1);
     if (a->ea.kind == EA_SLOT) {
         emit_gs(&x->e, EMIT_ADD_LOAD, s1, a->ea.slot);
         if (a->ea.slot2 != 0) {
@@ -560,7 +580,7 @@ struct host_operand mem_access(struct xlate *x, const struct access *a)
     case EA_SLOT:
         return (struct host_operand){(uint8_t)s1, EMIT_NO_REG, a->ea.disp, 1, false};
     default:
-        ea_emit(x, &a->ea, s0);
+        ea_emit(x, &a->ea, a->ea.disp, s0);
         return (struct host_operand){(uint8_t)s0, (uint8_t)s1, 0, 1, false};
     }
 }
@@ -576,7 +596,7 @@ void mem_emit_cold(struct xlate *x)
         if (cold->split != NULL) {
             emit_patch(cold->split, e->p);
         }
-        ea_emit(x, &cold->ea, cold->scratch);
+        ea_emit(x, &cold->ea, cold->ea.disp, cold->scratch);
         emit_mov_imm32(e, cold->scratch2, cold->site);
         emit_jmp_to(e, x->t->rw + (x->t->access_site[cold->scratch][cold->scratch2] - x->t->rx));
     }

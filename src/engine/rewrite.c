@@ -176,7 +176,8 @@ static uint8_t *put_operands(const struct copy *c, uint8_t *p)
 
         *p++ = (uint8_t)(0xc0 | c->modrm_reg << 3 | (rm & 7));
     }
-    memcpy(p, insn->bytes + insn->imm_off, insn->imm_bytes);
+    /* Eight bytes at once, of which those count that there are: none of these has more. */
+    memcpy(p, &insn->imm, sizeof(insn->imm));
     /* In the upper half of an immediate that names a register, bit 7 counts in 64-bit mode only. */
     if (insn->encoding != INSN_ENC_LEGACY && insn->map == 3 && insn->mode != INSN_MODE_64 &&
         (insn->opcode >= 0x4a && insn->opcode <= 0x4c)) {

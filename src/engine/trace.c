@@ -197,21 +197,17 @@ static bool visited(const struct trace *trace, uint32_t offset)
     return false;
 }
 
-/* Guest bytes are fetched once, into the instruction. */
-static int decode_at(const uint8_t *page, uint32_t offset, const uint8_t *next_page,
-                     struct insn *ret_insn, bool *ret_crosses)
+/* The last bytes of the page, and of the next one where that is known. */
+static int decode_at_end(const uint8_t *page, uint32_t offset, const uint8_t *next_page,
+                         struct insn *ret_insn, bool *ret_crosses)
 {
     uint8_t bytes[INSN_MAX_BYTES];
     unsigned here = GMEM_PAGE_BYTES - offset;
     int r;
 
-    *ret_crosses = false;
-    if (here > INSN_MAX_BYTES) {
-        here = INSN_MAX_BYTES;
-    }
     memcpy(bytes, page + offset, here);
     r = insn_decode(bytes, here, INSN_MODE_64, ret_insn);
-    if (r == -ENODATA && here < INSN_MAX_BYTES) {
+    if (r == -ENODATA) {
         *ret_crosses = true;
         if (next_page != NULL) {
             memcpy(bytes + here, next_page, INSN_MAX_BYTES - here);
@@ -219,6 +215,17 @@ static int decode_at(const uint8_t *page, uint32_t offset, const uint8_t *next_p
         }
     }
     return r;
+}
+
+/* Guest bytes are fetched once, into the instruction. */
+static int decode_at(const uint8_t *page, uint32_t offset, const uint8_t *next_page,
+                     struct insn *ret_insn, bool *ret_crosses)
+{
+    *ret_crosses = false;
+    if (offset <= GMEM_PAGE_BYTES - INSN_MAX_BYTES) {
+        return insn_decode(page + offset, INSN_MAX_BYTES, INSN_MODE_64, ret_insn);
+    }
+    return decode_at_end(page, offset, next_page, ret_insn, ret_crosses);
 }
 
 static void add_lines(struct trace *trace, uint32_t offset, uint32_t len)
@@ -297,15 +304,23 @@ static void find_live_flags(struct trace *trace)
     }
 }
 
-/* Eight registers to a word: sixteen bytes written singly and copied at once would be slow. */
+/* A byte of ones for each of eight bits. */
+static uint64_t spread(unsigned bits)
+{
+    uint64_t each = (uint64_t)bits * 0x0101010101010101 & 0x8040201008040201;
+
+    return ((each + 0x7f7f7f7f7f7f7f7f) >> 7 & 0x0101010101010101) * 0xff;
+}
+
+/*
+ * Eight registers to a word: sixteen bytes written singly and copied at once would be slow. Nor is
+ * there a loop over those used, whose number nobody could predict.
+ */
 static uint64_t set_next_use(uint64_t next, unsigned used, unsigned i)
 {
-    for (; used != 0; used &= used - 1) {
-        unsigned shift = 8 * (unsigned)__builtin_ctz(used);
+    uint64_t mask = spread(used);
 
-        next = (next & ~(0xffull << shift)) | (uint64_t)i << shift;
-    }
-    return next;
+    return (next & ~mask) | (i * 0x0101010101010101 & mask);
 }
 
 static void find_next_uses(struct trace *trace)
@@ -327,14 +342,19 @@ static void find_next_uses(struct trace *trace)
 /*
  * Another unit begins here: the trace goes on there rather than do it again. Not
  * when an interrupt made it begin here, which would cut a loop in two for good.
+ * lines: where in the page there are units, at least.
  */
 static bool is_elsewhere(const struct translator *t, const uint8_t *page, uint32_t offset,
-                         unsigned mode)
+                         unsigned mode, uint64_t lines)
 {
-    const struct unit *unit = (mode & UNIT_MODE_SINGLE) != 0
-                                  ? NULL
-                                  : code_cache_find(t, (uintptr_t)page + offset, mode, 0);
+    uintptr_t guest = (uintptr_t)page + offset;
+    const struct unit *unit;
 
+    if ((lines >> (offset >> LINE_SHIFT) & 1) == 0 || (mode & UNIT_MODE_SINGLE) != 0 ||
+        !code_cache_is_head(t, guest)) {
+        return false;
+    }
+    unit = code_cache_find(t, guest, mode, 0);
     return unit != NULL && (unit->first_line & UNIT_ODD) == 0;
 }
 
@@ -342,6 +362,7 @@ int trace_build(const struct translator *t, const uint8_t *page, uint32_t offset
                 const uint8_t *next_page, unsigned mode, struct trace *trace)
 {
     bool is_hot = code_cache_is_hot(t, (uintptr_t)page + offset);
+    uint64_t lines = code_cache_lines(t, (uintptr_t)page);
     bool more = true;
     unsigned branches = 0;
 
@@ -356,7 +377,7 @@ int trace_build(const struct translator *t, const uint8_t *page, uint32_t offset
         bool crosses;
         int r = decode_at(page, offset, trace->count == 0 ? next_page : NULL, insn, &crosses);
 
-        if (trace->count > 0 && (crosses || is_elsewhere(t, page, offset, trace->mode))) {
+        if (trace->count > 0 && (crosses || is_elsewhere(t, page, offset, trace->mode, lines))) {
             break;
         }
         if (r == -ENODATA) {

@@ -105,6 +105,7 @@ struct xlate {
     bool failed;           /* something could not be encoded: the unit ends here */
     bool is_compact;       /* memory is checked by thunks */
     uint16_t narrow_bases; /* registers whose accesses share no checks any more */
+    bool is_holding;       /* one of these two may hold something */
     struct window windows[WINDOW_COUNT];
     struct held_slot held[HELD_SLOTS];
     unsigned mark_count;
@@ -145,9 +146,11 @@ void xlate_flags_restore(struct xlate *x);
 void xlate_mark(struct xlate *x);
 
 /* mem_access.c: the one place that knows how guest memory is reached. */
-struct ea ea_of(const struct trace_insn *ti);
+/* Written in place: copied as a whole right after its parts were written, it would be waited for. */
+void ea_of(const struct trace_insn *ti, struct ea *ret_ea);
 struct ea ea_reg(unsigned base, int32_t disp);
-void ea_emit(struct xlate *x, const struct ea *ea, unsigned dst);
+/* Its address into the register, with that displacement in place of its own. */
+void ea_emit(struct xlate *x, const struct ea *ea, int32_t disp, unsigned dst);
 /* Makes sure that the access may be done, clobbering host flags (released before). */
 struct host_operand mem_access(struct xlate *x, const struct access *access);
 /* Right before the instruction with the operand: its prefix, and where the state is when it faults. */

@@ -95,14 +95,15 @@ static void emit_copy(struct xlate *x)
     if (is_direction(insn)) {
         emit_direction(x);
     } else if (insn->mem_bytes != 0) {
-        struct access access = {.ea = ea_of(x->ti),
-                                .size = insn->mem_bytes,
+        struct access access = {.size = insn->mem_bytes,
                                 .is_write = (insn->mem_flags & INSN_MEM_WRITE) != 0,
                                 .low_only = insn_uses_high_byte(insn),
                                 .allow_written = true,
                                 .is_locked = is_locked(insn)};
-        struct host_operand op = mem_access(x, &access);
+        struct host_operand op;
 
+        ea_of(x->ti, &access.ea);
+        op = mem_access(x, &access);
         flags_for_insn(x);
         emit_rewritten(x, &op);
     } else {
@@ -116,13 +117,14 @@ static void emit_lea_insn(struct xlate *x)
     const struct insn *insn = &x->ti->insn;
 
     if (insn->base == INSN_REG_RIP) {
-        struct ea ea = ea_of(x->ti);
+        struct ea ea;
 
+        ea_of(x->ti, &ea);
         emit_gs_load(&x->e, insn->reg, ea.slot);
         emit_mem(&x->e, insn->opsize_bytes == 8, EMIT_LEA, insn->reg, insn->reg, EMIT_NO_REG, 1,
                  ea.disp);
     } else {
-        emit_bytes(&x->e, insn->bytes, insn->len);
+        emit_some(&x->e, insn->bytes, sizeof(insn->bytes), insn->len);
     }
 }
 
@@ -155,10 +157,13 @@ static struct access stack_access(int32_t disp, bool is_write)
 /* The memory operand of 8 bytes into a scratch register. */
 static unsigned emit_load_operand(struct xlate *x)
 {
-    struct access access = {.ea = ea_of(x->ti), .size = 8};
-    struct host_operand op = mem_access(x, &access);
-    unsigned value = xlate_scratch(x, operand_regs(&op), false, false);
+    struct access access = {.size = 8};
+    struct host_operand op;
+    unsigned value;
 
+    ea_of(x->ti, &access.ea);
+    op = mem_access(x, &access);
+    value = xlate_scratch(x, operand_regs(&op), false, false);
     xlate_mark(x);
     emit_operand(x, EMIT_MOV_LOAD, value, &op);
     return value;
@@ -501,6 +506,18 @@ static struct unit *end_unit(struct xlate *x, unsigned trace_count)
     return unit;
 }
 
+/* Where others may enter the unit, behind its first instruction. */
+static void add_entries(struct xlate *x)
+{
+    uintptr_t page = x->unit->guest & ~((uintptr_t)GMEM_PAGE_BYTES - 1);
+
+    for (unsigned i = 1; i < x->mark_count; i++) {
+        if (unit_mark_is_entry(x->unit, &x->marks[i])) {
+            code_cache_add_inside(x->t, page + x->marks[i].offset);
+        }
+    }
+}
+
 struct unit *xlate_alias(struct translator *t, uintptr_t guest, unsigned mode)
 {
     struct unit_insn mark;
@@ -551,5 +568,8 @@ struct unit *xlate_unit(struct translator *t, const struct trace *trace, uintptr
     emit_trace(x);
     exit_emit_cold(x);
     mem_emit_cold(x);
+    if (guest_next == 0) {
+        add_entries(x);
+    }
     return end_unit(x, trace->count);
 }

@@ -147,7 +147,7 @@ static void emit_bit_mem(struct xlate *x)
     bool wide = insn->opsize_bytes == 8;
     unsigned s0 = xlate_scratch(x, 0, false, false);
     unsigned bit = xlate_scratch(x, REG_BIT(s0), false, false);
-    struct ea ea = ea_of(x->ti);
+    struct ea ea;
     struct access access = {.ea = {.kind = EA_SLOT,
                                    .base = EMIT_NO_REG,
                                    .index = EMIT_NO_REG,
@@ -162,7 +162,8 @@ static void emit_bit_mem(struct xlate *x)
 
     xlate_flags_release(x, x->ti->live);
     xlate_mark(x);
-    ea_emit(x, &ea, s0);
+    ea_of(x->ti, &ea);
+    ea_emit(x, &ea, ea.disp, s0);
     if (wide) {
         emit_mov(e, true, bit, insn->reg);
     } else {
@@ -218,15 +219,17 @@ static void emit_xsave(struct xlate *x)
 {
     const struct insn *insn = &x->ti->insn;
     struct emit *e = &x->e;
-    struct access access = {.ea = ea_of(x->ti),
-                            .size = XSAVE_AREA_BYTES,
+    struct access access = {.size = XSAVE_AREA_BYTES,
                             .is_write = insn->op == INSN_OP_XSAVE,
                             .alone = true,
                             .checked = true,
                             .forbidden = REG_BIT(X86_RAX) | REG_BIT(X86_RDX)};
-    struct host_operand op = mem_access(x, &access);
-    unsigned area = xlate_scratch(x, access.forbidden, false, false);
+    struct host_operand op;
+    unsigned area;
 
+    ea_of(x->ti, &access.ea);
+    op = mem_access(x, &access);
+    area = xlate_scratch(x, access.forbidden, false, false);
     xlate_spill(x, access.forbidden);
     xlate_mark(x);
     emit_mem(e, true, EMIT_LEA, area, op.base, op.index, 1, op.disp);

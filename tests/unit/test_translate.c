@@ -394,6 +394,22 @@ static void test_crossing(void **state)
     test_free(st);
 }
 
+/* The loop begins within the unit before it, where that is entered: it is not translated again. */
+GUEST(inside, "movl $7, %ecx\nincl %eax\n1: addl %ecx, %eax\nxorl %eax, %edx\ndecl %ecx\n"
+              "jnz 1b\n");
+
+static void test_inside(void **state)
+{
+    struct vcpu_state *st = test_calloc(1, sizeof(*st));
+    struct vm m;
+
+    (void)state;
+    run_both(guest_inside, guest_inside_end, CODE, st, &m);
+    assert_true(stat_of(&m, "translator_aliases") == 1);
+    vm_stop(&m);
+    test_free(st);
+}
+
 /* An instruction without an end makes no unit, and leaves its page data. */
 GUEST(no_end, "leaq 1f(%rip), %r14\nmovl $0xffffff, %eax\nmovb $0xb8, (%rax)\njmp *%rax\n1: nop\n");
 
@@ -645,6 +661,7 @@ int main(void)
         cmocka_unit_test(test_divide_fault),
         cmocka_unit_test(test_self_modify),
         cmocka_unit_test(test_crossing),
+        cmocka_unit_test(test_inside),
         cmocka_unit_test(test_no_end),
         cmocka_unit_test(test_frames),
         cmocka_unit_test(test_segments),
