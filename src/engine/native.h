@@ -42,7 +42,8 @@ enum native_reason {
     NATIVE_OTHER,   /* the instruction at rip cannot be done there; it was not begun */
     NATIVE_KICK,    /* between two instructions: native_kick(), or for no reason */
     NATIVE_FULL,    /* the host refused a change: clear() and begin again; nothing was run */
-    NATIVE_LOST     /* the space is gone, its registers too; st is as it was given */
+    NATIVE_GONE,    /* the space is gone; nothing was run */
+    NATIVE_LOST     /* the same, and registers are gone with it; st is as it was given */
 };
 
 struct native_left {

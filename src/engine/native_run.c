@@ -101,13 +101,19 @@ static void clear(struct engine_vcpu *v, struct native_space *space)
     mutex_unlock(&space->lock);
 }
 
-/* The process did what no guest can make it do and be right: its registers are gone. */
+/* It is not used again: what it was used for is translated from now on. */
+static int on_gone(struct engine_vcpu *v, struct native_space *space)
+{
+    native_count(&v->vm->native_user->counts.lost, 1);
+    clear(v, space);
+    return 0;
+}
+
+/* The process did what no guest can make it do and be right, or the host has ended it: its
+ * registers are gone. */
 static int on_lost(struct engine_vcpu *v, struct native_space *space)
 {
-    struct native_user *user = v->vm->native_user;
-
-    native_count(&user->counts.lost, 1);
-    clear(v, space);
+    (void)on_gone(v, space);
     v->fault = (struct engine_fault){.vector = X86_VEC_GP, .has_error = true};
     return raise(v);
 }
@@ -218,6 +224,8 @@ static int act(struct engine_vcpu *v, struct native_space *space, const struct n
         clear(v, space);
         *ret_again = true;
         return 0;
+    case NATIVE_GONE:
+        return on_gone(v, space);
     case NATIVE_LOST:
         return on_lost(v, space);
     case NATIVE_KICK:

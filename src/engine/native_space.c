@@ -1,6 +1,8 @@
 /* Spaces by address space, and the tables of what is mapped in each; see native_int.h. */
 #include "engine/native_int.h"
 
+#include "base/log.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -160,12 +162,25 @@ static void forget_writers(struct native_user *user, unsigned index, const struc
     }
 }
 
+/* Nobody is to find it again. */
+static void lose(struct native_space *space, unsigned index)
+{
+    if (!space->is_lost) {
+        log_warn("process %u that ran user code has ended; what it ran goes on in another, or more "
+                 "slowly: see whether the host is short of memory",
+                 index);
+    }
+    space->is_lost = true;
+    atomic_store(&space->promoted, false);
+    atomic_store(&space->key, 0);
+}
+
 void native_space_clear(struct native_user *user, struct native_space *space)
 {
     const unsigned index = native_space_index(user, space);
 
     if (user->native->ops->clear(user->native->opaque, index) != 0) {
-        space->is_lost = true;
+        lose(space, index);
     }
     native_count(&user->counts.clears, 1);
     for (unsigned bucket = 0; bucket < REGION_BUCKETS; bucket++) {

@@ -209,21 +209,23 @@ int executor_drop_capabilities(void)
     return syscall(SYS_capset, &header, none) == 0 ? 0 : -errno;
 }
 
-static int limit(int resource)
+static int limit(int resource, rlim_t most)
 {
-    const struct rlimit none = {0, 0};
+    const struct rlimit limit = {most, most};
 
-    return setrlimit((__rlimit_resource_t)resource, &none) == 0 ? 0 : -errno;
+    return setrlimit((__rlimit_resource_t)resource, &limit) == 0 ? 0 : -errno;
 }
 
 int executor_lock_down(struct err *err)
 {
     struct filter filter = {.count = 0};
     struct sock_fprog program = {.filter = filter.code};
-    int rc = limit(RLIMIT_NOFILE);
+    /* Descriptors below that are there for good, so that there is no new one; poll() takes no more
+     * than the limit either, and looks at two. */
+    int rc = limit(RLIMIT_NOFILE, EXECUTOR_SHARED_FD + 1);
 
-    rc = rc == 0 ? limit(RLIMIT_NPROC) : rc;
-    rc = rc == 0 ? limit(RLIMIT_CORE) : rc;
+    rc = rc == 0 ? limit(RLIMIT_NPROC, 0) : rc;
+    rc = rc == 0 ? limit(RLIMIT_CORE, 0) : rc;
     if (rc != 0) {
         return err_set_errno(err, rc, "cannot give up what the process may do");
     }

@@ -62,7 +62,6 @@ static struct executor_shared *map_shared(void)
     if (shared == MAP_FAILED || bytes > LAYOUT_SHARED_END - LAYOUT_SHARED) {
         _exit(STATUS_LOST);
     }
-    (void)close(EXECUTOR_SHARED_FD);
     return shared;
 }
 

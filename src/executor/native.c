@@ -22,8 +22,23 @@ static struct spaces *process_spaces; /* of this process; set once, before its s
 
 /* ---- mappings ---- */
 
-static int space_command(struct space *space, unsigned count)
+/* Until it answers or ends: the host may kill it alone, when memory is short there. */
+static bool take_answer(const struct space *space, int timeout_ms, uint64_t *ret_answer)
 {
+    struct pollfd fds[2] = {{.fd = space->bell, .events = POLLIN},
+                            {.fd = space->mapper_pidfd, .events = POLLIN}};
+    int r;
+
+    do {
+        r = poll(fds, ARRAY_LEN(fds), timeout_ms);
+    } while (r < 0 && errno == EINTR);
+    return r > 0 && (fds[0].revents & POLLIN) != 0 &&
+           read(space->bell, ret_answer, sizeof(*ret_answer)) == sizeof(*ret_answer);
+}
+
+static int space_command(struct spaces *spaces, unsigned n, unsigned count)
+{
+    struct space *space = &spaces->space[n];
     uint64_t answer = 0;
 
     if (atomic_load(&space->lost)) {
@@ -33,11 +48,9 @@ static int space_command(struct space *space, unsigned count)
     space->mapper->count = count;
     atomic_fetch_add(&space->mapper->go, 1);
     (void)native_futex(&space->mapper->go, FUTEX_WAKE, 1, NULL);
-    while (read(space->bell, &answer, sizeof(answer)) < 0) {
-        if (errno != EINTR) {
-            atomic_store(&space->lost, true);
-            return -EIO;
-        }
+    if (!take_answer(space, -1, &answer)) {
+        native_space_end(spaces, n);
+        return -EIO;
     }
     return answer == 1 ? 0 : -ENOMEM;
 }
@@ -92,7 +105,7 @@ int native_change(void *opaque, unsigned n, const struct native_change *changes,
     int r = native_change_prepare(space, changes, count, &items);
 
     if (r == 0 && items != 0) {
-        r = space_command(space, items);
+        r = space_command(spaces, n, items);
         space->owes_clear = space->owes_clear && r != 0;
     }
     return r;
@@ -109,7 +122,7 @@ static int native_clear(void *opaque, unsigned n)
         return atomic_load(&space->lost) ? -EIO : 0; /* before anything runs there again */
     }
     /* Others run there meanwhile, who owe nothing. */
-    return space_command(space, put_clear(space->mapper->items)) == 0 ? 0 : -EIO;
+    return space_command(spaces, n, put_clear(space->mapper->items)) == 0 ? 0 : -EIO;
 }
 
 static bool native_is_lost(void *opaque, unsigned n)
@@ -167,18 +180,12 @@ static pid_t space_begin(struct spaces *spaces, unsigned n, struct native_plan *
 }
 
 /* Waits until it is empty but for our own; false: it could not be made. */
-static bool space_is_empty(const struct space *space, pid_t pid)
+static bool space_is_empty(struct space *space)
 {
-    struct pollfd fds[2] = {{.fd = space->bell, .events = POLLIN},
-                            {.fd = (int)syscall(SYS_pidfd_open, pid, 0), .events = POLLIN}};
     uint64_t answer = 0;
-    bool ok = fds[1].fd >= 0 && poll(fds, 2, START_MS) > 0 && (fds[0].revents & POLLIN) != 0 &&
-              read(space->bell, &answer, sizeof(answer)) == sizeof(answer) && answer == 1;
 
-    if (fds[1].fd >= 0) {
-        (void)close(fds[1].fd);
-    }
-    return ok;
+    space->mapper_pidfd = (int)syscall(SYS_pidfd_open, space->mapper_pid, 0);
+    return space->mapper_pidfd >= 0 && take_answer(space, START_MS, &answer) && answer == 1;
 }
 
 /* What C has left on the signal stack of a runner that is in the stub by now, the key among it. */
@@ -188,11 +195,11 @@ static bool wipe_stack(struct native_runner *r)
                    NATIVE_BLOCK_BYTES - NATIVE_STACK_AT, MADV_REMOVE) == 0;
 }
 
-static bool space_finish(struct spaces *spaces, unsigned n, pid_t pid)
+static bool space_finish(struct spaces *spaces, unsigned n)
 {
     struct space *space = &spaces->space[n];
 
-    if (!space_is_empty(space, pid)) {
+    if (!space_is_empty(space)) {
         return false;
     }
     for (unsigned i = 0; i < spaces->vcpu_count; i++) {
@@ -227,7 +234,7 @@ static void make_spaces(struct spaces *spaces, unsigned wanted, uint8_t *pages, 
         ok = made[count] > 0;
     }
     for (unsigned n = 0; n < count && made[n] > 0; n++) {
-        if (spaces->native.space_count == n && space_finish(spaces, n, made[n])) {
+        if (spaces->native.space_count == n && space_finish(spaces, n)) {
             spaces->native.space_count++;
         } else {
             (void)kill(made[n], SIGKILL);

@@ -8,6 +8,7 @@
  */
 #include "executor/native_int.h"
 
+#include <errno.h>
 #include <poll.h>
 #include <signal.h>
 
@@ -23,15 +24,31 @@ static long system_call(long number, long a, long b, long c, long d)
     return rc;
 }
 
-/* Ends the space, and waits for that: no code of it runs any more. */
-static void end(struct space *space, unsigned vcpu_count)
-{
-    atomic_store(&space->lost, true);
-    for (unsigned i = 0; i < vcpu_count; i++) {
-        struct pollfd fd = {.fd = space->pidfds[i], .events = POLLIN};
+#define STATUS_BLIND 1
 
-        (void)system_call(SYS_pidfd_send_signal, fd.fd, SIGKILL, 0, 0);
-        while (system_call(SYS_poll, (long)&fd, 1, -1, 0) < 0) {
+bool native_has_ended(int pidfd, int timeout_ms)
+{
+    struct pollfd fd = {.fd = pidfd, .events = POLLIN};
+    long r;
+
+    do {
+        r = system_call(SYS_poll, (long)&fd, 1, timeout_ms, 0);
+    } while (r == -EINTR);
+    if (r < 0) {
+        /* Nobody could tell any more whether guest code runs. */
+        (void)system_call(SYS_exit_group, STATUS_BLIND, 0, 0, 0);
+    }
+    return r > 0;
+}
+
+void native_space_end(struct spaces *spaces, unsigned n)
+{
+    struct space *space = &spaces->space[n];
+
+    atomic_store(&space->lost, true);
+    for (unsigned i = 0; i < spaces->vcpu_count; i++) {
+        (void)system_call(SYS_pidfd_send_signal, space->pidfds[i], SIGKILL, 0, 0);
+        while (!native_has_ended(space->pidfds[i], -1)) {
         }
     }
 }
@@ -52,6 +69,6 @@ void native_confirm(void *opaque, unsigned vcpu)
         space->tallied += more;
     }
     if (space->tallied != space->stops) {
-        end(space, spaces->vcpu_count);
+        native_space_end(spaces, (unsigned)(space - spaces->space));
     }
 }

@@ -22,6 +22,7 @@ struct space {
     _Atomic bool lost;
     bool owes_clear; /* one runner: what is mapped is to go before anything runs there */
     pid_t mapper_pid;
+    int mapper_pidfd;
     unsigned mapper_cpu; /* that it is pinned to, and 1; 0: to none */
 };
 
@@ -101,6 +102,13 @@ void native_turn_place_mapper(struct space *space);
 void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
                 const struct native_change *changes, unsigned count, struct native_left *ret_left);
 void native_kick(void *opaque, unsigned vcpu);
+
+/* native_confirm.c. Waits until the process has ended; false: it has not, that long. */
+bool native_has_ended(int pidfd, int timeout_ms);
+
+/* native_confirm.c. The space is lost: ends its runners and waits for that, so that no code of it
+ * runs any more. */
+void native_space_end(struct spaces *spaces, unsigned n);
 
 /* native_confirm.c. As native_ops.confirm. */
 void native_confirm(void *opaque, unsigned vcpu);

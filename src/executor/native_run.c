@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <linux/audit.h>
 #include <linux/futex.h>
-#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <ucontext.h>
@@ -77,6 +76,20 @@ static void give(const struct spaces *spaces, const struct vcpu_state *st, struc
     r->flags = (st->rflags & USER_FLAGS) | X86_FLAG_FIXED1 | X86_FLAG_IF;
     memcpy(r->gpr, st->gpr, sizeof(r->gpr));
     memcpy(r->xsave, st->xsave, sizeof(r->xsave));
+    r->begin = 0;
+}
+
+/* Has the guest's code run since registers were given? The stub says so right before. */
+static bool has_begun(const struct native_runner *r)
+{
+    return *(const volatile uint64_t *)&r->begin != 0;
+}
+
+static uint64_t inside_tsc(const struct native_runner *r)
+{
+    return has_begun(r)
+               ? *(const volatile uint64_t *)&r->end - *(const volatile uint64_t *)&r->begin
+               : 0;
 }
 
 /* The runner's own copy of what the kernel put into the frame; false: it is not there. */
@@ -228,16 +241,6 @@ static enum native_reason reason(const struct frame *frame, struct vcpu_state *s
 
 /* ---- running ---- */
 
-static void lose(struct spaces *spaces, unsigned n)
-{
-    struct space *space = &spaces->space[n];
-
-    atomic_store(&space->lost, true);
-    for (unsigned i = 0; i < spaces->vcpu_count; i++) {
-        (void)syscall(SYS_pidfd_send_signal, space->pidfds[i], SIGKILL, NULL, 0);
-    }
-}
-
 static void kick_runner(struct spaces *spaces, unsigned n, unsigned vcpu)
 {
     struct space *space = &spaces->space[n];
@@ -317,14 +320,6 @@ static uint64_t cpu_ns(pid_t pid)
     return (uint64_t)used.tv_sec * 1000000000u + (uint64_t)used.tv_nsec;
 }
 
-/* Its word does not always tell: the kernel writes there only while others share the memory. */
-static bool has_ended(int pidfd)
-{
-    struct pollfd fd = {.fd = pidfd, .events = POLLIN};
-
-    return poll(&fd, 1, 0) == 1;
-}
-
 /*
  * An answer is due: has the runner been silent for too long? Kicks it now and then, and not more
  * often, since these signals queue, and all their frames are put on its stack at once. One that
@@ -348,7 +343,9 @@ static bool is_silent(struct spaces *spaces, unsigned n, unsigned vcpu, struct p
         kick_runner(spaces, n, vcpu); /* it may have begun just then, or goes on beside us */
         p->again = now + KICK_AGAIN_NS;
     }
-    return p->unheard > SILENCE_KICKS || has_ended(spaces->space[n].pidfds[vcpu]);
+    /* The word of one that has ended does not always tell: the kernel writes there only while others
+     * share the memory. */
+    return p->unheard > SILENCE_KICKS || native_has_ended(spaces->space[n].pidfds[vcpu], 0);
 }
 
 /* The mapper or the runner is to write the word. Back for no reason, whoever waits behind us may
@@ -454,8 +451,7 @@ static bool go(struct spaces *spaces, unsigned n, unsigned vcpu, struct native_r
     }
     atomic_store(&turn->space, -1);
     atomic_store(&turn->kicked, false);
-    native_turn_end(spaces, vcpu,
-                    *(const volatile uint64_t *)&r->end - *(const volatile uint64_t *)&r->begin);
+    native_turn_end(spaces, vcpu, inside_tsc(r));
     return stopped;
 }
 
@@ -511,7 +507,7 @@ static enum native_reason make_rest(struct spaces *spaces, unsigned n,
     if (native_change(spaces, n, changes, count) == 0) {
         return why;
     }
-    return atomic_load(&spaces->space[n].lost) ? NATIVE_LOST : NATIVE_FULL;
+    return atomic_load(&spaces->space[n].lost) ? NATIVE_GONE : NATIVE_FULL;
 }
 
 /*
@@ -538,10 +534,11 @@ void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
     struct native_runner *r = native_runner_at(space->blocks, vcpu);
     uintptr_t block_va = NATIVE_OWN + (uintptr_t)(vcpu + 1) * NATIVE_BLOCK_BYTES;
     unsigned left_to_it;
+    bool has_answered;
     struct frame frame;
     uint32_t word;
 
-    *ret_left = (struct native_left){.reason = NATIVE_LOST};
+    *ret_left = (struct native_left){.reason = NATIVE_GONE};
     if (atomic_load(&space->lost)) {
         return;
     }
@@ -552,16 +549,18 @@ void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
     leave_space(spaces, n, vcpu);
     native_turn_begin(spaces, n, vcpu, count == 0 && !space->owes_clear);
     if (change(spaces, n, changes, count, &left_to_it) != 0) {
-        ret_left->reason = atomic_load(&space->lost) ? NATIVE_LOST : NATIVE_FULL;
+        ret_left->reason = atomic_load(&space->lost) ? NATIVE_GONE : NATIVE_FULL;
         return;
     }
     if (!is_settled(spaces, n, vcpu, left_to_it)) {
         return;
     }
     give(spaces, st, r);
-    if (!go(spaces, n, vcpu, r, left_to_it) || (left_to_it != 0 && has_order(space, r))) {
-        lose(spaces, n);
+    has_answered = go(spaces, n, vcpu, r, left_to_it);
+    if (!has_answered || (left_to_it != 0 && has_order(space, r))) {
+        native_space_end(spaces, n);
         memset(r->key, 0, sizeof(r->key));
+        ret_left->reason = has_answered || has_begun(r) ? NATIVE_LOST : NATIVE_GONE;
         return;
     }
     word = atomic_load(&r->word);
@@ -581,10 +580,11 @@ void native_run(void *opaque, unsigned n, unsigned vcpu, struct vcpu_state *st,
         return;
     }
     if (!take_frame(r, block_va, &frame) || !take_vectors(spaces, r, block_va, frame.xstate, st)) {
-        lose(spaces, n);
+        native_space_end(spaces, n);
+        ret_left->reason = NATIVE_LOST;
         return;
     }
     take_registers(r, frame.gregs, st);
-    ret_left->cycles = *(const volatile uint64_t *)&r->end - *(const volatile uint64_t *)&r->begin;
+    ret_left->cycles = inside_tsc(r);
     ret_left->reason = reason(&frame, st, ret_left);
 }

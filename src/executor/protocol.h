@@ -34,7 +34,7 @@
 
 /* Descriptors that the executor is started with; it has no others. */
 #define EXECUTOR_RAM_FD 0    /* the guest's memory; stays open */
-#define EXECUTOR_SHARED_FD 1 /* these pages; closed once mapped */
+#define EXECUTOR_SHARED_FD 1 /* these pages; stays open, so that nothing else takes its number */
 #define EXECUTOR_LIFE_FD 2   /* a socket; its end of file is the monitor's end */
 
 /* Sent to a vCPU's thread by the monitor: look at the kick. Equals HOSTSIG_KICK. */

@@ -7,6 +7,7 @@ usage: test_user.py [WORD...]     only the tests whose names hold a word
 
 import os
 import pathlib
+import signal
 
 from harness import Control, Machine, expect, guest, run_tests
 from test_boot import arguments
@@ -59,9 +60,66 @@ def as_it_pays(place):
     run_work(place, 2, "soft", "native_promotions", 1)
 
 
+def processes_of(pid):
+    """Those below a process that run user code, or map what it sees: runners and their mappers."""
+    parents, found = {}, {"mapper": [], "runner": []}
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, fields = path.read_text().rsplit(")", 1)
+        except OSError:  # it has ended meanwhile
+            continue
+        number, name = name.split(" (", 1)
+        parents[int(number)] = (int(fields.split()[1]), name, fields.split()[0])
+    for number, (parent, name, state) in parents.items():
+        if name == "corbel-user" and state != "Z":
+            above = parents.get(parent, (0, "", ""))
+            is_runner = above[1] == "corbel-user"
+            executor = parents.get(above[0] if is_runner else parent, (0, "", ""))
+            owner = executor[0] if is_runner else above[0]
+            if owner == pid:
+                found["runner" if is_runner else "mapper"].append(number)
+    return found
+
+
+def kill_under(place, cpus, what):
+    """Kills all of these while a program of the guest computes: it may fail, its computer may not."""
+    image = guest("busybox")
+    words = [*arguments(image, cpus, "256M", "console=ttyS0", "--control", "control")]
+    words[words.index("--engine") + 1] = "soft,native=always"
+    with Machine(place, words) as m:
+        m.wait_text("corbel-busybox: ready")
+        m.run("(while :; do :; done) & sleep 1")
+        victims = processes_of(m.process.pid)
+        expect(victims["mapper"] and victims["runner"], victims)
+        for pid in victims[what]:
+            os.kill(pid, signal.SIGKILL)
+        for _ in range(5):  # a shell that computed just then may be gone, too, and init has another
+            m.run("busybox dd if=/dev/urandom bs=64k count=16 2>/dev/null | busybox md5sum")
+        with Control(place.home / "control") as control:
+            seen = control.expect_ok("stats")["statistics"]
+            expect(seen["native_lost"] >= 1, seen)
+            expect("that ran user code has ended" in m.story(), m.story())
+            control.expect_ok("quit")
+        expect(m.wait_exit() == 0, m.story())
+
+
+def runners_end(place):
+    """The host kills what runs user code, as when it has no memory left."""
+    kill_under(place, 1, "runner")
+    kill_under(place, 2, "runner")
+
+
+def mappers_end(place):
+    """... and what maps for it."""
+    kill_under(place, 1, "mapper")
+    kill_under(place, 2, "mapper")
+
+
 if __name__ == "__main__":
     run_tests([
         ("user code natively on one vCPU", natively),
         ("user code natively on two vCPUs", natively_on_two),
         ("user code natively where it pays", as_it_pays),
+        ("user code outlives its runners", runners_end),
+        ("user code outlives its mappers", mappers_end),
     ])

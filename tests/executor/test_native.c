@@ -4,6 +4,7 @@
  */
 #include "native_rig.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <poll.h>
@@ -365,10 +366,39 @@ static void test_end_of_a_space_is_seen(void **state)
     do {
         native->ops->run(native->opaque, last, 0, &st, NULL, 0, &left);
     } while (left.reason == NATIVE_KICK);
-    assert_int_equal(left.reason, NATIVE_LOST);
+    assert_in_range(left.reason, NATIVE_GONE, NATIVE_LOST); /* as it ran just then, or not */
     atomic_store(&stop, true);
     assert_int_equal(pthread_join(kicks, NULL), 0);
     assert_true(native->ops->is_lost(native->opaque, last));
+}
+
+static void *change_late(void *opaque)
+{
+    const struct native_change change = {.va = DATA, .bytes = PAGE, .prot = PROT_READ};
+    int *ret = opaque;
+
+    *ret = native->ops->change(native->opaque, 0, &change, 1);
+    return NULL;
+}
+
+/* A host that is short of memory kills one process, and not who waits for it. */
+static void test_end_of_a_mapper_is_seen(void **state)
+{
+    const struct native_change change = {.va = DATA, .bytes = PAGE, .prot = PROT_READ};
+    const struct spaces *spaces;
+    pthread_t thread;
+    int r = 0;
+
+    (void)state;
+    renew();
+    spaces = native->opaque;
+    (void)kill(spaces->space[0].mapper_pid, SIGSTOP);
+    assert_int_equal(pthread_create(&thread, NULL, change_late, &r), 0);
+    (void)kill(spaces->space[0].mapper_pid, SIGKILL);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_int_equal(r, -EIO);
+    assert_true(native->ops->is_lost(native->opaque, 0));
+    assert_int_equal(native->ops->change(native->opaque, 0, &change, 1), -EIO);
 }
 
 /* A host that has no time for him is no fault of his. */
@@ -405,6 +435,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_clear_beside_another_that_runs),
         cmocka_unit_test(test_starved_one_is_waited_for),
         cmocka_unit_test(test_end_of_a_space_is_seen),
+        cmocka_unit_test(test_end_of_a_mapper_is_seen),
     };
 
     vcpu_count = argc > 1 ? (unsigned)atoi(argv[1]) : vcpu_count;

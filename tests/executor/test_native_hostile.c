@@ -339,7 +339,7 @@ static void test_liar_who_spins_is_ended(void **state)
     let_others_run();
     assert_int_equal(*tries, before);
     native->ops->run(native->opaque, 1, 0, &st, NULL, 0, &left);
-    assert_int_equal(left.reason, NATIVE_LOST);
+    assert_int_equal(left.reason, NATIVE_GONE);
 }
 
 /* Wherever in the stub he jumps to: nobody's tally is higher than the times he stopped. */
@@ -453,7 +453,7 @@ static void test_liar_is_ended_before_the_mapper_works_for_him(void **state)
     (void)run();
     spin_not();
     native->ops->run(native->opaque, 0, 0, &st, &change, 1, &left);
-    assert_int_equal(left.reason, NATIVE_LOST);
+    assert_int_equal(left.reason, NATIVE_GONE);
     renew();
 }
 
