@@ -147,6 +147,7 @@ static int fill_compute_call(struct api_call *call, struct fault *fault)
     }
     call->compute.actor = call->identity.actor;
     call->compute.token = http_exchange_header(call->exchange, "idempotency-key");
+    call->compute.keeps_to_types = call->identity.role < ROLE_ADMIN || only[0] != 0;
     call->compute.is_dry_run = dry_run != NULL && strcmp(dry_run, "true") == 0;
     return 0;
 }

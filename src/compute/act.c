@@ -256,7 +256,7 @@ static int change_instance(struct act *act, const json_t *before, bool needs_sto
 {
     bool is_off = state_is(act, "stopped") || state_is(act, "failed");
     bool has_sizes = needs_stop || resize_is_in(act->parameters);
-    int rc = 0;
+    int rc;
 
     if (object_is(&act->object, "state", "deleting")) {
         return refuse_state(act, "", fault);
@@ -267,7 +267,8 @@ static int change_instance(struct act *act, const json_t *before, bool needs_sto
     if (has_sizes && snapshot_is_under_way(&act->object)) {
         return refuse_state(act, "a snapshot of its disks is being taken or put back", fault);
     }
-    if (has_sizes) {
+    rc = call_check_limits(act->compute, act->call, &act->object, act->parameters, fault);
+    if (rc == 0 && has_sizes) {
         rc = change_sizes(act, before, is_off, fault);
     }
     if (rc == 0 && limits_are_in(act->parameters)) {

@@ -196,6 +196,22 @@ static int check_maxima(const struct object *instance, struct fault *fault)
     return 0;
 }
 
+int call_check_limits(struct compute *compute, const struct compute_call *call,
+                      const struct object *instance, const json_t *named, struct fault *fault)
+{
+    struct object type = {0};
+    int rc;
+
+    if (!call->keeps_to_types || !limits_are_in(named)) {
+        return 0;
+    }
+    rc = object_find(compute, KIND_TYPE, NULL, object_text(instance, "type"), &type, fault);
+    rc = rc < 0 ? call_name_field(rc, "type", fault)
+                : limits_keep_to_type(instance, &type, named, fault);
+    object_done(&type);
+    return rc;
+}
+
 int call_resolve_instance(struct compute *compute, struct object *instance, struct fault *fault)
 {
     struct object type = {0};

@@ -71,6 +71,7 @@ struct compute_call {
     const char *actor;   /* for operations and events: "uid:1000", "key:ci"; NULL: "local" */
     const char *token;   /* makes a repeated request answer as the first; NULL: none */
     bool is_dry_run;     /* check everything, change nothing; the answer has no operation */
+    bool keeps_to_types; /* gives no instance more of the host than its type does */
 };
 
 /*

@@ -295,6 +295,10 @@ int call_find_token(struct compute *compute, const struct compute_call *call, co
                     struct fault *fault) MUST_CHECK;
 void call_note_token(struct change *change, const struct compute_call *call, const char *project,
                      const char *action, const json_t *wanted, const struct object *object);
+/* Of a caller who keeps to types: refuses limits in the request that are above the type's. */
+int call_check_limits(struct compute *compute, const struct compute_call *call,
+                      const struct object *instance, const json_t *named, struct fault *fault)
+    MUST_CHECK;
 /* Checks an instance's wishes against what there is, and fills in what the type says. */
 int call_resolve_instance(struct compute *compute, struct object *instance, struct fault *fault)
     MUST_CHECK;

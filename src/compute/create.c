@@ -49,6 +49,9 @@ static int prepare_instance(struct creation *creation, struct fault *fault)
     struct object *object = &creation->object;
     int rc = snapshot_base_instance(&creation->change, object, fault);
 
+    rc = rc < 0 ? rc
+                : call_check_limits(creation->compute, creation->call, object, creation->wanted,
+                                    fault);
     rc = rc < 0 ? rc : call_resolve_instance(creation->compute, object, fault);
     if (rc == 0) {
         rc = admit_instance(creation->compute, object, true, fault);

@@ -110,6 +110,42 @@ int limits_check(const struct compute *compute, const struct object *instance, s
     return check_cpus(instance, fault);
 }
 
+/* In terms of what is had: 0 is no limit, but for shares and reservations. */
+static bool is_more(const char *field, int64_t value, int64_t of_type)
+{
+    if (strcmp(field, "cpu_weight") == 0) {
+        return value > (of_type != 0 ? of_type : CGROUP_USUAL_WEIGHT);
+    }
+    if (strcmp(field, "cpu_reserved_percent") == 0) {
+        return value > of_type;
+    }
+    return of_type != 0 && (value == 0 || value > of_type);
+}
+
+int limits_keep_to_type(const struct object *instance, const struct object *type,
+                        const json_t *named, struct fault *fault)
+{
+    for (size_t i = 0; limits_fields[i] != NULL; i++) {
+        const char *field = limits_fields[i];
+        const json_t *value = json_object_get(named, field);
+
+        /* null takes it back to the type's */
+        if (json_is_integer(value) &&
+            is_more(field, json_integer_value(value), object_number(type, field))) {
+            return fault_set(
+                fault, FAULT_QUOTA, field,
+                "this is more than the type \"%s\" gives; take another type, or ask an "
+                "administrator of all projects",
+                object_text(instance, "type"));
+        }
+    }
+    if (json_string_length(json_object_get(named, "pinned_cpus")) != 0) {
+        return fault_set(fault, FAULT_QUOTA, "pinned_cpus",
+                         "which CPUs an instance has is for administrators of all projects to say");
+    }
+    return 0;
+}
+
 /* ---- who keeps it to them ---- */
 
 json_t *limits_means(const struct compute *compute)

@@ -39,6 +39,9 @@ void limits_follow(struct object *instance, const json_t *before, const json_t *
 /* Whether they fit one another and the host. */
 int limits_check(const struct compute *compute, const struct object *instance, struct fault *fault)
     MUST_CHECK;
+/* Refuses what the request names and is more than the type gives; type may be empty. -EDQUOT. */
+int limits_keep_to_type(const struct object *instance, const struct object *type,
+                        const json_t *named, struct fault *fault) MUST_CHECK;
 /* Whether changes are about limits. */
 bool limits_are_in(const json_t *changes);
 /* For people: each thing, and by what means it is limited, or why it is not. */

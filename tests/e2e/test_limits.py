@@ -296,6 +296,42 @@ def take_limits_from_the_type(place):
         expect("cpu_cap_percent" not in vm and "net_bps" not in vm, f"{vm}")
 
 
+def keep_tenants_to_types(place):
+    """Who is bound to a project, as its administrator even, gives no more than a type; less always."""
+    with Host(place, "--cgroup", "none") as host:
+        host.ok("POST", "/v1/projects", {"name": "blue"})
+        host.ok("POST", "/v1/types", {"name": "slow", "cpus": 1, "memory_mib": 64, "cpu_weight": 50,
+                                      "cpu_cap_percent": 20, "cpu_baseline_percent": 10,
+                                      "net_bps": 1000000})
+        make = {"name": "vm", "image": "tiny", "desired": "stopped"}
+        for role in ("member", "admin"):
+            token = host.ok("POST", "/v1/tokens",
+                            {"name": role, "role": role, "project": "blue"})["token"]
+            for of_type, field, value in (
+                    ("slow", "cpu_weight", 51), ("micro", "cpu_weight", 101),
+                    ("slow", "cpu_cap_percent", 21), ("slow", "cpu_cap_percent", 0),
+                    ("slow", "cpu_baseline_percent", 0), ("slow", "cpu_baseline_percent", 11),
+                    ("slow", "net_bps", 0), ("micro", "cpu_reserved_percent", 1),
+                    ("micro", "pinned_cpus", "0")):
+                host.refused(403, "POST", "/v1/instances", {**make, "type": of_type, field: value},
+                             token=token, code="quota", field=field)
+            host.finish(host.ok("POST", "/v1/instances", {
+                **make, "type": "slow", "cpu_weight": 10, "net_bps": 999}, token=token))
+            for field, value in (("cpu_weight", 51), ("cpu_cap_percent", 0), ("pinned_cpus", "0"),
+                                 ("cpu_baseline_percent", 11)):
+                host.refused(403, "PATCH", "/v1/instances/vm", {field: value}, token=token,
+                             code="quota", field=field)
+            vm = host.ok("PATCH", "/v1/instances/vm", {
+                "cpu_weight": None, "cpu_cap_percent": 15, "disk_bps": 1000000},
+                token=token)["instance"]
+            expect((vm["cpu_weight"], vm["cpu_cap_percent"], vm["net_bps"]) == (50, 15, 999), f"{vm}")
+            # What an administrator of all gave stays.
+            host.ok("PATCH", "/v1/instances/vm?project=blue", {"cpu_weight": 500})
+            vm = host.ok("PATCH", "/v1/instances/vm", {"cpu_cap_percent": 10}, token=token)["instance"]
+            expect(vm["cpu_weight"] == 500, f"{vm}")
+            host.finish(host.ok("DELETE", "/v1/instances/vm", token=token))
+
+
 @contextlib.contextmanager
 def pretended_host(place, cpus, gib):
     """One that is said to be larger than this one: its monitors are told to take less of it."""
@@ -446,6 +482,7 @@ TESTS = [
     ("credits are spent, and a machine without any is held at its baseline", spend_credits),
     ("limits that do not fit are refused, reservations too", refuse_what_does_not_fit),
     ("what an instance does not say, its type does", take_limits_from_the_type),
+    ("tenants give no more than a type does", keep_tenants_to_types),
     ("the host admits what it has, and no more", admit_what_the_host_has),
     ("guests give memory back, by themselves and on demand", give_memory_back),
 ]
