@@ -166,9 +166,10 @@ static void forget_writers(struct native_user *user, unsigned index, const struc
 static void lose(struct native_space *space, unsigned index)
 {
     if (!space->is_lost) {
-        log_warn("process %u that ran user code has ended; what it ran goes on in another, or more "
-                 "slowly: see whether the host is short of memory",
-                 index);
+        log_warn(
+            "space %u, where user code ran, has ended: its program broke it, or the host is short "
+            "of memory; what ran there goes on in another, or more slowly",
+            index);
     }
     space->is_lost = true;
     atomic_store(&space->promoted, false);

@@ -186,6 +186,7 @@ static void build(struct filter *f)
     add_return(f, SECCOMP_RET_KILL_PROCESS);
     allow_if(f, SYS_futex, 1, futex_ops, ARRAY_LEN(futex_ops));
     allow(f, SYS_rt_sigreturn);
+    allow(f, SYS_restart_syscall); /* of these, what a stop (SIGSTOP, a frozen group) interrupted */
     allow(f, SYS_sched_yield);
     allow_mmap(f);
     allow(f, SYS_munmap);

@@ -42,6 +42,7 @@ static int space_command(struct spaces *spaces, unsigned n, unsigned count)
     uint64_t answer = 0;
 
     if (atomic_load(&space->lost)) {
+        native_space_end(spaces, n); /* another may be at it still */
         return -EIO;
     }
     native_turn_place_mapper(space);

@@ -46,8 +46,11 @@ void native_space_end(struct spaces *spaces, unsigned n)
     struct space *space = &spaces->space[n];
 
     atomic_store(&space->lost, true);
+    (void)system_call(SYS_pidfd_send_signal, space->mapper_pidfd, SIGKILL, 0, 0);
     for (unsigned i = 0; i < spaces->vcpu_count; i++) {
         (void)system_call(SYS_pidfd_send_signal, space->pidfds[i], SIGKILL, 0, 0);
+    }
+    for (unsigned i = 0; i < spaces->vcpu_count; i++) {
         while (!native_has_ended(space->pidfds[i], -1)) {
         }
     }

@@ -106,8 +106,8 @@ void native_kick(void *opaque, unsigned vcpu);
 /* native_confirm.c. Waits until the process has ended; false: it has not, that long. */
 bool native_has_ended(int pidfd, int timeout_ms);
 
-/* native_confirm.c. The space is lost: ends its runners and waits for that, so that no code of it
- * runs any more. */
+/* native_confirm.c. The space is lost: ends its processes and waits for its runners' end, so that no
+ * code of it runs any more. Any thread, more than once. */
 void native_space_end(struct spaces *spaces, unsigned n);
 
 /* native_confirm.c. As native_ops.confirm. */

@@ -344,18 +344,20 @@ static bool is_silent(struct spaces *spaces, unsigned n, unsigned vcpu, struct p
         p->again = now + KICK_AGAIN_NS;
     }
     /* The word of one that has ended does not always tell: the kernel writes there only while others
-     * share the memory. */
+     * share the memory, and an order may be written over it. */
     return p->unheard > SILENCE_KICKS || native_has_ended(spaces->space[n].pidfds[vcpu], 0);
 }
 
 /* The mapper or the runner is to write the word. Back for no reason, whoever waits behind us may
- * have been meant: when the runner does, it goes on. */
-static void wait_while(struct native_runner *r, uint32_t word, const struct timespec *most)
+ * have been meant: when the runner does, it goes on. False: nothing came for that long. */
+static bool wait_while(struct native_runner *r, uint32_t word, const struct timespec *most)
 {
-    (void)native_futex(&r->word, FUTEX_WAIT, word, most);
+    bool is_late = native_futex(&r->word, FUTEX_WAIT, word, most) < 0 && errno == ETIMEDOUT;
+
     if (atomic_load(&r->word) == NATIVE_WORD_GO) {
         (void)native_futex(&r->word, FUTEX_WAKE, 1, NULL);
     }
+    return !is_late;
 }
 
 /* It said that it has stopped: is that so? When it may spin, it is asked later (native_confirm). */
@@ -393,9 +395,9 @@ static bool wait_for(struct spaces *spaces, unsigned n, unsigned vcpu, struct na
                 return true;
             }
             let_sleep(r, word, tries++);
-        } else if (is_under_way(word)) {
-            wait_while(r, word, atomic_load(kicked) ? &moment : &tick);
-        } else {
+        } else if (!is_under_way(word) ||
+                   (!wait_while(r, word, atomic_load(kicked) ? &moment : &tick) &&
+                    native_has_ended(spaces->space[n].pidfds[vcpu], 0))) {
             return false;
         }
         if ((atomic_load(kicked) || tries > ASLEEP_TRIES + ASLEEP_YIELDS) &&

@@ -39,7 +39,11 @@ static void set_affinity(pid_t pid, const cpu_set_t *set)
 
 static void unpin(struct spaces *spaces, struct turn *turn, unsigned vcpu)
 {
-    set_affinity(spaces->space[turn->last_space].pids[vcpu], &spaces->allowed);
+    const struct space *space = &spaces->space[turn->last_space];
+
+    if (!atomic_load(&space->lost)) { /* or its number may be another's */
+        set_affinity(space->pids[vcpu], &spaces->allowed);
+    }
     set_affinity(0, &spaces->allowed);
     turn->is_pinned = false;
 }

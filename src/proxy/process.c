@@ -213,9 +213,9 @@ static NORETURN void child_main(int ram_fd, int shared_fd, int life_fd, int imag
     static char name[] = "corbel-executor";
     char *argv[] = {name, NULL};
     char *envp[] = {NULL};
-    int ram = fcntl(ram_fd, F_DUPFD, FIRST_FREE_FD);
-    int shared = fcntl(shared_fd, F_DUPFD, FIRST_FREE_FD);
-    int life = fcntl(life_fd, F_DUPFD, FIRST_FREE_FD);
+    int ram = fcntl(ram_fd, F_DUPFD_CLOEXEC, FIRST_FREE_FD);
+    int shared = fcntl(shared_fd, F_DUPFD_CLOEXEC, FIRST_FREE_FD);
+    int life = fcntl(life_fd, F_DUPFD_CLOEXEC, FIRST_FREE_FD);
     int image = fcntl(image_fd, F_DUPFD_CLOEXEC, FIRST_FREE_FD);
 
     if (ram >= 0 && shared >= 0 && life >= 0 && image >= 0 &&

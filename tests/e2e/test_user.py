@@ -60,25 +60,33 @@ def as_it_pays(place):
     run_work(place, 2, "soft", "native_promotions", 1)
 
 
-def processes_of(pid):
-    """Those below a process that run user code, or map what it sees: runners and their mappers."""
-    parents, found = {}, {"mapper": [], "runner": []}
+def children():
+    """Of each process on the host that has not ended: its children's ids and names."""
+    found = {}
     for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
             name, fields = path.read_text().rsplit(")", 1)
         except OSError:  # it has ended meanwhile
             continue
         number, name = name.split(" (", 1)
-        parents[int(number)] = (int(fields.split()[1]), name, fields.split()[0])
-    for number, (parent, name, state) in parents.items():
-        if name == "corbel-user" and state != "Z":
-            above = parents.get(parent, (0, "", ""))
-            is_runner = above[1] == "corbel-user"
-            executor = parents.get(above[0] if is_runner else parent, (0, "", ""))
-            owner = executor[0] if is_runner else above[0]
-            if owner == pid:
-                found["runner" if is_runner else "mapper"].append(number)
+        if fields.split()[0] != "Z":
+            found.setdefault(int(fields.split()[1]), []).append((int(number), name))
     return found
+
+
+def executor_of(monitor):
+    """The process that runs guest code."""
+    found = [pid for pid, name in children().get(monitor, []) if "corbel-ex" in name]
+    expect(len(found) == 1, children().get(monitor))
+    return found[0]
+
+
+def processes_of(monitor):
+    """Those that run user code, and those that map what it sees: runners and their mappers."""
+    below = children()
+    mappers = [pid for pid, name in below.get(executor_of(monitor), []) if name == "corbel-user"]
+    return {"mapper": mappers,
+            "runner": [pid for mapper in mappers for pid, _ in below.get(mapper, [])]}
 
 
 def kill_under(place, cpus, what):
@@ -98,9 +106,25 @@ def kill_under(place, cpus, what):
         with Control(place.home / "control") as control:
             seen = control.expect_ok("stats")["statistics"]
             expect(seen["native_lost"] >= 1, seen)
-            expect("that ran user code has ended" in m.story(), m.story())
+            expect("where user code ran, has ended" in m.story(), m.story())
             control.expect_ok("quit")
         expect(m.wait_exit() == 0, m.story())
+
+
+def stopped_and_continued(place):
+    """What a frozen group, a debugger or Ctrl-Z does to its processes harms no machine."""
+    image = guest("busybox")
+    for cpus in (1, 2):
+        words = [*arguments(image, cpus, "256M", "console=ttyS0")]
+        words[words.index("--engine") + 1] = "soft,native=always"
+        with Machine(place, words) as m:
+            m.wait_text("corbel-busybox: ready")
+            m.run("(while :; do busybox true; done) & sleep 1")
+            executor = executor_of(m.process.pid)
+            for _ in range(20):
+                os.kill(executor, signal.SIGSTOP)
+                os.kill(executor, signal.SIGCONT)
+                m.run("busybox true")
 
 
 def runners_end(place):
@@ -120,6 +144,7 @@ if __name__ == "__main__":
         ("user code natively on one vCPU", natively),
         ("user code natively on two vCPUs", natively_on_two),
         ("user code natively where it pays", as_it_pays),
+        ("a machine outlives that its processes are stopped and continued", stopped_and_continued),
         ("user code outlives its runners", runners_end),
         ("user code outlives its mappers", mappers_end),
     ])

@@ -208,6 +208,7 @@ static bool is_allowed(uint64_t number)
 {
     static const uint64_t allowed[] = {SYS_futex,
                                        SYS_rt_sigreturn,
+                                       SYS_restart_syscall,
                                        SYS_sched_yield,
                                        SYS_mmap,
                                        SYS_munmap,

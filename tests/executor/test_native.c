@@ -372,6 +372,68 @@ static void test_end_of_a_space_is_seen(void **state)
     assert_true(native->ops->is_lost(native->opaque, last));
 }
 
+struct killing {
+    pid_t pid;
+    bool waits; /* until the code writes to its page of data */
+};
+
+static void *kill_once(void *opaque)
+{
+    const struct killing *killing = opaque;
+    volatile uint8_t *data = ram + PAGE;
+
+    while (killing->waits && *data == 0) {
+        (void)sched_yield();
+    }
+    (void)kill(killing->pid, SIGKILL);
+    return NULL;
+}
+
+static void await_end(int pidfd)
+{
+    struct pollfd fd = {.fd = pidfd, .events = POLLIN};
+
+    assert_int_equal(poll(&fd, 1, -1), 1);
+}
+
+/* No kick has it looked at: a guest without a tick may send none. */
+static void test_end_is_seen_without_a_kick(void **state)
+{
+    /* syscall; and, behind it: movb $1,(%rdi); 1: jmp 1b */
+    static const uint8_t code[] = {0x0f, 0x05, 0xc6, 0x07, 0x01, 0xeb, 0xfe};
+
+    (void)state;
+    for (unsigned i = 0; i < 4; i++) {
+        bool is_mapper = (i & 1) != 0;
+        struct killing killing = {.waits = (i & 2) != 0};
+        const struct space *space;
+        pthread_t thread;
+
+        renew();
+        space = ((const struct spaces *)native->opaque)->space;
+        ram[PAGE] = 0;
+        put(code, sizeof(code));
+        assert_int_equal(run(), NATIVE_SYSCALL);
+        st.rip = CODE + 2;
+        st.gpr[X86_RDI] = DATA;
+        killing.pid = is_mapper ? space->mapper_pid : space->pids[0];
+        if (killing.waits) {
+            assert_int_equal(pthread_create(&thread, NULL, kill_once, &killing), 0);
+        } else {
+            (void)kill_once(&killing);
+            await_end(space->pidfds[0]); /* of a mapper's end, too */
+        }
+        assert_int_equal(run(), killing.waits ? NATIVE_LOST : NATIVE_GONE);
+        assert_true(native->ops->is_lost(native->opaque, 0));
+        assert_int_equal(run(), NATIVE_GONE);
+        if (killing.waits) {
+            assert_int_equal(pthread_join(thread, NULL), 0);
+        }
+        await_end(space->mapper_pidfd);
+    }
+    renew();
+}
+
 static void *change_late(void *opaque)
 {
     const struct native_change change = {.va = DATA, .bytes = PAGE, .prot = PROT_READ};
@@ -436,6 +498,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_starved_one_is_waited_for),
         cmocka_unit_test(test_end_of_a_space_is_seen),
         cmocka_unit_test(test_end_of_a_mapper_is_seen),
+        cmocka_unit_test(test_end_is_seen_without_a_kick),
     };
 
     vcpu_count = argc > 1 ? (unsigned)atoi(argv[1]) : vcpu_count;

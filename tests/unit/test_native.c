@@ -38,7 +38,8 @@ struct native_rig {
     unsigned rests;
     unsigned confirms;
     bool fail_change;
-    bool lose;
+    enum native_reason end; /* of the next run's space: NATIVE_LOST or NATIVE_GONE; 0: it stays */
+    bool is_gone;
 };
 
 static void shadow_clear(struct native_rig *n, unsigned space)
@@ -81,7 +82,7 @@ static int op_clear(void *opaque, unsigned space)
 
     n->clears++;
     shadow_clear(n, space);
-    return 0;
+    return n->is_gone ? -EIO : 0;
 }
 
 static bool is_plain(const struct insn *insn)
@@ -132,9 +133,10 @@ static void op_run(void *opaque, unsigned space, unsigned vcpu, struct vcpu_stat
         *left = (struct native_left){.reason = NATIVE_FULL};
         return;
     }
-    *left = (struct native_left){.reason = n->lose ? NATIVE_LOST : NATIVE_KICK};
-    if (n->lose) {
-        n->lose = false;
+    *left = (struct native_left){.reason = n->end != 0 ? n->end : NATIVE_KICK};
+    if (n->end != 0) {
+        n->is_gone = n->end == NATIVE_GONE;
+        n->end = 0;
         return;
     }
     n->player->st = *st;
@@ -652,13 +654,27 @@ static void test_lost_space_is_a_fault_of_the_guests_program(void **state)
 
     RIG_CODE_AT(n->rig, RIG_USER, COPY_AND_CALL);
     (void)prepare(n);
-    n->lose = true;
+    n->end = NATIVE_LOST;
     run(n);
     rig_expect_vector(n->rig, X86_VEC_GP);
     assert_int_equal(rig_peek64(n->rig, n->rig->st.gpr[X86_RSP] + 8), RIG_USER);
     assert_int_equal(counter(n, "native_lost"), 1);
     again(n);
     assert_int_equal(counter(n, "native_system_calls"), 1);
+}
+
+static void test_space_that_has_ended_costs_no_program(void **state)
+{
+    struct native_rig *n = *state;
+
+    RIG_CODE_AT(n->rig, RIG_USER, COPY_AND_CALL);
+    (void)prepare(n);
+    n->end = NATIVE_GONE;
+    run(n);
+    rig_expect_vector(n->rig, 63); /* its system call, translated */
+    assert_int_equal(counter(n, "native_lost"), 1);
+    assert_int_equal(counter(n, "native_system_calls"), 0);
+    assert_null(native_space_find(n->user, n->rig->st.cr3));
 }
 
 static void test_page_the_kernel_was_asked_for_is_there_at_once(void **state)
@@ -793,6 +809,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_vdso_that_asks_at_its_end_is_not_run, setup, teardown),
         cmocka_unit_test_setup_teardown(test_space_without_room_begins_anew, setup, teardown),
         cmocka_unit_test_setup_teardown(test_refused_batch_leaves_nothing_behind, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_space_that_has_ended_costs_no_program, setup,
+                                        teardown),
         cmocka_unit_test_setup_teardown(test_lost_space_is_a_fault_of_the_guests_program, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(test_page_the_kernel_was_asked_for_is_there_at_once, setup,
