@@ -713,6 +713,26 @@ def offer_what_is_allowed(place):
             browser.wait(lambda: browser.one("h1").text == "There is no such page", "a page for an address that is none")
 
 
+FOLLOW_AT_ONCE = """new MutationObserver((_, observer) => {
+  if (document.querySelector("h1")?.textContent === "Dashboard") { observer.disconnect(); location.hash = "#/nics"; }
+}).observe(document.body, { childList: true, subtree: true });"""
+
+
+def follow_a_link_at_once(place):
+    """A page that is asked for while another is drawn comes."""
+    with Platform(place) as platform:
+        platform.ok("POST", "/v1/users", {"name": "kim", "password": "correct horse", "role": "member"})
+        with Browser(platform.port) as browser:
+            browser.driver.get(browser.origin)
+            browser.one("#field-name")
+            browser.driver.execute_script(FOLLOW_AT_ONCE)
+            browser.fill("name", "kim")
+            browser.fill("password", "correct horse")
+            browser.button("Sign in").click()
+            browser.wait(lambda: browser.one("h1").text == "Network cards", "the page that was asked for last")
+            browser.check_requests()
+
+
 def use_the_keyboard_only(place):
     """From the address bar to a new volume without a mouse."""
     with Platform(place) as platform:
@@ -761,4 +781,4 @@ def use_the_keyboard_only(place):
 
 if __name__ == "__main__":
     run_tests([("work in the console", work_in_the_console), ("offer what is allowed", offer_what_is_allowed),
-               ("use the keyboard only", use_the_keyboard_only)])
+               ("follow a link at once", follow_a_link_at_once), ("use the keyboard only", use_the_keyboard_only)])

@@ -1,9 +1,11 @@
-import { useEffect, useReducer, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useReducer, useState } from "preact/hooks";
 import { live } from "./live.js";
 
+// What is listened to here is so from the moment of drawing on: effects would come frames later, and
+// what changed until then be missed.
 export function useLive() {
   const [, redraw] = useReducer((count) => count + 1, 0);
-  useEffect(() => live.subscribe(redraw), []);
+  useLayoutEffect(() => live.subscribe(redraw), []);
   return live;
 }
 
@@ -12,7 +14,7 @@ export function useRoute() {
     try { return decodeURIComponent(location.hash.slice(2)).split("/"); } catch { return ["?"]; } // typed by hand
   };
   const [route, setRoute] = useState(read);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const changed = () => setRoute(read());
     addEventListener("hashchange", changed);
     return () => removeEventListener("hashchange", changed);
