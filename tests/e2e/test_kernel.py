@@ -96,26 +96,27 @@ class Usage(typing.NamedTuple):
     threads: int  # but for those that work for disks
     disk_workers: int  # made when there is work, up to a fixed number
     mappings: int  # of anything but the guest's memory
-    guest_mappings: int
+    guest_mappings: int  # in the process that has most; those of a space share them
 
 
 def host_usage(pid):
-    kib = descriptors = threads = disk_workers = 0
-    mappings = [0, 0]
+    kib = descriptors = threads = disk_workers = mappings = most_of_guest = 0
     for one in (pid, *children(pid)):
         descriptors += len(os.listdir(f"/proc/{one}/fd"))
         names = [path.read_text().strip() for path in pathlib.Path(f"/proc/{one}/task").glob("*/comm")]
         threads += len(names)
         disk_workers += names.count("work/disk")
-        is_guest = False
+        is_guest, of_guest = False, 0
         for line in pathlib.Path(f"/proc/{one}/smaps").read_text().splitlines():
             words = line.split()
             if re.match(r"^[0-9a-f]+-[0-9a-f]+ ", line):
                 is_guest = "guest-memory" in line
-                mappings[is_guest] += 1
+                of_guest += is_guest
+                mappings += not is_guest
             elif words[0] == "Pss:" and not is_guest:
                 kib += int(words[1])
-    return Usage(kib, descriptors, threads - disk_workers, disk_workers, *mappings)
+        most_of_guest = max(most_of_guest, of_guest)
+    return Usage(kib, descriptors, threads - disk_workers, disk_workers, mappings, most_of_guest)
 
 
 def use_modules(s):
